@@ -1,0 +1,1 @@
+"""What `datakit run NAME` runs: pipelines as lists of stages, and the runner that puts them on Ray."""

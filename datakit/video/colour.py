@@ -1,8 +1,8 @@
 """The one colour conversion: Y'CbCr codes of any tagging to full-range R'G'B'.
 
 Tags are respected; an untagged stream of 720 lines or more is BT.709, below that BT.601, limited range
-(the convention of ITU-R BT.709/BT.601 and of every player). Nothing else in datakit holds a matrix,
-except `OPENCV_BT601`, which reproduces what OpenCV's reader feeds to PySceneDetect.
+(the convention of ITU-R BT.709/BT.601 and of every player). Nothing else in datakit holds a matrix;
+`swscale_tables` repeats FFmpeg's rounding for the shot detectors.
 
 PQ and HLG streams are converted by their matrix only; recipes reject them by `color_transfer`.
 """
@@ -38,6 +38,12 @@ class Colour:
 
     matrix: str
     full_range: bool
+    tagged: bool = True
+
+    @property
+    def as_opencv(self) -> Colour:
+        """What OpenCV's reader takes it for: BT.601 unless tagged, whatever the size."""
+        return self if self.tagged else Colour("bt601", self.full_range)
 
     @classmethod
     def of(cls, frame: av.VideoFrame) -> Colour:
@@ -47,7 +53,7 @@ class Colour:
         full = int(frame.color_range) == _AV_FULL or name.startswith("yuvj")
         space = int(frame.colorspace)
         if space in _AV_UNSPECIFIED or space == _AV_RGB:  # RGB tag on Y'CbCr codes: a broken tag
-            return cls("bt709" if frame.height >= 720 else "bt601", full)
+            return cls("bt709" if frame.height >= 720 else "bt601", full, tagged=False)
         if space not in _AV_MATRIX:
             raise MediaError(ErrorKind.UNSUPPORTED, f"colour matrix {frame.colorspace!r} is not supported")
         return cls(_AV_MATRIX[space], full)
@@ -71,10 +77,26 @@ def yuv_to_rgb(colour: Colour) -> np.ndarray:
     return np.hstack([matrix, offset[:, None]]).astype(np.float32)
 
 
-@lru_cache(maxsize=2)
-def opencv_bt601(full_range: bool) -> np.ndarray:
-    """The map to B, G, R that OpenCV's FFmpeg reader applies whatever the tags: BT.601."""
-    return np.ascontiguousarray(yuv_to_rgb(Colour("bt601", full_range))[::-1])
+@lru_cache(maxsize=16)
+def swscale_tables(colour: Colour) -> tuple[np.ndarray, ...]:
+    """The integer tables of FFmpeg's default Y'CbCr to BGR conversion, which OpenCV's reader uses.
+
+    swscale's x86 code truncates every product, which darkens by about one level and decides the hue of
+    near-black pixels; shot detectors tuned on OpenCV's frames see that, so the detector view repeats it.
+    Source: libswscale/x86/yuv_2_rgb.asm (`pmulhw` of codes << 3 with coefficients << 13).
+
+    Returns:
+        int16 [256] each: Y' to all, Cb to B, Cb to G, Cr to G, Cr to R.
+    """
+    matrix = yuv_to_rgb(colour)[:, :3].astype(np.float64)
+    low = 0 if colour.full_range else 16
+    codes = np.arange(256)
+
+    def table(coefficient: float, zero: int) -> np.ndarray:
+        return ((8 * (codes - zero) * round(coefficient * 8192)) >> 16).astype(np.int16)
+
+    return (table(matrix[0, 0], low), table(matrix[2, 1], 128), table(matrix[1, 1], 128),
+            table(matrix[1, 2], 128), table(matrix[0, 2], 128))
 
 
 RGB_TO_LUMA_CODES = np.array([[0.2126, 0.7152, 0.0722]], np.float32) * (219 / 255)

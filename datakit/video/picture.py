@@ -8,12 +8,13 @@ and pixel aspect applied) unless they say otherwise.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import av
 import cv2
 import numpy as np
 
-from datakit.video.colour import RGB_TO_LUMA_CODES, Colour, opencv_bt601, yuv_to_rgb
+from datakit.video.colour import RGB_TO_LUMA_CODES, Colour, swscale_tables, yuv_to_rgb
 
 IMAGE_SIDE = 640
 """Longer side, in pixels, of the pictures that image stages see (never enlarged)."""
@@ -94,19 +95,21 @@ class Picture:
     def detector_view(self) -> tuple[np.ndarray, np.ndarray]:
         """What PySceneDetect would see, as stored (not rotated): BGR [h, w, 3] and Y' [h, w].
 
-        The longer side is `DETECT_SIDE` (or the frame's own when smaller), bilinear, BT.601 whatever
-        the tags, as OpenCV's reader converts: the cut lists equal those of PySceneDetect.
+        The longer side is `DETECT_SIDE` (or the frame's own when smaller). Luma is scaled bilinearly,
+        chroma taken at the nearest sample and converted in FFmpeg's integer arithmetic: OpenCV's reader
+        followed by PySceneDetect's downscale gives the same pixels, or nearly (within 0.2 levels on
+        average), at a tenth of the cost.
         """
         if self._detect is None:
             g = self.geometry
             size = fit(g.stored_width, g.stored_height, DETECT_SIDE)
+            first = _scale(self.planes()[0], size, cv2.INTER_LINEAR)
             if g.layout == "rgb":
-                bgr = _scale(self.planes()[0], size, cv2.INTER_LINEAR)[..., ::-1]
-                bgr = np.ascontiguousarray(bgr)
+                bgr = np.ascontiguousarray(first[..., ::-1])
                 self._detect = bgr, cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY)
             else:
-                yuv = self._scaled_yuv(size, cv2.INTER_LINEAR, cv2.INTER_LINEAR)
-                self._detect = cv2.transform(yuv, opencv_bt601(g.colour.full_range)), cv2.extractChannel(yuv, 0)
+                y = self._eight_bit(first)
+                self._detect = self._swscale_bgr(y, size), y
         return self._detect
 
     def luma(self) -> np.ndarray:
@@ -160,6 +163,18 @@ class Picture:
         u, v = (self._eight_bit(_scale(p, size, chroma_filter)) for p in planes[1:])
         return cv2.merge((y, u, v))
 
+    def _swscale_bgr(self, y: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        y_all, u_blue, u_green, v_green, v_red = swscale_tables(self.geometry.colour.as_opencv)
+        planes = self.planes()
+        luma = cv2.LUT(y, y_all)
+        if len(planes) == 1:
+            grey = cv2.add(luma, 0, dtype=cv2.CV_8U)
+            return cv2.merge((grey, grey, grey))
+        u, v = (self._eight_bit(_nearest(p, size, planes[0].shape)) for p in planes[1:])
+        green = cv2.add(cv2.LUT(u, u_green), cv2.LUT(v, v_green))
+        parts = (cv2.LUT(u, u_blue), green, cv2.LUT(v, v_red))
+        return cv2.merge([cv2.add(luma, part, dtype=cv2.CV_8U) for part in parts])
+
     def _eight_bit(self, plane: np.ndarray) -> np.ndarray:
         shift = self.geometry.shift
         return cv2.convertScaleAbs(plane, alpha=1 / (1 << shift)) if shift else plane
@@ -202,6 +217,21 @@ def _scale(plane: np.ndarray, size: tuple[int, int], interpolation: int) -> np.n
     if plane.shape[1::-1] == size:
         return plane
     return cv2.resize(plane, size, interpolation=interpolation)
+
+
+def _nearest(chroma: np.ndarray, size: tuple[int, int], luma_shape: tuple[int, int]) -> np.ndarray:
+    """The chroma sample that lies under the centre of each pixel of the scaled picture."""
+    rows, columns = _nearest_indices(size, luma_shape, chroma.shape)
+    return chroma[rows][:, columns]
+
+
+@lru_cache(maxsize=64)
+def _nearest_indices(size: tuple[int, int], luma: tuple[int, int], chroma: tuple[int, int]):
+    def indices(count: int, length: int, chroma_length: int) -> np.ndarray:
+        centres = np.rint((np.arange(count) + 0.5) * length / count - 0.5).astype(int).clip(0, length - 1)
+        return centres // -(-length // chroma_length)
+
+    return indices(size[1], luma[0], chroma[0]), indices(size[0], luma[1], chroma[1])
 
 
 def _turn(image: np.ndarray, rotation: int) -> np.ndarray:

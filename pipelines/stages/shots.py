@@ -1,0 +1,224 @@
+"""Shot detection: PySceneDetect's own detectors, and TransNetV2, fed from our decode pass.
+
+The detectors see what they would see under PySceneDetect's command line (frames scaled to 256 pixels,
+OpenCV's colour conversion, timecodes from real timestamps), so that the cut lists are the same; only
+their inner loop over pixels is replaced by OpenCV calls that give the same whole numbers.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, Protocol
+
+import cv2
+import numpy as np
+from scenedetect.common import FrameTimecode, Timecode
+from scenedetect.detectors import AdaptiveDetector, ContentDetector, ThresholdDetector
+
+from datakit.video.picture import Picture
+
+VERSION = "1"
+DetectorName = Literal["adaptive", "content", "threshold", "transnet"]
+LONGEST_FADE_S = 30.0
+"""ThresholdDetector reports a cut in the middle of a fade once it is over; waiting for it ends here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The first frame of a new shot, and the detector's score for it.
+
+    `score` is the adaptive ratio, the content value, the mean of B, G, R (threshold), or TransNetV2's
+    probability.
+    """
+
+    frame: int
+    pts: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class FrameNote:
+    """What the pass over a frame leaves behind for the detectors and for the division into clips.
+
+    Attributes:
+        change: PySceneDetect's content value against the frame before, 0..255 (0 on the first).
+        mean: mean of B, G, R over the frame, 0..255: what ThresholdDetector compares.
+    """
+
+    change: float
+    mean: float
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorOptions:
+    """Settings of PySceneDetect's detectors, with the defaults of its command line.
+
+    `threshold` None means the detector's own default; cuts nearer than `min_scene_s` are merged;
+    `final_scene` makes `threshold` report a fade out that ends the video (its command line always does).
+    """
+
+    name: DetectorName = "adaptive"
+    threshold: float | None = None
+    window: int = 2
+    min_content: float = 15.0
+    min_scene_s: float = 0.6
+    final_scene: bool = False
+
+
+class ShotDetector(Protocol):
+    settled: int
+    """No cut at a frame index below this one will be reported any more."""
+    transitions: set[int]
+    """Indices of frames inside a gradual transition: they belong to no clip."""
+
+    def feed(self, picture: Picture, note: FrameNote) -> list[Cut]:
+        """Take the next frame; give the cuts that became certain."""
+
+    def finish(self) -> list[Cut]:
+        """The cuts that only the end of the video settles."""
+
+
+def make_detector(options: DetectorOptions, fps: float, time_base: Fraction) -> ShotDetector:
+    """A fresh detector for one video with average rate `fps` and timestamps in `time_base` seconds."""
+    if options.name == "transnet":
+        from pipelines.stages.transnet import TransNetDetector
+
+        return TransNetDetector(threshold=0.5 if options.threshold is None else options.threshold)
+    return SceneDetectAdapter(options, fps, time_base)
+
+
+class ContentMeter:
+    """Frame-to-frame change as `ContentDetector` computes it, and the frame's mean."""
+
+    def __init__(self) -> None:
+        self._last: np.ndarray | None = None
+
+    def note(self, picture: Picture) -> FrameNote:
+        bgr, _ = picture.detector_view()
+        hsv = cv2.cvtColor(bgr, cv2.COLOR_BGR2HSV)
+        pixels = hsv.shape[0] * hsv.shape[1]
+        change = 0.0
+        if self._last is not None and self._last.shape == hsv.shape:
+            hue, saturation, value, _ = cv2.sumElems(cv2.absdiff(hsv, self._last))
+            change = (hue / pixels + saturation / pixels + value / pixels) / 3.0
+        self._last = hsv
+        return FrameNote(change, sum(cv2.sumElems(bgr)) / bgr.size)
+
+
+class SceneDetectAdapter:
+    """One of PySceneDetect's detectors behind `ShotDetector`."""
+
+    def __init__(self, options: DetectorOptions, fps: float, time_base: Fraction):
+        self.settled = 0
+        self.transitions: set[int] = set()
+        self._options = options
+        self._rate = Fraction(fps).limit_denominator(1001)
+        self._time_base = time_base
+        self._pts = array("q")  # of every frame: 8 bytes each, so that any cut finds its frame
+        self._scores = array("f")
+        # Whole frames at the average rate, as PySceneDetect's command line turns 0.6s into 14 at 24 fps.
+        min_scene = FrameTimecode(options.min_scene_s, fps=self._rate).frame_num
+        self._hold = (min_scene + 1) / self._rate / time_base if min_scene else 0
+        self._detector = _FEEDABLE[options.name](options, min_scene)
+
+    def feed(self, picture: Picture, note: FrameNote) -> list[Cut]:
+        self._pts.append(picture.pts)
+        self._code = FrameTimecode(Timecode(picture.pts - self._pts[0], self._time_base), fps=self._rate)
+        found = self._detector.feed(self._code, note)
+        self._scores.append(self._detector.score(note))
+        cuts = [self._cut(code) for code in found]
+        self.settled = self._settled()
+        return cuts
+
+    def finish(self) -> list[Cut]:
+        if not self._pts:
+            return []
+        cuts = [self._cut(code) for code in self._detector.post_process(self._code)]
+        self.settled = len(self._pts)
+        return cuts
+
+    def _cut(self, code: FrameTimecode) -> Cut:
+        if self._options.name == "threshold":  # a frame number at the average rate, not a frame's time
+            at = self._pts[0] + round(code.frame_num / self._rate / self._time_base)
+            index = bisect_left(self._pts, at - round(1 / self._rate / self._time_base / 2))
+            index = max(min(index, len(self._pts) - 1), self.settled)
+        else:
+            index = bisect_left(self._pts, code.pts + self._pts[0])
+        # The adaptive score of a frame is known `window` frames later.
+        lag = self._options.window if self._options.name == "adaptive" else 0
+        return Cut(index, self._pts[index], self._scores[min(index + lag, len(self._scores) - 1)])
+
+    def _settled(self) -> int:
+        seen = len(self._pts)
+        if self._options.name == "adaptive":
+            return max(0, seen - self._options.window)
+        if self._options.name == "content":  # FlashFilter holds a cut back that long
+            return bisect_right(self._pts, self._pts[-1] - self._hold) if self._hold else seen
+        fade = self._detector.last_fade
+        if fade["type"] != "out":
+            return seen
+        out = bisect_left(self._pts, fade["frame"].pts + self._pts[0])
+        return max(out, bisect_left(self._pts, self._pts[-1] - round(LONGEST_FADE_S / self._time_base)))
+
+
+class _Adaptive(AdaptiveDetector):
+    def __init__(self, options: DetectorOptions, min_scene: int):
+        super().__init__(
+            adaptive_threshold=_either(options.threshold, 3.0), min_scene_len=min_scene,
+            window_width=options.window, min_content_val=options.min_content,
+        )
+        self.stats_manager = self  # receives the ratio that `process_frame` keeps to itself
+        self._ratio = 0.0
+
+    def feed(self, code: FrameTimecode, note: FrameNote) -> list[FrameTimecode]:
+        self._note = note
+        self._ratio = 0.0
+        return self.process_frame(code, _NO_IMAGE)
+
+    def score(self, note: FrameNote) -> float:
+        return self._ratio
+
+    def set_metrics(self, code: FrameTimecode, metrics: dict[str, float]) -> None:
+        self._ratio = metrics[self._adaptive_ratio_key]
+
+    def _calculate_frame_score(self, timecode: FrameTimecode, frame_img: np.ndarray) -> float:
+        return self._note.change
+
+
+class _Content(ContentDetector):
+    def __init__(self, options: DetectorOptions, min_scene: int):
+        super().__init__(threshold=_either(options.threshold, 27.0), min_scene_len=min_scene)
+
+    def feed(self, code: FrameTimecode, note: FrameNote) -> list[FrameTimecode]:
+        self._note = note
+        return self.process_frame(code, _NO_IMAGE)
+
+    def score(self, note: FrameNote) -> float:
+        return note.change
+
+    def _calculate_frame_score(self, timecode: FrameTimecode, frame_img: np.ndarray) -> float:
+        return self._note.change
+
+
+class _Threshold(ThresholdDetector):
+    def __init__(self, options: DetectorOptions, min_scene: int):
+        super().__init__(
+            threshold=_either(options.threshold, 12.0), min_scene_len=min_scene, add_final_scene=options.final_scene
+        )
+
+    def feed(self, code: FrameTimecode, note: FrameNote) -> list[FrameTimecode]:
+        return self.process_frame(code, np.float64(note.mean))  # it takes the mean of what it gets
+
+    def score(self, note: FrameNote) -> float:
+        return note.mean
+
+
+_NO_IMAGE = np.empty((0, 0, 3), np.uint8)
+_FEEDABLE = {"adaptive": _Adaptive, "content": _Content, "threshold": _Threshold}
+
+
+def _either(value: float | None, default: float) -> float:
+    return default if value is None else value
