@@ -6,7 +6,6 @@ same ones: presentation order, strictly rising timestamps, damaged packets skipp
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Iterable, Iterator
@@ -28,12 +27,21 @@ SEEK_AHEAD_S = 4.0
 """Sparse reading decodes on instead of seeking when the next target is at most this far ahead."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Damage:
-    """A packet that could not be decoded, or a file that ended early."""
+    """A stretch of the stream that cannot be trusted: from a packet that failed to the next key frame.
 
-    pts: int | None
+    `start_pts` and `end_pts` are None where unknown or open.
+    """
+
+    start_pts: int | None
+    end_pts: int | None
     message: str
+
+    def touches(self, span: Span) -> bool:
+        starts_before = self.start_pts is None or self.start_pts < span.end_pts
+        ends_after = self.end_pts is None or self.end_pts > span.start_pts
+        return starts_before and ends_after
 
 
 @dataclass
@@ -44,7 +52,7 @@ class VideoReader:
         uri: path or fsspec URL.
         stream_index: stream to read; the best one when None.
         threads: decoder threads.
-        damage: what could not be decoded so far.
+        damage: stretches that could not be decoded, so far.
     """
 
     uri: str
@@ -61,6 +69,7 @@ class VideoReader:
                 context = self.stream.codec_context
                 context.thread_type = ThreadType.FRAME
                 context.thread_count = self.threads
+                context.options = {"err_detect": "explode"}  # else damaged slices are painted over in silence
         except BaseException:
             self._opened.__exit__(None, None, None)
             raise
@@ -79,7 +88,7 @@ class VideoReader:
             MediaError: when not a single frame decodes.
         """
         last: int | None = None
-        for index, frame in enumerate(self._raw_frames(fresh=True)):
+        for index, frame in enumerate(self._raw_frames()):
             yield self._picture(frame, index)
             last = index
         if last is None:
@@ -126,7 +135,7 @@ class VideoReader:
         for strategy in (lambda: self._seek(pts), lambda: self._seek(pts - int(10 / self.time_base)), self._rewind):
             try:
                 strategy()
-                frames = self._raw_frames(fresh=False)
+                frames = self._raw_frames()
                 first = next(frames, None)
             except (av.error.FFmpegError, MediaError):
                 continue
@@ -144,26 +153,30 @@ class VideoReader:
         self.__exit__(None, None, None)
         self.__enter__()
 
-    def _raw_frames(self, fresh: bool) -> Iterator[av.VideoFrame]:
-        """Decoded frames with strictly rising pts; `fresh` when nothing was read before."""
-        last = -math.inf
-        step = int(1 / (self.stream.average_rate or 25) / self.time_base) or 1
-        for frame in self._decode_packets():
-            if frame.pts is None:  # raw streams without timestamps
-                frame.pts = frame.dts if frame.dts is not None and frame.dts > last else _after(last, step)
-            if frame.pts <= last:
-                self.damage.append(Damage(frame.pts, "timestamp does not rise"))
+    def _raw_frames(self) -> Iterator[av.VideoFrame]:
+        """Decoded frames with strictly rising timestamps."""
+        last: int | None = None
+        step = max(1, round(1 / Fraction(self.stream.average_rate or 25) / self.time_base))
+        for frame in self._decode_packets(step):
+            if frame.pts is None:  # raw streams carry no timestamps
+                frame.pts = 0 if last is None else last + step
+            if last is not None and frame.pts <= last:
+                self.damage.append(Damage(frame.pts, last + 1, "timestamp does not rise"))
                 continue
+            if frame.is_corrupt:
+                self._note_damage(frame.pts, "frame refers to missing data")
+            elif frame.key_frame:
+                self._end_damage(frame.pts)
             last = frame.pts
             yield frame
 
-    def _decode_packets(self) -> Iterator[av.VideoFrame]:
+    def _decode_packets(self, step: int) -> Iterator[av.VideoFrame]:
         packets = self.container.demux(self.stream)
         while True:
             try:
                 packet = next(packets, None)
             except (av.error.FFmpegError, OSError) as e:
-                self.damage.append(Damage(None, f"reading stopped: {e}"))
+                self._note_damage(None, f"reading stopped: {e}")
                 packet = None
             if packet is None:
                 return
@@ -174,15 +187,19 @@ class VideoReader:
             except av.error.DecoderNotFoundError as e:
                 raise MediaError(ErrorKind.UNSUPPORTED, str(e)) from e
             except av.error.FFmpegError as e:
-                if packet.size:  # the flushing packet has none
-                    self.damage.append(Damage(packet.pts, str(e)))
+                if packet.size:  # the flushing packet has none; threads report a packet late
+                    self._note_damage(None if packet.pts is None else packet.pts - self.threads * step, str(e))
+
+    def _note_damage(self, pts: int | None, message: str) -> None:
+        if not self.damage or self.damage[-1].end_pts is not None:
+            self.damage.append(Damage(pts, None, message))
+
+    def _end_damage(self, pts: int) -> None:
+        if self.damage and self.damage[-1].end_pts is None and (self.damage[-1].start_pts or 0) < pts:
+            self.damage[-1].end_pts = pts
 
     def _picture(self, frame: av.VideoFrame, index: int) -> Picture:
         key = (frame.format.name, frame.width, frame.height, frame.colorspace, frame.color_range, frame.rotation)
         if self._geometry is None or self._geometry[0] != key:
             self._geometry = key, Geometry.of(frame, self._pixel_aspect)
         return Picture(frame, self._geometry[1], frame.pts, frame.duration or 0, index)
-
-
-def _after(last: float, step: int) -> int:
-    return 0 if last == -math.inf else int(last) + step

@@ -104,14 +104,21 @@ def _is_image(reader: VideoReader) -> bool:
 
 
 def _seconds(reader: VideoReader) -> float | None:
-    if reader.stream.duration:
-        return float(reader.stream.duration * reader.time_base)
-    return reader.container.duration / 1e6 if reader.container.duration else None
+    """Duration of the video stream by its header; the container's when nothing else is inside."""
+    stream, container = reader.stream, reader.container
+    if stream.duration:
+        return float(stream.duration * reader.time_base)
+    if tag := stream.metadata.get("DURATION"):  # Matroska: 00:00:24.023000000
+        hours, minutes, seconds = tag.split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    if container.duration and len(container.streams) == 1:
+        return container.duration / 1e6
+    return None
 
 
 def _bit_rate(reader: VideoReader, size: int | None, seconds: float | None) -> int | None:
     """Of the video stream; else the container's, else size over duration (both include the sound)."""
-    stream_rate = reader.stream.codec_context.bit_rate
-    if stream_rate or reader.container.bit_rate:
-        return stream_rate or reader.container.bit_rate
+    rate = reader.stream.codec_context.bit_rate or reader.container.bit_rate
+    if rate:
+        return rate
     return int(size * 8 / seconds) if size and seconds else None
