@@ -42,10 +42,11 @@ class MissingDependency(DatakitError):
 class MediaError(DatakitError):
     """A source that cannot be processed: becomes a quarantine row, never ends a run."""
 
-    def __init__(self, kind: ErrorKind, message: str):
+    def __init__(self, kind: ErrorKind, message: str, stage: str = "decode"):
         super().__init__(message)
         self.kind = kind
         self.message = message
+        self.stage = stage
 
     def __reduce__(self):  # crosses process boundaries
-        return MediaError, (self.kind, self.message)
+        return MediaError, (self.kind, self.message, self.stage)

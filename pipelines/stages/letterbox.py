@@ -14,7 +14,6 @@ import numpy as np
 
 from datakit.video.picture import Geometry, Picture
 
-VERSION = "1"
 
 BLACK_CODE = 16 + 16
 """Highest luma code (16..235 scale) still black: FFmpeg's cropdetect uses 24 on the mean of a line; a

@@ -17,7 +17,6 @@ import numpy as np
 
 from datakit.video.picture import Picture, fit
 
-VERSION = "1"
 
 FLOW_SIDE = 256
 """Longer side, in pixels, of the luma pictures that flow is computed on."""
@@ -33,7 +32,7 @@ class FlowSample:
 
     Attributes:
         length: mean flow length over the picture, pixels.
-        vectors: float64 [n], every eighth pixel's right then down components, pixels.
+        vectors: float32 [n], every eighth pixel's right then down components, pixels.
         size: height and width of the picture.
         seconds: time between the two frames.
     """
@@ -87,7 +86,7 @@ class Motion:
         """Flow between two pictures `seconds` apart, at `FLOW_SIDE` pixels."""
         flow = self._flow(_flow_view(first), _flow_view(second))
         length = cv2.mean(cv2.magnitude(*cv2.split(flow)))[0]
-        vectors = flow[4::8, 4::8].transpose(2, 0, 1).ravel().astype(np.float64)
+        vectors = flow[4::8, 4::8].transpose(2, 0, 1).ravel()
         return FlowSample(length, vectors, flow.shape[:2], seconds)
 
     def summarise(self, pairs: Sequence[FlowSample]) -> dict[str, object]:
@@ -128,7 +127,7 @@ def camera_moves(pairs: Sequence[FlowSample]) -> list[CameraMove]:
     moves = []
     for size, group in groupby(pairs, key=lambda p: p.size):
         group = list(group)
-        solutions, explained = _fit_similarity(np.stack([p.vectors for p in group]), _similarity_design(*size))
+        solutions, explained = _fit_similarity(np.stack([p.vectors for p in group]).astype(np.float64), _similarity_design(*size))
         for p, (dx, dy, zoom, roll), share in zip(group, solutions.tolist(), explained.tolist()):
             scale = p.percent_per_second
             moves.append(CameraMove(

@@ -6,7 +6,6 @@ from typing import Sequence
 
 import numpy as np
 
-VERSION = "1"
 
 
 class Nsfw:

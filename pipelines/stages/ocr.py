@@ -14,7 +14,6 @@ from typing import Sequence
 import cv2
 import numpy as np
 
-VERSION = "1"
 
 CONFIDENCE = 0.7
 """Open-Sora 2.0 (arXiv:2503.09642): total area of boxes with confidence above 0.7."""

@@ -13,7 +13,6 @@ import numpy as np
 
 from datakit.video.picture import Picture
 
-VERSION = "1"
 BLUR_FRAMES = 5
 """Open-Sora 2.0 (arXiv:2503.09642, §2): sharpness over five frames; the median is their majority vote."""
 COMBED = 1.2

@@ -11,7 +11,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -19,9 +19,11 @@ from scenedetect.common import FrameTimecode, Timecode
 from scenedetect.detectors import AdaptiveDetector, ContentDetector, ThresholdDetector
 
 from datakit.video.picture import Picture
+from pipelines.stages import DetectorName
 
-VERSION = "1"
-DetectorName = Literal["adaptive", "content", "threshold", "transnet"]
+
+THUMBNAIL = (48, 27)
+"""Width and height of TransNetV2's input."""
 LONGEST_FADE_S = 30.0
 """ThresholdDetector reports a cut in the middle of a fade once it is over; waiting for it ends here."""
 
@@ -46,10 +48,12 @@ class FrameNote:
     Attributes:
         change: PySceneDetect's content value against the frame before, 0..255 (0 on the first).
         mean: mean of B, G, R over the frame, 0..255: what ThresholdDetector compares.
+        thumbnail: uint8 RGB [27, 48, 3], where TransNetV2 is to see it.
     """
 
     change: float
     mean: float
+    thumbnail: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,7 @@ class ShotDetector(Protocol):
     transitions: set[int]
     """Indices of frames inside a gradual transition: they belong to no clip."""
 
-    def feed(self, picture: Picture, note: FrameNote) -> list[Cut]:
+    def feed(self, pts: int, note: FrameNote) -> list[Cut]:
         """Take the next frame; give the cuts that became certain."""
 
     def finish(self) -> list[Cut]:
@@ -93,8 +97,9 @@ def make_detector(options: DetectorOptions, fps: float, time_base: Fraction) -> 
 class ContentMeter:
     """Frame-to-frame change as `ContentDetector` computes it, and the frame's mean."""
 
-    def __init__(self) -> None:
+    def __init__(self, thumbnails: bool = False) -> None:
         self._last: np.ndarray | None = None
+        self._thumbnails = thumbnails
 
     def note(self, picture: Picture) -> FrameNote:
         bgr, _ = picture.detector_view()
@@ -105,7 +110,8 @@ class ContentMeter:
             hue, saturation, value, _ = cv2.sumElems(cv2.absdiff(hsv, self._last))
             change = (hue / pixels + saturation / pixels + value / pixels) / 3.0
         self._last = hsv
-        return FrameNote(change, sum(cv2.sumElems(bgr)) / bgr.size)
+        thumbnail = cv2.resize(bgr, THUMBNAIL, interpolation=cv2.INTER_AREA)[..., ::-1] if self._thumbnails else None
+        return FrameNote(change, sum(cv2.sumElems(bgr)) / bgr.size, thumbnail)
 
 
 class SceneDetectAdapter:
@@ -125,9 +131,9 @@ class SceneDetectAdapter:
         self._hold = (min_scene + 1) / self._rate / time_base if min_scene else 0
         self._detector = _FEEDABLE[options.name](options, min_scene)
 
-    def feed(self, picture: Picture, note: FrameNote) -> list[Cut]:
-        self._pts.append(picture.pts)
-        self._code = self._timecode(picture.pts - self._pts[0])
+    def feed(self, pts: int, note: FrameNote) -> list[Cut]:
+        self._pts.append(pts)
+        self._code = self._timecode(pts - self._pts[0])
         found = self._detector.feed(self._code, note)
         self._scores.append(self._detector.score(note))
         cuts = [self._cut(code) for code in found]

@@ -10,14 +10,11 @@ from __future__ import annotations
 from array import array
 from functools import lru_cache
 
-import cv2
 import numpy as np
 
 from datakit.errors import MissingDependency
-from datakit.video.picture import Picture
 from pipelines.stages.shots import Cut, FrameNote
 
-INPUT_SIZE = (48, 27)
 WINDOW, STEP, MARGIN = 100, 50, 25
 
 
@@ -38,13 +35,11 @@ class TransNetDetector:
         self._window: list[np.ndarray] = []  # frames from the start of the next window on
         self._inside: list[float] = []  # probabilities of the transition being passed through
 
-    def feed(self, picture: Picture, note: FrameNote) -> list[Cut]:
-        bgr, _ = picture.detector_view()
-        frame = cv2.resize(bgr, INPUT_SIZE, interpolation=cv2.INTER_AREA)[..., ::-1]
+    def feed(self, pts: int, note: FrameNote) -> list[Cut]:
         if not self._pts:
-            self._window = [frame] * MARGIN
-        self._pts.append(picture.pts)
-        self._window.append(frame)
+            self._window = [note.thumbnail] * MARGIN
+        self._pts.append(pts)
+        self._window.append(note.thumbnail)
         return self._advance(len(self._pts)) if len(self._window) == WINDOW else []
 
     def finish(self) -> list[Cut]:

@@ -1,0 +1,193 @@
+"""Every column of every table: type, unit, meaning, and the stage that fills it.
+
+Delta has no float16 and no large unsigned integers; vectors are lists of float32, hashes binary. Times are
+PTS integers in the stream's own `time_base`; seconds are derived from them. Bump `VERSION` with any change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Iterable
+
+import pyarrow as pa
+
+VERSION = 1
+
+S, I4, I8, F4, F8, B = pa.string(), pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.bool_()
+TIME = pa.timestamp("us", "UTC")
+URI = pa.struct([("uri", S), ("size", I8), ("etag", S)])
+CUT = pa.struct([("frame", I8), ("pts", I8), ("score", F4)])
+ERROR = pa.struct([("stage", S), ("kind", S), ("message", S)])
+STAGE_VERSION = pa.struct([("stage", S), ("fingerprint", S)])
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """`unit` is empty for names and identifiers; `filled_by` is a stage or the pipeline itself."""
+
+    name: str
+    type: pa.DataType
+    unit: str
+    meaning: str
+    filled_by: str = "ingest"
+
+
+VIDEOS = (
+    Column("video_id", S, "", "content hash: size, first and last MiB, six samples between"),
+    Column("uris", pa.list_(URI), "", "where it was seen, with size in bytes and etag (or modification time)"),
+    Column("shard", S, "", "leading hex digits of video_id"),
+    Column("status", S, "", "pending, ok, quarantined; clips of other than ok videos do not count"),
+    Column("error_stage", S, "", "stage that failed"),
+    Column("error_kind", S, "", "see datakit.errors.ErrorKind"),
+    Column("error", S, "", "what happened"),
+    Column("kind", S, "", "video or image (a video of one frame)"),
+    Column("container", S, "", "FFmpeg demuxer"),
+    Column("codec", S, "", "FFmpeg codec name"),
+    Column("profile", S, "", "codec profile"),
+    Column("pix_fmt", S, "", "FFmpeg pixel format"),
+    Column("bit_depth", I4, "bits", "per sample"),
+    Column("color_space", S, "", "matrix tag (null: untagged)"),
+    Column("color_range", S, "", "tv or pc (null: untagged)"),
+    Column("color_transfer", S, "", "transfer tag (null: untagged)"),
+    Column("color_primaries", S, "", "primaries tag (null: untagged)"),
+    Column("width", I4, "px", "for display: after rotation and pixel aspect"),
+    Column("height", I4, "px", "for display: after rotation and pixel aspect"),
+    Column("rotation", I4, "degrees", "counter-clockwise turn from stored to displayed picture"),
+    Column("fps", F8, "frames/s", "average rate by the header, else by the frames (null for images)"),
+    Column("vfr", B, "", "frame intervals differ by more than a tenth of their mean"),
+    Column("time_base", S, "s", "num/den seconds per PTS unit"),
+    Column("start_pts", I8, "pts", "of the first decoded frame"),
+    Column("num_frames", I8, "frames", "decoded count"),
+    Column("duration_s", F8, "s", "first frame to end of the last"),
+    Column("bit_rate", I8, "bits/s", "of the video stream, else of the container"),
+    Column("bits_per_pixel", F8, "bits", "bit_rate / (width · height · fps)"),
+    Column("has_audio", B, "", "the container holds an audio stream"),
+    Column("cuts", pa.list_(CUT), "", "first frame of every new shot, as the detector gave them", "shots"),
+    Column("clip_count", I4, "clips", "candidate clips of this video"),
+    Column("license", S, "", "from the input list"),
+    Column("source_url", S, "", "from the input list"),
+    Column("attribution", S, "", "from the input list"),
+    Column("source_caption", S, "", "from the input list"),
+    Column("extra", S, "", "further columns of the input list, as JSON"),
+    Column("fingerprint", S, "", "of what decides which clips there are: shots settings and version"),
+    Column("run_id", S, "", "run that finished the video (null: pending); its clips are the ones that count"),
+    Column("finished_at", TIME, "UTC", "when"),
+)
+
+CLIPS = (
+    Column("clip_id", S, "", "hash of video_id, stream, start_pts, end_pts"),
+    Column("video_id", S, "", "the video it is a part of"),
+    Column("shard", S, "", "of the video; the partition"),
+    Column("stream", I4, "", "stream index in the container"),
+    Column("start_pts", I8, "pts", "first frame"),
+    Column("end_pts", I8, "pts", "end of the last frame (not part of the clip)"),
+    Column("time_base", S, "s", "num/den seconds per PTS unit"),
+    Column("start_s", F8, "s", "start, from the video's first frame"),
+    Column("end_s", F8, "s", "end, from the video's first frame"),
+    Column("start_frame", I8, "frame", "index of the first frame"),
+    Column("end_frame", I8, "frame", "index after the last frame"),
+    Column("num_frames", I8, "frames", "decoded count"),
+    Column("fps", F8, "frames/s", "num_frames over the clip's duration (null for images)"),
+    Column("width", I4, "px", "for display"),
+    Column("height", I4, "px", "for display"),
+    Column("aspect_ratio", F8, "", "height / width"),
+    Column("resolution", I8, "px", "height · width"),
+    Column("path", S, "", "clip file relative to the catalog; null: a virtual clip, read from the source by span", "clips"),
+    Column("lost_start", I4, "frames", "of the span missing at the start of `path` (stream copy only)", "clips"),
+    Column("lost_end", I4, "frames", "of the span missing at the end of `path` (stream copy only)", "clips"),
+    Column("crop_x", I4, "px", "picture inside black borders: left", "letterbox"),
+    Column("crop_y", I4, "px", "picture inside black borders: top", "letterbox"),
+    Column("crop_width", I4, "px", "picture inside black borders", "letterbox"),
+    Column("crop_height", I4, "px", "picture inside black borders", "letterbox"),
+    Column("motion", F4, "% of diagonal / s", "mean optical-flow length over pairs at least 40 ms apart", "motion"),
+    Column("motion_vmaf", F4, "luma codes / (1/24 s)", "VMAF motion feature at 360 lines", "motion_vmaf"),
+    Column("camera_motion", S, "", "static, pan left/right, tilt up/down, zoom in/out, roll, complex", "motion"),
+    Column("jitter", F4, "0..255", "mean frame-to-frame change of the content detector inside the clip", "jitter"),
+    Column("blur", F4, "codes²", "variance of the Laplacian at 360 lines, median over 5 frames (low: blurred)", "quality"),
+    Column("brightness", F4, "0..1", "mean luma", "quality"),
+    Column("contrast", F4, "0..1", "standard deviation of luma", "quality"),
+    Column("saturation", F4, "0..1", "mean HSV saturation", "quality"),
+    Column("interlaced", F4, "0..1", "share of frames whose lines alternate between fields", "quality"),
+    Column("ocr_area", F4, "0..1", "union of text boxes (confidence ≥ 0.7) over picture area, mean over frames", "ocr"),
+    Column("ocr_boxes", I4, "boxes", "most text boxes seen in a frame", "ocr"),
+    Column("aesthetic", F4, "1..10", "LAION predictor on CLIP embeddings, mean over frames", "aesthetic"),
+    Column("nsfw", F4, "0..1", "highest Open NSFW probability over frames", "nsfw"),
+    Column("quality", F4, "", "technical quality score", "technical_quality"),
+    Column("caption_match", F4, "−1..1", "CLIP cosine of caption and frames", "caption_match"),
+    Column("phash", pa.binary(), "", "perceptual hash", "dedup"),
+    Column("duplicate_group", S, "", "near-duplicates share it", "dedup"),
+    Column("duplicate_of", S, "", "clip_id of the group's best member", "dedup"),
+    Column("split", S, "", "train, val or test: by hash, fixed once, one side per video"),
+    Column("stage_versions", pa.list_(STAGE_VERSION), "", "fingerprint of every stage that filled columns"),
+    Column("errors", pa.list_(ERROR), "", "what failed on this clip; not empty: quarantined"),
+    Column("run_id", S, "", "run that made the row; counts only while it equals the video's"),
+)
+
+DECISIONS = (
+    Column("clip_id", S, "", "the clip", "decide"),
+    Column("shard", S, "", "of the clip", "decide"),
+    Column("status", S, "", "kept, rejected, pending, quarantined", "decide"),
+    Column("reasons", pa.list_(S), "", "rules that reject it; rules it waits for; stages that failed", "decide"),
+    Column("recipe", S, "", "name and hash of the rules", "decide"),
+    Column("level", I4, "", "highest nested level whose rules it passes (0: not kept)", "decide"),
+)
+
+RUNS = (
+    Column("run_id", S, "", "identity of the run", "all"),
+    Column("pipeline", S, "", "ingest, score, decide …", "all"),
+    Column("status", S, "", "running, finished, stopped, failed", "all"),
+    Column("started_at", TIME, "UTC", "when", "all"),
+    Column("finished_at", TIME, "UTC", "when", "all"),
+    Column("config", S, "", "resolved settings, JSON", "all"),
+    Column("code_version", S, "", "datakit version", "all"),
+    Column("counts", S, "", "the funnel at the end, JSON", "all"),
+    Column("stage_cpu_s", S, "", "CPU seconds by stage, JSON", "all"),
+    Column("wall_s", F8, "s", "from start to end", "all"),
+    Column("cpu_hours", F8, "h", "of all stages", "all"),
+    Column("gpu_hours", F8, "h", "of all stages", "all"),
+)
+
+TABLES: dict[str, tuple[Column, ...]] = {"videos": VIDEOS, "clips": CLIPS, "decisions": DECISIONS, "runs": RUNS}
+PARTITIONED = {"clips": ["shard"]}
+
+VIEW_FROM_VIDEOS = (
+    "kind", "container", "codec", "profile", "pix_fmt", "bit_depth", "color_space", "color_range", "color_transfer",
+    "color_primaries", "rotation", "vfr", "bit_rate", "bits_per_pixel", "has_audio", "license", "source_url",
+    "attribution", "source_caption", "extra",
+)
+"""Columns of `videos` that the view `clips` carries too (where the names do not clash)."""
+
+VIEW_ADDED = (
+    Column("uri", S, "", "first known address of the video", "view"),
+    Column("status", S, "", "of the clip: kept, rejected, pending, quarantined", "decide"),
+    Column("reasons", pa.list_(S), "", "see decisions", "decide"),
+    Column("level", I4, "", "see decisions", "decide"),
+    Column("caption", S, "", "chosen caption", "caption"),
+    Column("caption_model", S, "", "model that wrote it", "caption"),
+    Column("mark", S, "", "human decision", "browse"),
+    Column("loss", F8, "", "training loss minus the mean of its noise level and bucket", "train"),
+)
+
+
+def arrow_schema(table: str) -> pa.Schema:
+    """The Arrow schema of a table."""
+    return pa.schema([pa.field(c.name, c.type) for c in TABLES[table]])
+
+
+def columns_of(stage: str) -> list[str]:
+    """The columns of `clips` that a stage fills."""
+    return [c.name for c in CLIPS if c.filled_by == stage]
+
+
+def filler(column: str) -> str | None:
+    """The stage that fills a column of the view, None when there is no such column."""
+    for c in (*CLIPS, *VIEW_ADDED, *VIDEOS):
+        if c.name == column:
+            return c.filled_by
+    return None
+
+
+def missing_columns(table: str, present: Iterable[str]) -> list[str]:
+    """Complaints about columns that a table should have and has not, each naming the stage to run."""
+    have = set(present)
+    return [f"{table}.{c.name} is missing (filled by: {c.filled_by})" for c in TABLES[table] if c.name not in have]

@@ -1,0 +1,76 @@
+"""Settings: defaults < YAML file < `--set a.b=value`. Unknown keys are errors, with a suggestion."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Sequence, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from datakit.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Base of every settings section."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def load(model: type[M], file: str | Path | None = None, sets: Sequence[str] = ()) -> M:
+    """Settings of type `model`.
+
+    Args:
+        file: YAML mapping of sections to options.
+        sets: `section.option=value` strings; values are YAML (`true`, `2.5`, `[0.1, 0.9]`, text).
+
+    Raises:
+        ConfigError: unknown key, wrong type, unreadable file.
+    """
+    values = _read_yaml(file) if file else {}
+    for assignment in sets:
+        path, separator, text = assignment.partition("=")
+        if not separator or not path:
+            raise ConfigError(f"--set takes section.option=value, got {assignment!r}")
+        _assign(values, path.strip().split("."), yaml.safe_load(text), assignment)
+    try:
+        return model.model_validate(values)
+    except ValidationError as e:
+        raise ConfigError("; ".join(_explain(model, error) for error in e.errors())) from e
+
+
+def _read_yaml(file: str | Path) -> dict:
+    try:
+        values = yaml.safe_load(Path(file).read_text()) or {}
+    except OSError as e:
+        raise ConfigError(f"cannot read config file {file}: {e.strerror}") from e
+    except yaml.YAMLError as e:
+        raise ConfigError(f"{file} is not valid YAML: {e}") from e
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} must map sections to options")
+    return values
+
+
+def _assign(values: dict, path: list[str], value: Any, assignment: str) -> None:
+    for key in path[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {assignment}: {key} is not a section")
+    values[path[-1]] = value
+
+
+def _explain(model: type[BaseModel], error: dict) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] != "extra_forbidden":
+        return f"{where}: {error['msg']} (got {error.get('input')!r})"
+    section = model
+    for part in error["loc"][:-1]:
+        section = section.model_fields[part].annotation
+    known = list(section.model_fields)
+    close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
+    return f"unknown setting {where}: {hint}"

@@ -1,0 +1,117 @@
+"""The Ray actors. Each owns one child process (`pipelines.isolate`) and does nothing dangerous itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Iterator
+
+import datakit
+from pipelines.isolate import Child, Done, Failed, ToolSpec
+
+
+@dataclass(frozen=True)
+class Header:
+    """Announces a batch of clip rows; the next object of the stream holds their pictures, if `images`."""
+
+    rows: list[dict]
+    images: bool
+
+
+@dataclass(frozen=True)
+class Restarted:
+    """The worker process died and the video starts anew: forget what came before."""
+
+    failure: Failed
+
+
+@dataclass(frozen=True)
+class StageAnswer:
+    """One stage's columns for each clip of a batch, or the error that left them null."""
+
+    results: list[dict | Failed]
+    cpu_s: float
+
+
+class VideoWorker:
+    """Streams one video at a time through a video tool (`analyse`, `rescore`).
+
+    Args:
+        spec: the tool.
+        attempts: tries of a video whose process died.
+        with_images: whether pictures are passed on.
+    """
+
+    def __init__(self, spec: ToolSpec, attempts: int, with_images: bool):
+        self._child = Child(spec)
+        self._attempts = attempts
+        self._with_images = with_images
+
+    def version(self) -> str:
+        return datakit.__version__
+
+    def process(self, payload: Any) -> Iterator[Any]:
+        """Header and pictures of each batch, progress, facts; last a `Done` or a `Failed`."""
+        for attempt in range(1, self._attempts + 1):
+            for item in self._child.stream(payload):
+                if isinstance(item, Failed) and item.child_died and attempt < self._attempts:
+                    yield Restarted(item)
+                    break
+                if hasattr(item, "images"):
+                    wanted = self._with_images and any(item.images)
+                    yield Header(item.rows, wanted)
+                    if wanted:
+                        yield item.images
+                else:
+                    yield replace(item, message=f"{item.message} ({attempt} attempts)") if (
+                        isinstance(item, Failed) and attempt > 1) else item
+                if isinstance(item, (Done, Failed)):
+                    return
+
+
+class StageWorker:
+    """Runs an image stage over batches of clips. A batch that fails is retried clip by clip."""
+
+    def __init__(self, spec: ToolSpec):
+        self._child = Child(spec)
+
+    def version(self) -> str:
+        return datakit.__version__
+
+    def process(self, rows: list[list[dict]], *images: list[list]) -> list[StageAnswer]:
+        """Answers in the order of the batches.
+
+        Args:
+            rows: the clips of each batch.
+            images: the pictures of each batch, as `ClipBatch.images`.
+        """
+        flat_rows = [row for batch in rows for row in batch]
+        flat_images = [clip for batch in images for clip in batch]
+        if len(flat_rows) != len(flat_images):
+            raise AssertionError(f"{len(flat_rows)} clips came with {len(flat_images)} sets of pictures")
+        results, cpu_s = self._run(flat_rows, flat_images)
+        if isinstance(results, Failed):
+            results = []
+            for row, clip in zip(flat_rows, flat_images):
+                single, spent = self._run([row], [clip])
+                results += [single] if isinstance(single, Failed) else single
+                cpu_s += spent
+        if len(results) != len(flat_rows):
+            raise AssertionError(f"{len(flat_rows)} clips went in, {len(results)} came out")
+        share = cpu_s / max(1, len(rows))
+        answers, start = [], 0
+        for batch in rows:
+            answers.append(StageAnswer(results[start : start + len(batch)], share))
+            start += len(batch)
+        return answers
+
+    def _run(self, rows: list[dict], images: list[list]) -> tuple[list[dict] | Failed, float]:
+        results: list[dict] | Failed = Failed("stage", "the stage gave no answer")
+        for item in self._child.stream((rows, images)):
+            if isinstance(item, Failed):
+                return item, item.cpu_s
+            if isinstance(item, Done):
+                return results, item.cpu_s
+            results = item
+            if len(results) != len(rows):
+                results = Failed("stage", f"the stage answered {len(item)} of {len(rows)} clips")
+        return results, 0.0
