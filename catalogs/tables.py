@@ -63,6 +63,11 @@ class Catalog:
             ))
         return cls(root)
 
+    @staticmethod
+    def view_columns() -> list[str]:
+        """Names of the columns of the view `clips`."""
+        return [c.name for c in schema.CLIPS] + [*VIEW_FROM_VIDEOS] + [c.name for c in VIEW_ADDED]
+
     @property
     def is_local(self) -> bool:
         return "://" not in self.root

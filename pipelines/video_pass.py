@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain
 from typing import Iterator
-
-import numpy as np
 
 from datakit.clip import Span, clip_id
 from datakit.errors import ErrorKind, MediaError
@@ -24,52 +21,15 @@ from pipelines.division import Divider, FrameMark, Piece
 from pipelines.frames import (
     SPLIT_FROM_S, Event, FrameJob, FrameRecord, Spent, key_frames, measure_frames, measure_in_segments, stage_failures,
 )
-from pipelines.isolate import ToolSpec
+from pipelines.jobs import ClipBatch, PassJob, VideoFacts
 from pipelines.measure import GridSummary
-from pipelines.stages.shots import Cut, DetectorOptions, make_detector
+from pipelines.stages.shots import Cut, make_detector
 
 CLIPS_PER_BATCH = 16
 SHORTFALL = 0.05
 """A video whose last frame comes this share (and a second) before the header's end is truncated."""
 VFR_TOLERANCE = 0.1
 """Frame intervals that differ by more than this share of their mean make a video variable-rate."""
-
-
-@dataclass(frozen=True)
-class PassJob:
-    """A video to analyse and how. Plain values: it crosses process boundaries."""
-
-    video_id: str
-    uri: str
-    shard: str
-    size: int
-    detector: DetectorOptions = DetectorOptions()
-    min_s: float = 2.0
-    max_s: float = 8.0
-    trim_frames: int = 0
-    fade_level: float = 12.0
-    stages: dict[str, dict] = field(default_factory=dict)  # grid stages: name -> options
-    positions: tuple[float, ...] = ()  # where image stages look in a clip; empty: no pictures wanted
-    threads: int = 1  # more: a long video is measured by that many helper processes
-    limits: ToolSpec = ToolSpec("")  # memory and patience of a helper
-
-
-@dataclass
-class ClipBatch:
-    """Finished clips of one video: rows of the `clips` table, and for each its pictures
-    (uint8 RGB [h, w, 3], longer side at most 640)."""
-
-    rows: list[dict]
-    images: list[list[np.ndarray]]
-
-
-@dataclass
-class VideoFacts:
-    """What the pass learned about the video: columns of its `videos` row, and CPU seconds by stage."""
-
-    columns: dict[str, object]
-    clip_count: int
-    cpu_s: dict[str, float]
 
 
 def analyse(job: PassJob) -> Iterator[ClipBatch | float | VideoFacts]:

@@ -12,22 +12,7 @@ import av.error
 import av.video.stream
 
 from datakit.errors import ErrorKind, MediaError
-
-VIDEO_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .m2v .mts .m2ts .ts .vob .flv .f4v .wmv .asf .ogv .ogg .3gp .3g2 "
-    ".mxf .y4m .dv .rm .rmvb .gif .h264 .264 .h265 .265 .hevc .av1 .ivf .obu".split()
-)
-IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .webp .bmp .tif .tiff .avif .heic .jxl .ppm .pgm".split())
-
-
-def is_remote(uri: str) -> bool:
-    return "://" in uri and not uri.startswith("file://")
-
-
-def local_path(uri: str) -> str:
-    """The file system path of a local URI (plain path or `file://`)."""
-    return uri.removeprefix("file://")
-
+from datakit.video.address import is_remote, local_path, open_bytes
 
 @contextmanager
 def open_container(uri: str) -> Iterator[av.container.InputContainer]:
@@ -51,15 +36,6 @@ def open_container(uri: str) -> Iterator[av.container.InputContainer]:
     finally:
         if handle is not None:
             handle.close()
-
-
-def open_bytes(uri: str):
-    """A seekable binary file for `uri`; remote ones through fsspec with block caching."""
-    if not is_remote(uri):
-        return open(local_path(uri), "rb")
-    import fsspec
-
-    return fsspec.open(uri, "rb", block_size=4 << 20).open()
 
 
 def video_stream(container: av.container.InputContainer) -> av.video.stream.VideoStream:
@@ -90,17 +66,21 @@ def media_errors(what: str) -> Iterator[None]:
         raise MediaError(ErrorKind.NOT_MEDIA, f"not a media file FFmpeg can read: {_reason(e)}") from e
     except (av.error.DecoderNotFoundError, av.error.PatchWelcomeError) as e:
         raise MediaError(ErrorKind.UNSUPPORTED, _reason(e)) from e
+    except av.error.FFmpegError as e:
+        if not isinstance(e, OSError):
+            raise MediaError(ErrorKind.NOT_MEDIA, f"cannot read {what}: {_reason(e)}") from e
+        raise MediaError(_kind(e), f"cannot read {what}: {_reason(e)}") from e
     except MemoryError as e:
         raise MediaError(ErrorKind.OUT_OF_MEMORY, f"out of memory: {e}") from e
-    except OSError as e:  # PyAV's errors for the file system derive from it too
-        if e.errno == errno.ENOMEM:
-            raise MediaError(ErrorKind.OUT_OF_MEMORY, f"out of memory: {_reason(e)}") from e
-        kind = ErrorKind.UNREADABLE if _is_filesystem_error(e) else ErrorKind.NOT_MEDIA
-        raise MediaError(kind, f"cannot read {what}: {_reason(e)}") from e
+    except OSError as e:
+        raise MediaError(_kind(e), f"cannot read {what}: {_reason(e)}") from e
 
 
-def _is_filesystem_error(e: OSError) -> bool:
-    return not isinstance(e, av.error.FFmpegError) or e.errno in (errno.ENOENT, errno.EACCES, errno.EIO, errno.EISDIR)
+def _kind(e: OSError) -> ErrorKind:
+    if e.errno == errno.ENOMEM:
+        return ErrorKind.OUT_OF_MEMORY
+    of_file_system = e.errno in (errno.ENOENT, errno.EACCES, errno.EIO, errno.EISDIR)
+    return ErrorKind.UNREADABLE if of_file_system or not isinstance(e, av.error.FFmpegError) else ErrorKind.NOT_MEDIA
 
 
 def _reason(e: Exception) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import PurePosixPath
 
-from datakit.video.container import IMAGE_SUFFIXES
+from datakit.video.address import IMAGE_SUFFIXES
 from datakit.video.decode import VideoReader
 from datakit.video.picture import Picture
 

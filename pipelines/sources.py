@@ -1,0 +1,245 @@
+"""From what the user names (files, folders, globs, lists, URLs) to a stream of sources.
+
+Listing streams: a folder of a million files gives its first source at once.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Iterable, Iterator
+
+from datakit.clip import unreadable_id, video_id
+from datakit.errors import ConfigError, ErrorKind, MediaError
+from datakit.video.address import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_remote, local_path, open_bytes
+
+MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
+LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
+PATH_COLUMNS = ("path", "uri", "url", "video", "video_path", "file", "file_name", "filename")
+KNOWN_COLUMNS = {"license": "license", "licence": "license", "source_url": "source_url", "attribution": "attribution",
+                 "source_caption": "source_caption", "caption": "source_caption", "text": "source_caption"}
+"""Columns of a list that have a column of their own in `videos`; the others go to `extra`."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An address with what is known without reading it.
+
+    Attributes:
+        uri: absolute path or URL.
+        size: bytes, None when it cannot be seen.
+        etag: changes when the content does: the store's ETag, or the modification time of a local file.
+        attributes: columns of `videos` that came with the list.
+        problem: why it cannot be read, if so.
+    """
+
+    uri: str
+    size: int | None = None
+    etag: str = ""
+    attributes: dict[str, str] = field(default_factory=dict)
+    problem: MediaError | None = None
+
+
+@dataclass
+class Listing:
+    """Counts of what a walk passed over; filled while `sources` runs."""
+
+    found: int = 0
+    ignored: int = 0  # files in folders without a media suffix
+
+
+def sources(specs: Iterable[str], listing: Listing | None = None) -> Iterator[Source]:
+    """Everything the specs name, in order, folders sorted by name.
+
+    Args:
+        specs: paths of files, folders, lists (.txt .csv .tsv .jsonl .parquet), globs, or URLs.
+
+    Raises:
+        ConfigError: a spec that names nothing, or a list without a path column.
+    """
+    listing = listing if listing is not None else Listing()
+    for spec in specs:
+        for source in _expand(spec, listing):
+            listing.found += 1
+            yield source
+
+
+def check(specs: Iterable[str]) -> None:
+    """Fail at once on what cannot work, before anything starts.
+
+    Raises:
+        ConfigError: no specs, or a local one that names nothing.
+    """
+    specs = list(specs)
+    if not specs:
+        raise ConfigError("name at least one source: a file, folder, glob, list or URL")
+    for spec in specs:
+        if not is_remote(spec) and not os.path.lexists(local_path(spec)) and not glob.glob(spec, recursive=True):
+            raise ConfigError(f"no such file or folder: {spec}")
+
+
+def identify(source: Source) -> tuple[str, MediaError | None]:
+    """The content identity of a source, by reading at most 2.4 MB of it.
+
+    Returns:
+        its id; and why it cannot be processed, if that is already clear (then the id may stand for its
+        address only).
+    """
+    if source.problem is not None:
+        return unreadable_id(source.uri), source.problem
+    try:
+        with open_bytes(source.uri) as file:
+            size = source.size if source.size is not None else file.seek(0, os.SEEK_END)
+            identity = video_id(file, size)
+    except Exception as e:  # object stores raise errors of their own making
+        return unreadable_id(source.uri), MediaError(ErrorKind.UNREADABLE, f"cannot read {source.uri}: {e}"[:500])
+    if size == 0:
+        return identity, MediaError(ErrorKind.EMPTY, "the file is empty")
+    return identity, None
+
+
+def _expand(spec: str, listing: Listing) -> Iterator[Source]:
+    if is_remote(spec):
+        yield from _expand_remote(spec, listing)
+        return
+    path = local_path(spec)
+    if os.path.isdir(path):
+        yield from _walk(path, listing)
+    elif not os.path.lexists(path) and (matches := sorted(glob.glob(path, recursive=True))):
+        for match in matches:
+            yield from _expand(match, listing)
+    elif path.lower().endswith(LIST_SUFFIXES):
+        yield from _read_list(path)
+    elif os.path.lexists(path):
+        yield _local(path)
+    else:
+        raise ConfigError(f"no such file or folder: {spec}")
+
+
+def _walk(folder: str, listing: Listing) -> Iterator[Source]:
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for name in sorted(files):
+            if Path(name).suffix.lower() in MEDIA_SUFFIXES and not name.startswith("."):
+                yield _local(os.path.join(root, name))
+            else:
+                listing.ignored += 1
+
+
+def _local(path: str, attributes: dict[str, str] | None = None) -> Source:
+    uri = os.path.abspath(path)
+    try:
+        stat = os.stat(uri)
+    except OSError as e:
+        problem = MediaError(ErrorKind.UNREADABLE, f"cannot read {uri}: {e.strerror}")
+        return Source(uri, attributes=attributes or {}, problem=problem)
+    return Source(uri, stat.st_size, f"mtime-{stat.st_mtime_ns}", attributes or {})
+
+
+def _expand_remote(spec: str, listing: Listing) -> Iterator[Source]:
+    import fsspec
+
+    protocol = spec.split("://", 1)[0]
+    try:
+        fs, path = fsspec.core.url_to_fs(spec)
+    except (ImportError, ValueError) as e:
+        raise ConfigError(f"{spec}: {e} (for s3:// and gs:// install the extras 's3' and 'gcs')") from e
+    if path.lower().endswith(LIST_SUFFIXES):
+        yield from _read_list(spec)
+        return
+    try:
+        if glob.has_magic(path):
+            found = fs.glob(path, detail=True)
+        elif fs.isdir(path):
+            found = fs.find(path, detail=True)
+        else:
+            found = {path: fs.info(path)}
+    except Exception as e:  # each store has its own exceptions
+        raise ConfigError(f"cannot list {spec}: {e}") from e
+    single = len(found) == 1
+    for name, info in sorted(found.items()):
+        if single or Path(name).suffix.lower() in MEDIA_SUFFIXES:
+            yield _remote(f"{protocol}://{name.lstrip('/')}" if protocol != "http" and protocol != "https" else name, info)
+        else:
+            listing.ignored += 1
+
+
+def _remote(uri: str, info: dict[str, Any], attributes: dict[str, str] | None = None) -> Source:
+    etag = info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("LastModified") or info.get("created") or ""
+    return Source(uri, info.get("size"), str(etag).strip('"'), attributes or {})
+
+
+def _read_list(location: str) -> Iterator[Source]:
+    """Sources of a list; relative paths are relative to the list."""
+    for number, row in enumerate(_rows(location), start=1):
+        lowered = {str(k).strip().lower(): v for k, v in row.items() if k is not None}
+        column = next((c for c in PATH_COLUMNS if c in lowered), None)
+        if column is None:
+            raise ConfigError(
+                f"{location} has no path column: it has {', '.join(lowered) or 'none'}; expected one of {', '.join(PATH_COLUMNS)}"
+            )
+        path = str(lowered.pop(column) or "").strip()
+        if not path:
+            raise ConfigError(f"{location}: row {number} has an empty {column}")
+        yield _listed(path, location, _attributes(lowered))
+
+
+def _listed(path: str, location: str, attributes: dict[str, str]) -> Source:
+    if is_remote(path):
+        import fsspec
+
+        try:
+            fs, inner = fsspec.core.url_to_fs(path)
+            return _remote(path, fs.info(inner), attributes)
+        except Exception as e:  # each store has its own exceptions
+            problem = MediaError(ErrorKind.UNREADABLE, f"cannot read {path}: {e}"[:500])
+            return Source(path, attributes=attributes, problem=problem)
+    path = local_path(path)
+    if not os.path.isabs(path):
+        if is_remote(location):
+            return _listed(f"{location.rsplit('/', 1)[0]}/{path}", location, attributes)
+        path = os.path.join(os.path.dirname(os.path.abspath(location)), path)
+    return _local(path, attributes)
+
+
+def _rows(location: str) -> Iterator[dict[str, Any]]:
+    suffix = location.lower().rsplit(".", 1)[-1]
+    if suffix == "parquet":
+        import polars as pl
+
+        with open_bytes(location) as file:
+            yield from pl.read_parquet(file).iter_rows(named=True)
+        return
+    with open_bytes(location) as file:
+        lines = (line.decode("utf-8-sig" if i == 0 else "utf-8") for i, line in enumerate(file))
+        if suffix == "txt":
+            yield from ({"path": line.strip()} for line in lines if line.strip())
+        elif suffix == "jsonl":
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    try:
+                        yield json.loads(line)
+                    except json.JSONDecodeError as e:
+                        raise ConfigError(f"{location}: line {number} is not JSON: {e}") from e
+        else:
+            yield from csv.DictReader(lines, delimiter="\t" if suffix == "tsv" else ",")
+
+
+def _attributes(row: dict[str, Any]) -> dict[str, str]:
+    known: dict[str, str] = {}
+    extra: dict[str, Any] = {}
+    for name, value in row.items():
+        if value in (None, ""):
+            continue
+        column = KNOWN_COLUMNS.get(name)
+        if column and column not in known:
+            known[column] = str(value)
+        else:
+            extra[name] = value
+    if extra:
+        known["extra"] = json.dumps(extra, default=str, sort_keys=True)
+    return known
