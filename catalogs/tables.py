@@ -106,7 +106,7 @@ class Catalog:
         later = [pl.lit(None, polars_type(c.type)).alias(c.name) for c in VIEW_ADDED if c.name not in have]
         return view.with_columns(later)
 
-    def append(self, name: str, rows: Sequence[dict] | pl.DataFrame | pa.Table) -> None:
+    def append(self, name: str, rows: Sequence[dict] | pl.DataFrame) -> None:
         """Add rows in one commit. Missing columns are null, unknown ones an error."""
         table = as_arrow(name, rows)
         if table.num_rows:
@@ -154,25 +154,38 @@ class Catalog:
             return
 
 
-def as_arrow(name: str, rows: Sequence[dict] | pl.DataFrame | pa.Table) -> pa.Table:
-    """Rows as an Arrow table of exactly the schema of table `name`."""
-    wanted = schema.arrow_schema(name)
-    if isinstance(rows, pa.Table):
-        return rows.select(wanted.names).cast(wanted)
-    if isinstance(rows, pl.DataFrame):
-        unknown = set(rows.columns) - set(wanted.names)
-        missing = [pl.lit(None).alias(n) for n in wanted.names if n not in rows.columns]
-        if unknown:
-            raise CatalogError(f"table {name} has no column {', '.join(sorted(unknown))}")
-        return rows.with_columns(missing).select(wanted.names).to_arrow().cast(wanted)
-    unknown = {key for row in rows for key in row} - set(wanted.names)
+def as_arrow(name: str, rows: Sequence[dict] | pl.DataFrame) -> pa.Table:
+    """Rows as an Arrow table of exactly the schema of table `name`.
+
+    Raises:
+        CatalogError: a column that the table does not have.
+    """
+    types = polars_schema(name)
+    columns = rows.columns if isinstance(rows, pl.DataFrame) else {key for row in rows for key in row}
+    unknown = sorted(set(columns) - set(types))
     if unknown:
-        raise CatalogError(f"table {name} has no column {', '.join(sorted(unknown))}")
-    return pa.Table.from_pylist(list(rows), schema=wanted)
+        raise CatalogError(f"table {name} has no column {', '.join(unknown)}")
+    if not isinstance(rows, pl.DataFrame):
+        rows = pl.DataFrame(rows, schema=types)
+    missing = [pl.lit(None, types[n]).alias(n) for n in types if n not in rows.columns]
+    return rows.with_columns(missing).select(list(types)).to_arrow().cast(schema.arrow_schema(name))
 
 
 def polars_type(arrow_type: pa.DataType) -> pl.DataType:
-    return pl.from_arrow(pa.array([], arrow_type)).dtype
+    """The polars type of a column (by name, as making an Arrow array to convert would import pandas)."""
+    if pa.types.is_list(arrow_type):
+        return pl.List(polars_type(arrow_type.value_type))
+    if pa.types.is_struct(arrow_type):
+        return pl.Struct({field.name: polars_type(field.type) for field in arrow_type})
+    return {
+        schema.S: pl.String, schema.I4: pl.Int32, schema.I8: pl.Int64, schema.F4: pl.Float32, schema.F8: pl.Float64,
+        schema.B: pl.Boolean, schema.TIME: pl.Datetime("us", "UTC"), pa.binary(): pl.Binary,
+    }[arrow_type]
+
+
+def polars_schema(table: str) -> dict[str, pl.DataType]:
+    """Column types of a table."""
+    return {field.name: polars_type(field.type) for field in schema.arrow_schema(table)}
 
 
 def sql_list(values: Sequence[str]) -> str:

@@ -78,8 +78,8 @@ def _limit_memory(limit: int | None) -> None:
 
 
 if __name__ == "__main__":
-    import cv2
+    os.setsid()
+    import cv2  # while the parent still thinks about what it wants
 
     cv2.setNumThreads(1)  # one CPU per child: parallelism is the runner's
-    os.setsid()
     main(int(sys.argv[1]))

@@ -111,20 +111,22 @@ def measure_segment(job: FrameJob) -> Iterator[list[Event]]:
         yield message
 
 
-def measure_in_segments(job: FrameJob, boundaries: list[int], helpers: int, limits: ToolSpec) -> Iterator[Event]:
+def measure_in_segments(job: FrameJob, duration_s: float, helpers: int, limits: ToolSpec) -> Iterator[Event]:
     """The events of the whole video, measured by helper processes a segment each.
 
     Args:
-        boundaries: timestamps of the key frames where segments begin; the first is the first frame's.
+        duration_s: of the video, by its header.
         helpers: how many processes.
         limits: gives a helper's memory and patience.
     """
     spec = replace(limits, target="pipelines.frames:measure_segment", options={})
-    segments = deque(replace(job, start_pts=a, end_pts=b) for a, b in zip(boundaries, [*boundaries[1:], None]))
-    crew = [Child(spec) for _ in range(helpers)]
+    crew = [Child(spec, fork=True) for _ in range(helpers)]  # this process has a single thread so far
     idle: queue.SimpleQueue[Child] = queue.SimpleQueue()
     for child in crew:
+        child.start()
         idle.put(child)
+    boundaries = key_frames(job.uri, job.stream, job.first_pts, duration_s)
+    segments = deque(replace(job, start_pts=a, end_pts=b) for a, b in zip(boundaries, [*boundaries[1:], None]))
     joiner = _Joiner()
     pool = ThreadPoolExecutor(helpers)
 

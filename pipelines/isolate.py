@@ -66,23 +66,40 @@ class Failed:
 
 
 class Child:
-    """Runs payloads one after another in a process that is started when needed and replaced when broken."""
+    """Runs payloads one after another in a process that is started when needed and replaced when broken.
 
-    def __init__(self, spec: ToolSpec):
+    Args:
+        fork: make the process by forking this one, which must have a single thread and no open tables or
+            decoders: it then starts with the libraries loaded.
+    """
+
+    def __init__(self, spec: ToolSpec, fork: bool = False):
         self.spec = spec
-        self.load_cpu_s = 0.0
-        self._process: subprocess.Popen | None = None
+        self._fork = fork
+        self._process: subprocess.Popen | _Forked | None = None
+        self._loaded = False
+        self._done = 0
+
+    def start(self) -> None:
+        """Begin starting the process, without waiting for it: it loads while the caller does other things."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.stop()
+        ours, theirs = socket.socketpair()
+        self._log = tempfile.TemporaryFile()
+        self._process = _Forked(theirs, self._log) if self._fork else _spawn(theirs, self._log)
+        theirs.close()
+        self._connection = Connection(ours.detach())
+        self._loaded = False
         self._done = 0
 
     def stream(self, payload: Any) -> Iterator[Any]:
         """The items of one payload, then `Done` or `Failed`. Never raises for what the payload does."""
-        failure = self._ensure_started()
+        failure = self._load()
         if failure is None:
-            try:
-                self._connection.send(payload)
-            except (BrokenPipeError, ConnectionResetError):
-                failure = self._post_mortem()
+            failure = self._send(payload)
         if failure is not None:
+            self.stop()
             yield failure
             return
         while True:
@@ -105,27 +122,23 @@ class Child:
         self._log.close()
         self._process = None
 
-    def _ensure_started(self) -> Failed | None:
-        if self._process is not None and self._process.poll() is None:
+    def _load(self) -> Failed | None:
+        """Wait until the process is ready for payloads."""
+        self.start()
+        if self._loaded:
             return None
-        self.stop()
-        ours, theirs = socket.socketpair()
-        self._log = tempfile.TemporaryFile()
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.child", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, env=environment,
-        )
-        theirs.close()
-        self._connection = Connection(ours.detach())
-        self._done = 0
-        self._connection.send(self.spec)
-        answer = self._receive(self.spec.start_s)
-        if isinstance(answer, Done):
-            self.load_cpu_s += answer.cpu_s
-            return None
-        self.stop()
-        return answer
+        answer = self._send(self.spec) or self._receive(self.spec.start_s)
+        if isinstance(answer, Failed):
+            return answer
+        self._loaded = True
+        return None
+
+    def _send(self, thing: Any) -> Failed | None:
+        try:
+            self._connection.send(thing)
+        except (BrokenPipeError, ConnectionResetError):
+            return self._post_mortem()
+        return None
 
     def _receive(self, patience_s: float) -> Any:
         deadline = time.monotonic() + patience_s
@@ -154,3 +167,47 @@ class Child:
         self._log.seek(max(0, size - 300))
         text = " ".join(self._log.read().decode(errors="replace").split())
         return f": … {text}" if text else ""
+
+
+def _spawn(connection: socket.socket, log) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.child", str(connection.fileno())],
+        pass_fds=[connection.fileno()], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+    )
+
+
+class _Forked:
+    """A forked child with what `Child` uses of `subprocess.Popen`."""
+
+    def __init__(self, connection: socket.socket, log):
+        self._code: int | None = None
+        self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+                from pipelines.child import main
+
+                main(connection.fileno())
+            finally:
+                os._exit(1)
+
+    def poll(self) -> int | None:
+        if self._code is None:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                self._code = os.waitstatus_to_exitcode(status)
+        return self._code
+
+    def wait(self, timeout: float | None = None) -> int:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.poll() is None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("forked child", timeout)
+            time.sleep(0.005)
+        return self._code
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self._pid, signal.SIGKILL)

@@ -20,15 +20,14 @@ from typing import Sequence
 
 import polars as pl
 
-from catalogs import schema
-from catalogs.tables import Catalog, polars_type, sql_list
+from catalogs.tables import Catalog, polars_schema, sql_list
 from datakit.clip import unreadable_id
 from datakit.errors import ErrorKind, MediaError
 from pipelines.settings import Settings
 from pipelines.sources import Source, identify
 from pipelines.stages import enabled_stages, fingerprint
 
-URI_TYPE = polars_type(schema.arrow_schema("videos").field("uris").type)
+URI_TYPE = polars_schema("videos")["uris"]
 DELETE_AT_ONCE = 500
 
 
@@ -177,7 +176,7 @@ class Ledger:
             for name in ("license", "source_url", "attribution", "source_caption", "extra"):
                 updates[name] = f"coalesce(t.{name}, s.{name})"
             how = {"on": "t.video_id = s.video_id", "set": updates, "insert": True}
-            types = {f.name: polars_type(f.type) for f in schema.arrow_schema("videos")}
+            types = polars_schema("videos")
             return pl.DataFrame(rows, schema=types), how
 
         self.catalog.update("videos", make)
@@ -254,7 +253,7 @@ class Ledger:
                 rows.append({**common, **video.columns, "status": "ok", "clip_count": len(video.rows)})
             else:
                 rows.append({**common, **self._failure_columns(video.failure), "clip_count": 0})
-        types = {f.name: polars_type(f.type) for f in schema.arrow_schema("videos")}
+        types = polars_schema("videos")
         kept = ("uris", "shard", "license", "source_url", "attribution", "source_caption", "extra", "video_id")
         source = pl.DataFrame(rows, schema={n: t for n, t in types.items() if n not in kept or n == "video_id"})
         how = {"on": "t.video_id = s.video_id", "where": "t.status = 'pending'",

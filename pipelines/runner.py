@@ -61,10 +61,15 @@ class Outcome:
 
 
 class RaySession:
-    """Ray, started or joined: `local` starts it in this process, `auto` or an address joins a cluster."""
+    """Ray, started or joined: `local` starts it in this process, `auto` or an address joins a cluster.
 
-    def __init__(self, address: str = "local"):
+    Args:
+        leave: do not stop a local Ray at the end; it dies with this process, which is about to exit.
+    """
+
+    def __init__(self, address: str = "local", leave: bool = False):
         self.address = address
+        self._leave = leave and address == "local"
 
     def __enter__(self) -> RaySession:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences its FutureWarning
@@ -84,7 +89,8 @@ class RaySession:
         return self
 
     def __exit__(self, *exc) -> None:
-        self.ray.shutdown()
+        if not self._leave:
+            self.ray.shutdown()
 
     def cpus(self) -> float:
         return self.ray.cluster_resources().get("CPU", 1.0)

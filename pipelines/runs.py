@@ -12,8 +12,7 @@ from typing import Any
 import polars as pl
 
 import datakit
-from catalogs import schema
-from catalogs.tables import Catalog, polars_type
+from catalogs.tables import Catalog, polars_schema
 
 
 def new_run_id() -> str:
@@ -55,6 +54,6 @@ class RunRecord:
             "counts": json.dumps(counts), "stage_cpu_s": json.dumps({k: round(v, 3) for k, v in self.stage_cpu_s.items()}),
             "wall_s": time.monotonic() - self.started, "cpu_hours": sum(self.stage_cpu_s.values()) / 3600, "gpu_hours": 0.0,
         }
-        types = {f.name: polars_type(f.type) for f in schema.arrow_schema("runs") if f.name in row}
+        types = {name: kind for name, kind in polars_schema("runs").items() if name in row}
         how = {"on": "t.run_id = s.run_id", "set": {name: f"s.{name}" for name in row if name != "run_id"}}
         self.catalog.update("runs", lambda table: (pl.DataFrame([row], schema=types), how))

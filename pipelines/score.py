@@ -10,8 +10,7 @@ from typing import Callable, Iterator
 
 import polars as pl
 
-from catalogs import schema
-from catalogs.tables import Catalog, polars_type
+from catalogs.tables import Catalog, polars_schema
 from datakit.errors import ConfigError
 from pipelines.isolate import ToolSpec
 from pipelines.jobs import ClipSpan, ScoreJob
@@ -145,7 +144,7 @@ def write_columns(catalog: Catalog, rows: list[dict], fingerprints: dict[str, st
     """
     if not rows:
         return
-    types = {f.name: polars_type(f.type) for f in schema.arrow_schema("clips") if f.name in rows[0]}
+    types = {name: kind for name, kind in polars_schema("clips").items() if name in rows[0]}
     filled = [name for name in types if name not in ("clip_id", "run_id", "shard", "errors")]
     for (shard,), group in pl.DataFrame(rows, schema=types).group_by("shard"):
         def make(table: pl.LazyFrame) -> tuple[pl.DataFrame, dict]:
@@ -156,7 +155,7 @@ def write_columns(catalog: Catalog, rows: list[dict], fingerprints: dict[str, st
                 [e for e in before or [] if e["stage"] not in fingerprints] + (new or [])
                 for before, new in zip(joined["errors"].to_list(), joined["new_errors"].to_list())
             ]
-            clip_types = {f.name: polars_type(f.type) for f in schema.arrow_schema("clips")}
+            clip_types = polars_schema("clips")
             source = joined.drop("new_errors").with_columns(
                 pl.Series("stage_versions", versions, dtype=clip_types["stage_versions"]),
                 pl.Series("errors", errors, dtype=clip_types["errors"]),

@@ -19,7 +19,7 @@ from datakit.video.picture import Picture
 from datakit.video.probe import VideoInfo, describe
 from pipelines.division import Divider, FrameMark, Piece
 from pipelines.frames import (
-    SPLIT_FROM_S, Event, FrameJob, FrameRecord, Spent, key_frames, measure_frames, measure_in_segments, stage_failures,
+    SPLIT_FROM_S, Event, FrameJob, FrameRecord, Spent, measure_frames, measure_in_segments, stage_failures,
 )
 from pipelines.jobs import ClipBatch, PassJob, VideoFacts
 from pipelines.measure import GridSummary
@@ -90,9 +90,7 @@ class _VideoPass:
         self._damage = reader.damage
         duration = self.info.expected_s or 0.0
         if self.job.threads > 1 and duration >= SPLIT_FROM_S:
-            boundaries = key_frames(self.job.uri, self.info.stream, first.pts, duration)
-            if len(boundaries) > 1:
-                return measure_in_segments(job, boundaries, self.job.threads, self.job.limits)
+            return measure_in_segments(job, duration, self.job.threads, self.job.limits)
         return measure_frames(job, reader, chain([first], pictures))
 
     def _begin(self, reader: VideoReader, first: Picture) -> None:

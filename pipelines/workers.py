@@ -43,6 +43,7 @@ class VideoWorker:
 
     def __init__(self, spec: ToolSpec, attempts: int, with_images: bool):
         self._child = Child(spec)
+        self._child.start()
         self._attempts = attempts
         self._with_images = with_images
 
@@ -73,6 +74,7 @@ class StageWorker:
 
     def __init__(self, spec: ToolSpec):
         self._child = Child(spec)
+        self._child.start()
 
     def version(self) -> str:
         return datakit.__version__

@@ -1,0 +1,87 @@
+"""`datakit catalog validate`: does a catalog hold what its schema and its protocol promise?"""
+
+from __future__ import annotations
+
+import os
+from typing import Iterator
+
+import polars as pl
+
+from catalogs import schema
+from catalogs.funnel import funnel
+from catalogs.tables import Catalog
+from datakit.clip import clip_id
+from datakit.errors import CatalogError
+
+
+def problems(catalog: Catalog, sources: bool = True) -> Iterator[str]:
+    """Everything that is wrong, one line each.
+
+    Args:
+        sources: also look whether local source files are where they were, unchanged in size.
+    """
+    broken = False
+    for name in schema.TABLES:
+        for line in schema.missing_columns(name, catalog.scan(name).collect_schema().names()):
+            broken = True
+            yield line
+    if broken:
+        return
+    try:
+        funnel(catalog)
+    except CatalogError as e:
+        yield str(e)
+    yield from _identities(catalog)
+    yield from _overlaps(catalog)
+    yield from _files(catalog)
+    if sources:
+        yield from _sources(catalog)
+
+
+def _identities(catalog: Catalog) -> Iterator[str]:
+    clips = catalog.finished_clips().select("clip_id", "video_id", "stream", "start_pts", "end_pts", "shard").collect()
+    twice = clips.filter(pl.col("clip_id").is_duplicated())
+    if twice.height:
+        yield f"{twice['clip_id'].n_unique()} clip_id occur more than once; first {twice['clip_id'][0]}"
+    wrong = [c for c, v, s, a, b, _ in clips.iter_rows() if clip_id(v, s, a, b) != c]
+    if wrong:
+        yield f"{len(wrong)} clips have an id that is not the hash of their span; first {wrong[0]}"
+    misplaced = clips.filter(pl.col("shard") != pl.col("video_id").str.slice(0, catalog.shard_digits))
+    if misplaced.height:
+        yield f"{misplaced.height} clips lie in another shard than their video's"
+    videos = catalog.scan("videos").select("video_id").collect()
+    if videos["video_id"].is_duplicated().any():
+        yield "a video_id occurs more than once in videos"
+
+
+def _overlaps(catalog: Catalog) -> Iterator[str]:
+    clips = catalog.finished_clips().select("clip_id", "video_id", "stream", "start_pts", "end_pts").sort("video_id", "stream", "start_pts")
+    before = pl.col("end_pts").shift(1).over("video_id", "stream")
+    overlapping = clips.filter((pl.col("start_pts") < before) | (pl.col("end_pts") <= pl.col("start_pts"))).collect()
+    if overlapping.height:
+        yield f"{overlapping.height} clips overlap the one before or are empty; first {overlapping['clip_id'][0]}"
+
+
+def _files(catalog: Catalog) -> Iterator[str]:
+    if not catalog.is_local:
+        return
+    paths = catalog.finished_clips().filter(pl.col("path").is_not_null()).select("clip_id", "path").collect()
+    missing = [c for c, path in paths.iter_rows() if not os.path.isfile(os.path.join(catalog.root, path))]
+    if missing:
+        yield f"{len(missing)} clip files are missing; first that of clip {missing[0]}"
+
+
+def _sources(catalog: Catalog) -> Iterator[str]:
+    videos = catalog.scan("videos").filter(pl.col("status") == "ok").select("video_id", "uris").collect()
+    for video_id, uris in videos.iter_rows():
+        local = [u for u in uris if "://" not in u["uri"]]
+        if len(local) < len(uris) or any(_unchanged(u) for u in local):
+            continue
+        yield f"video {video_id} is not at {local[0]['uri'] if local else 'any address'} any more (`datakit catalog relink OLD NEW`)"
+
+
+def _unchanged(address: dict) -> bool:
+    try:
+        return os.stat(address["uri"]).st_size == address["size"]
+    except OSError:
+        return False

@@ -1,0 +1,220 @@
+"""The command line. Parts are imported when a command needs them: `datakit --help` stays quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from datakit.errors import DatakitError
+
+app = typer.Typer(
+    name="datakit", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Raw video in, a versioned Parquet catalog of scored clips out.",
+)
+run_app = typer.Typer(no_args_is_help=True, help="Pipelines, on Ray.")
+catalog_app = typer.Typer(no_args_is_help=True, help="Look at a catalog and keep it in order.")
+app.add_typer(run_app, name="run")
+app.add_typer(catalog_app, name="catalog")
+
+CatalogOption = Annotated[str, typer.Option("--catalog", "-c", help="Catalog folder, or s3://, gs:// URL.")]
+ConfigOption = Annotated[Optional[Path], typer.Option("--config", help="YAML file of settings.")]
+SetOption = Annotated[Optional[list[str]], typer.Option("--set", help="One setting: STAGE.option=value. Repeatable.")]
+RayOption = Annotated[str, typer.Option("--ray", help="local (start Ray here), auto, or the address of a cluster.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout, nothing else.")]
+CatalogArgument = Annotated[str, typer.Argument(metavar="DIR", help="Catalog folder, or s3://, gs:// URL.")]
+
+
+def main() -> None:
+    """Entry point: errors meant for the user are one line on stderr and exit code 2; Ctrl-C is 130."""
+    try:
+        app(standalone_mode=True)
+    except DatakitError as e:
+        _finish(f"datakit: {e}", 2)
+    except KeyboardInterrupt:
+        _finish("datakit: stopped; what was committed stays, the same command goes on from there", 130)
+    except SystemExit as e:
+        _finish("", e.code if isinstance(e.code, int) else int(bool(e.code)))
+
+
+def _finish(message: str, code: int) -> None:
+    """Leave at once: a Ray that was started here dies with this process, its own goodbye takes a second."""
+    if message:
+        print(message, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@run_app.command("ingest")
+def run_ingest(
+    sources: Annotated[list[str], typer.Argument(metavar="SRC...", help="Files, folders, globs, lists (txt, csv, jsonl, parquet), URLs.")],
+    catalog: CatalogOption,
+    recipe: Annotated[Optional[str], typer.Option("--recipe", help="Name of a shipped recipe, or a YAML file.")] = None,
+    settings: SetOption = None,
+    config: ConfigOption = None,
+    ray: RayOption = "local",
+    clips: Annotated[Optional[str], typer.Option("--clips", help="virtual (no files), cut (re-encode), copy (stream copy).")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do quarantined videos again.")] = False,
+    limit: Annotated[Optional[int], typer.Option("--limit", min=1, help="Take at most this many sources.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show settings, stages and what is missing; do nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find shots, score clips, and enter them in the catalog (made if there is none)."""
+    from datakit import config as settings_loader
+    from pipelines.settings import Settings
+
+    chosen = [*(settings or []), *([f"recipe={recipe}"] if recipe else []), *([f"clips={clips}"] if clips else [])]
+    resolved = settings_loader.load(Settings, config, chosen)
+    if dry_run:
+        from pipelines.console import show_plan
+
+        show_plan(resolved, sources, catalog, as_json)
+        return
+    from pipelines.console import ProgressBar, show_report
+    from pipelines.ingest import ingest
+
+    with ProgressBar(quiet=as_json) as bar:
+        report = ingest(sources, catalog, resolved, ray, retry_failed, limit, bar.update, leave_ray=True)
+    show_report(report, catalog, as_json)
+
+
+@run_app.command("score")
+def run_score(
+    catalog: CatalogOption,
+    stages: Annotated[Optional[str], typer.Option("--stages", help="Comma-separated; all enabled ones if not given.")] = None,
+    where: Annotated[Optional[str], typer.Option("--where", help="SQL condition over the view clips.")] = None,
+    redo: Annotated[bool, typer.Option("--redo", help="Also clips that have been through these stages.")] = False,
+    settings: SetOption = None,
+    config: ConfigOption = None,
+    ray: RayOption = "local",
+    as_json: JsonOption = False,
+) -> None:
+    """Fill score columns of clips that are in the catalog."""
+    from datakit import config as settings_loader
+    from pipelines.console import ScoreBar, show_score
+    from pipelines.score import score
+    from pipelines.settings import Settings
+
+    names = [name.strip() for name in stages.split(",") if name.strip()] if stages else None
+    with ScoreBar(quiet=as_json) as bar:
+        counts = score(catalog, settings_loader.load(Settings, config, settings or []), names, where, redo, ray, bar.update)
+    show_score(counts, as_json)
+
+
+@run_app.command("decide")
+def run_decide(
+    catalog: CatalogOption,
+    recipe: Annotated[str, typer.Option("--recipe", help="Name of a shipped recipe, or a YAML file.")] = "default",
+    as_json: JsonOption = False,
+) -> None:
+    """Apply a recipe to stored scores; opens no video."""
+    from catalogs.funnel import funnel
+    from catalogs.tables import Catalog
+    from pipelines.console import show_funnel
+    from pipelines.decide import decide
+    from pipelines.recipe import load_recipe
+    from pipelines.runs import RunRecord
+
+    opened = Catalog(catalog)
+    rules = load_recipe(recipe, opened.view_columns())
+    record = RunRecord(opened, "decide", {"recipe": rules.label}).begin()
+    decide(opened, rules)
+    counted = funnel(opened)
+    record.end("finished", {"funnel": counted.as_dict()})
+    show_funnel(counted, as_json)
+
+
+@catalog_app.command("show")
+def catalog_show(catalog: CatalogArgument, as_json: JsonOption = False) -> None:
+    """Tables, versions, counts, and every column with its unit and meaning."""
+    from catalogs.tables import Catalog
+    from pipelines.console import show_catalog
+
+    show_catalog(Catalog(catalog), as_json)
+
+
+@catalog_app.command("funnel")
+def catalog_funnel(catalog: CatalogArgument, as_json: JsonOption = False) -> None:
+    """Where every video and clip is: kept, rejected by which rule, pending, quarantined why."""
+    from catalogs.funnel import funnel
+    from catalogs.tables import Catalog
+    from pipelines.console import show_funnel
+
+    show_funnel(funnel(Catalog(catalog)), as_json)
+
+
+@catalog_app.command("query")
+def catalog_query(
+    catalog: CatalogArgument,
+    sql: Annotated[str, typer.Argument(help='For example: "SELECT uri, start_s, motion FROM clips WHERE status = \'kept\'".')],
+    form: Annotated[str, typer.Option("--format", help="table, csv or jsonl.")] = "table",
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Rows shown in a table.")] = 40,
+) -> None:
+    """SQL over clips (the joined view), videos, decisions and runs."""
+    from catalogs.query import query
+    from catalogs.tables import Catalog
+    from pipelines.console import show_rows
+
+    show_rows(query(Catalog(catalog), sql), form, rows)
+
+
+@catalog_app.command("validate")
+def catalog_validate(
+    catalog: CatalogArgument,
+    sources: Annotated[bool, typer.Option(help="Also look for local source files.")] = True,
+) -> None:
+    """Check schema, identities, accounts, clip files and sources; exit code 1 when something is wrong."""
+    from catalogs.check import problems
+    from catalogs.tables import Catalog
+
+    found = 0
+    for problem in problems(Catalog(catalog), sources):
+        found += 1
+        print(problem)
+    print("the catalog is in order" if not found else f"{found} problems")
+    raise typer.Exit(1 if found else 0)
+
+
+@catalog_app.command("relink")
+def catalog_relink(
+    catalog: CatalogArgument,
+    old: Annotated[str, typer.Argument(help="Prefix of addresses in the catalog.")],
+    new: Annotated[str, typer.Argument(help="Where the same files are now.")],
+) -> None:
+    """Sources were moved: point the catalog to where the same content is now."""
+    from catalogs.relink import relink
+    from catalogs.tables import Catalog
+
+    result = relink(Catalog(catalog), old, new)
+    for line in result.failed:
+        print(f"not moved: {line}", file=sys.stderr)
+    print(f"{result.moved} addresses moved, {len(result.failed)} not")
+    raise typer.Exit(1 if result.failed else 0)
+
+
+@app.command("doctor")
+def doctor(
+    quick: Annotated[bool, typer.Option("--quick", help="Do not start Ray.")] = False, as_json: JsonOption = False
+) -> None:
+    """What is installed, what is missing and which extra brings it; exit code 1 when something needed fails."""
+    from dataclasses import asdict
+
+    from datakit.doctor import examine
+
+    findings = examine(start_ray=not quick)
+    if as_json:
+        print(json.dumps([asdict(f) for f in findings], indent=1))
+    else:
+        for f in findings:
+            mark = {True: "ok", False: "FAILS", None: "–"}[f.ok]
+            print(f"{f.area:<22} {f.name:<24} {mark:<6} {f.detail}")
+    raise typer.Exit(1 if any(f.ok is False for f in findings) else 0)
+
+
+if __name__ == "__main__":
+    main()

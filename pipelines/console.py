@@ -1,0 +1,279 @@
+"""What the commands print: progress, reports, tables. Nothing here computes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from catalogs.funnel import Funnel
+    from catalogs.tables import Catalog
+    from pipelines import ingest
+    from pipelines.settings import Settings
+
+REFRESH_S = 0.5
+
+
+class ProgressBar:
+    """Progress of an ingest on stderr: videos, rate against real time, time left. Silent without a terminal."""
+
+    def __init__(self, quiet: bool = False):
+        console = Console(stderr=True)
+        self._rich = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("videos"),
+            TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), console=console, transient=True,
+            disable=quiet or not console.is_terminal, refresh_per_second=4,
+        )
+        self._task = self._rich.add_task("starting", total=None, rate="")
+        self._began: float | None = None
+        self._shown = 0.0
+
+    def __enter__(self) -> ProgressBar:
+        self._rich.__enter__()
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self._rich.__exit__(*exc)
+
+    def update(self, progress: ingest.Progress) -> None:
+        now = time.monotonic()
+        if now - self._shown < REFRESH_S:
+            return
+        self._shown = now
+        total = None if progress.listing else progress.registered
+        self._rich.update(
+            self._task, description=progress.phase, completed=progress.done, total=total, rate=self._rate(progress, now)
+        )
+
+    def _rate(self, progress: ingest.Progress, now: float) -> str:
+        seconds = progress.video_s + progress.running_s
+        if not seconds:
+            return ""
+        if self._began is None:
+            self._began = now
+        speed = seconds / max(1e-3, now - self._began + REFRESH_S)
+        parts = [f"{progress.clips} clips", f"{speed:.0f}× real time"]
+        if progress.done and not progress.listing:
+            left = (progress.registered - progress.done) * (now - self._began) / progress.done
+            parts.append(f"about {_duration(left)} left")
+        if progress.quarantined:
+            parts.append(f"{progress.quarantined} quarantined")
+        return " · ".join(parts)
+
+
+class ScoreBar(ProgressBar):
+    """The same for scoring."""
+
+    def update(self, done: int, of: int) -> None:
+        self._rich.update(self._task, description="scoring", completed=done, total=of)
+
+
+def show_plan(settings: Settings, sources: Sequence[str], catalog: str, as_json: bool) -> None:
+    """`--dry-run`: the resolved settings, the stages, the rules, and what is missing."""
+    from pipelines.ingest_run import checked_recipe
+    from pipelines.sources import check
+    from pipelines.stages import STAGES, enabled_stages, fingerprint, missing_requirements
+
+    check(sources)
+    recipe = checked_recipe(settings)
+    stages = [
+        {"stage": name, "needs": STAGES[name].needs, "columns": list(STAGES[name].columns),
+         "fingerprint": fingerprint(name, settings), "missing": missing_requirements(name, settings)}
+        for name in enabled_stages(settings)
+    ]
+    waiting = recipe.waits_for(set(enabled_stages(settings)))
+    if as_json:
+        print(json.dumps({"settings": settings.model_dump(), "stages": stages, "recipe": recipe.label, "pending_rules": waiting}, indent=1))
+        return
+    import yaml
+
+    console = Console()
+    console.print(f"Sources: {', '.join(sources)}\nCatalog: {catalog}\n", highlight=False)
+    console.print(yaml.safe_dump(json.loads(settings.model_dump_json()), sort_keys=False).rstrip() + "\n", highlight=False, markup=False)
+    table = Table("stage", "looks at", "fills", "fingerprint", "missing", title="Stages", title_justify="left")
+    for s in stages:
+        table.add_row(s["stage"], s["needs"], ", ".join(s["columns"]) or "videos.cuts, the clips", s["fingerprint"], "; ".join(s["missing"]) or "–")
+    console.print(table)
+    rules = Table("rule", "keeps", "source", title=f"Recipe {recipe.label}: {recipe.file.description}", title_justify="left")
+    for rule in recipe.file.rules:
+        keep = rule.keep if isinstance(rule.keep, str) else "\n".join(f"{k}: {v}" for k, v in rule.keep.items())
+        rules.add_row(rule.name, keep, rule.source + (f" (waits for stage {waiting[rule.name]})" if rule.name in waiting else ""))
+    console.print(rules)
+
+
+def show_report(report: ingest.Report, catalog: str, as_json: bool) -> None:
+    """The end of an ingest: what it did, the funnel, time by stage."""
+    if as_json:
+        body = {"run_id": report.run_id, "catalog": catalog, "counts": report.counts, "ignored_files": report.ignored_files,
+                "funnel": report.funnel.as_dict(), "stage_cpu_s": report.stage_cpu_s, "wall_s": report.wall_s,
+                "cpu_hours_per_kept_hour": report.cpu_hours_per_kept_hour}
+        print(json.dumps(body, indent=1))
+        return
+    console = Console(highlight=False)
+    console.print(_sentence(report), "\n")
+    show_funnel(report.funnel, False)
+    total = sum(report.stage_cpu_s.values())
+    if total:
+        table = Table("stage", "CPU s", "share", title="Time by stage", title_justify="left")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for stage, seconds in sorted(report.stage_cpu_s.items(), key=lambda item: -item[1]):
+            table.add_row(stage, f"{seconds:.1f}", f"{seconds / total:.0%}")
+        console.print(table)
+    per_hour = report.cpu_hours_per_kept_hour
+    spent = f"{_duration(report.wall_s)} in all, {_duration(total)} of CPU in the stages"
+    console.print(spent + (f", {per_hour:.2f} CPU-hours per kept hour" if per_hour and total else "") + ".")
+    console.print(f'Catalog: {catalog}   (try: datakit catalog query {catalog} "SELECT uri, start_s, end_s, motion FROM clips WHERE status = \'kept\'")',
+                  soft_wrap=True, markup=False)
+
+
+def _sentence(report: ingest.Report) -> str:
+    c = report.counts
+    parts = [f"{c['ok']} videos ingested"] if c["ok"] else ["nothing new to ingest"]
+    words = {"quarantined": "quarantined", "quarantined_at_once": "unreadable", "done_before": "done before",
+             "quarantined_before": "quarantined before (--retry-failed does them again)", "same_content": "with the content of another",
+             "done_by_another": "done by another run meanwhile"}
+    parts += [f"{c[key]} {text}" for key, text in words.items() if c[key]]
+    ignored = f"; {report.ignored_files} files without a media suffix ignored" if report.ignored_files else ""
+    return f"{c['sources']} sources: {', '.join(parts)}{ignored}."
+
+
+def show_funnel(funnel: Funnel, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(funnel.as_dict(), indent=1))
+        return
+    console = Console(highlight=False)
+    table = Table("", "number", "hours", "why", title="Funnel", title_justify="left")
+    table.columns[1].justify = table.columns[2].justify = "right"
+    hours = funnel.hours
+    table.add_row("videos", str(funnel.videos), _hours(hours.get("videos")), "")
+    table.add_row("  ok", str(funnel.videos_ok), "", "")
+    if funnel.videos_pending:
+        table.add_row("  pending", str(funnel.videos_pending), "", "not processed yet: the same command goes on")
+    table.add_row("  quarantined", str(funnel.videos_quarantined), "", _list(funnel.quarantine))
+    table.add_section()
+    table.add_row("clips", str(funnel.clips), _hours(sum(hours.get(s, 0.0) for s in ("kept", "rejected", "pending", "quarantined"))), "")
+    table.add_row("  rejected", str(funnel.rejected), _hours(hours.get("rejected")), "")
+    for rule, (count, only) in funnel.rejected_by.items():
+        table.add_row(f"    {rule}", str(count), "", f"{only} by this rule alone" if only else "")
+    table.add_row("  pending", str(funnel.pending), _hours(hours.get("pending")), _list(funnel.pending_on))
+    table.add_row("  quarantined", str(funnel.quarantined), _hours(hours.get("quarantined")), _list(funnel.clip_errors))
+    levels = f"levels {_list(funnel.levels)}" if len(funnel.levels) > 1 else ""
+    table.add_row("  kept", str(funnel.kept), _hours(hours.get("kept")), levels)
+    console.print(table)
+
+
+def show_score(counts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(counts, indent=1))
+        return
+    print(f"{counts['clips']} clips of {counts['videos']} videos scored, {counts['clips_with_errors']} with errors")
+
+
+def show_catalog(catalog: Catalog, as_json: bool) -> None:
+    from catalogs import schema
+
+    tables = [
+        {"table": name, "version": handle.version(), "rows": catalog.scan(name).select(_count()).collect().item(),
+         "files": len(handle.file_uris())}
+        for name in schema.TABLES for handle in [catalog.table(name)]
+    ]
+    filled = catalog.finished_clips().count().collect().row(0, named=True)
+    clips = max(1, filled["clip_id"])
+    columns = {
+        name: [{"column": c.name, "type": str(c.type), "unit": c.unit, "meaning": c.meaning, "filled_by": c.filled_by,
+                **({"filled": filled[c.name] / clips} if name == "clips" else {})} for c in described]
+        for name, described in schema.TABLES.items()
+    }
+    if as_json:
+        print(json.dumps({"root": catalog.root, "tables": tables, "columns": columns}, indent=1))
+        return
+    console = Console(highlight=False)
+    overview = Table("table", "version", "rows", "files", title=f"Catalog {catalog.root}", title_justify="left")
+    for t in tables:
+        overview.add_row(*(str(value) for value in t.values()))
+    console.print(overview)
+    for name in ("clips", "videos", "decisions", "runs"):
+        table = Table("column", "type", "unit", "filled by", *(["filled"] if name == "clips" else []), "meaning", title=name, title_justify="left")
+        for c in columns[name]:
+            share = [f"{c['filled']:.0%}"] if name == "clips" else []
+            table.add_row(c["column"], _short_type(c["type"]), c["unit"], c["filled_by"], *share, c["meaning"])
+        console.print(table)
+    added = ", ".join([*schema.VIEW_FROM_VIDEOS, *(c.name for c in schema.VIEW_ADDED)])
+    console.print(f"`datakit catalog query` shows the view clips: the columns of clips and, joined to them, {added}.", markup=False)
+
+
+def show_rows(frame: pl.DataFrame, form: str, rows: int) -> None:
+    from datakit.errors import ConfigError
+
+    if form == "csv":
+        nested = [name for name, kind in frame.schema.items() if kind.is_nested()]
+        import polars as pl
+
+        flat = frame.with_columns([pl.col(n).map_elements(lambda v: json.dumps(_plain(v)), return_dtype=pl.String) for n in nested])
+        sys.stdout.write(flat.write_csv())
+    elif form == "jsonl":
+        sys.stdout.write(frame.write_ndjson())
+    elif form == "table":
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+        table = Table(*frame.columns)
+        for name, column in zip(frame.columns, table.columns):
+            if frame.schema[name].is_numeric():
+                column.justify = "right"
+        for row in frame.head(rows).iter_rows():
+            table.add_row(*(_cell(value) for value in row))
+        console.print(table)
+        if frame.height > rows:
+            console.print(f"{rows} of {frame.height} rows (--rows for more)")
+    else:
+        raise ConfigError(f"--format is table, csv or jsonl, not {form!r}")
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(_cell(v) for v in value)
+    if isinstance(value, dict):
+        return " ".join(f"{k}={_cell(v)}" for k, v in value.items())
+    return str(value)
+
+
+def _plain(value: object) -> object:
+    return value.to_list() if hasattr(value, "to_list") else value
+
+
+def _count():
+    import polars as pl
+
+    return pl.len()
+
+
+def _short_type(text: str) -> str:
+    return text.split("<")[0] if "<" in text else text
+
+
+def _list(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _hours(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
