@@ -3,10 +3,10 @@
 Rules, in order:
 
 1. A shot is what lies between two cuts; frames inside a gradual transition belong to none.
-2. A *fade* is a run of dark frames (mean of B, G, R below `fade_level`) next to brighter frames of the same
-   shot, no longer than `max_s + min_s`. Its frames belong to no clip and part what lies on either side. A
-   longer dark run is a dark scene, and a shot that is dark throughout is a shot: both make clips of
-   their own (recipes reject them by brightness).
+2. Dark frames (mean of B, G, R below `fade_level`) next to brighter frames of the same shot are those of a
+   *fade*: they belong to no clip and part what lies on either side. But dark frames that show something
+   (luma spread of `BLANK_SPREAD` codes) for longer than `LONGEST_FADE_S` are a dark scene, and a shot that is
+   dark throughout is a shot: these make clips of their own (recipes judge them by brightness).
 3. `trim_frames` are taken off both ends of each part, unless nothing would be left.
 4. What lasts at most `max_s` is a clip. Longer parts give clips of at most `max_s` each, greedily from the
    front, as long as at least `min_s` remain; a rest between `max_s` and `max_s + min_s` is halved. So
@@ -19,6 +19,11 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from fractions import Fraction
+
+
+LONGEST_FADE_S = 2.0
+BLANK_SPREAD = 4.0
+"""Standard deviation of luma codes (16..235 scale) below which a dark frame shows nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,7 @@ class FrameMark:
     duration: int
     change: float
     dark: bool
+    blank: bool = False  # dark, and showing nothing
     cut: bool = False
     transition: bool = False
 
@@ -67,61 +73,58 @@ class Divider:
         self._trim = trim_frames
         self._part: deque[FrameMark] = deque()  # the open part, its start already trimmed
         self._lead: list[FrameMark] = []  # frames trimmed off its start
-        self._dark: list[FrameMark] = []  # a dark run that may be a fade
+        self._dark: list[FrameMark] = []  # a dark run that may turn out a scene of its own
+        self._longest_fade = LONGEST_FADE_S / time_base
         self._shot_has_picture = False
 
     @property
     def open_pts(self) -> int | None:
-        """No piece still to come starts before this timestamp (None: before the next mark's)."""
-        marks = [m[0].pts for m in (self._part, self._lead, self._dark) if m]
-        return min(marks) if marks else None
+        """No piece still to come starts before this timestamp; None: before that of the next frame."""
+        starts = [marks[0].pts for marks in (self._part, self._lead, self._dark) if marks]
+        return min(starts) if starts else None
 
     def push(self, mark: FrameMark) -> list[Piece]:
-        pieces = []
-        if mark.cut:
-            pieces += self._end_shot()
+        """Take the next frame; give the pieces that became certain, in order."""
+        pieces = self._end_shot() if mark.cut else []
         if mark.transition:
+            return pieces + self._end_part()
+        if mark.dark:
+            return pieces + self._push_dark(mark)
+        if self._part and self._part[-1].dark:  # a dark scene is over
             pieces += self._end_part()
-        elif mark.dark:
-            pieces += self._push_dark(mark)
-        else:
-            if self._dark:  # the fade is over; what was before it ended where it began
-                pieces += self._end_part()
-                self._dark = []
-            elif self._part and self._part[-1].dark:  # a dark scene is over
-                pieces += self._end_part()
-            self._shot_has_picture = True
-            pieces += self._extend(mark)
-        return pieces
+        self._dark = []  # it was a fade
+        self._shot_has_picture = True
+        return pieces + self._extend(mark)
 
     def finish(self) -> list[Piece]:
         return self._end_shot()
 
     def _push_dark(self, mark: FrameMark) -> list[Piece]:
-        if self._part and self._part[-1].dark:
+        in_dark_scene = bool(self._part) and self._part[-1].dark
+        if in_dark_scene and not (mark.blank and self._shot_has_picture):
             return self._extend(mark)
-        self._dark.append(mark)
-        if mark.pts + mark.duration - self._dark[0].pts <= self._horizon:
-            return []
-        return self._dark_scene()
-
-    def _dark_scene(self) -> list[Piece]:
-        """The dark run was no fade: it becomes a part of its own."""
-        run, self._dark = self._dark, []
         pieces = self._end_part()
-        for mark in run:
-            pieces += self._extend(mark)
+        if mark.blank and self._shot_has_picture:
+            self._dark = []
+            return pieces
+        if not mark.blank:
+            self._dark = [m for m in self._dark if not m.blank]
+        self._dark.append(mark)
+        lasting = _end(mark) - self._dark[0].pts
+        if lasting > (self._horizon if mark.blank else self._longest_fade):
+            self._shot_has_picture = not mark.blank
+            pieces += self._dark_scene()
         return pieces
 
+    def _dark_scene(self) -> list[Piece]:
+        run, self._dark = self._dark, []
+        return [piece for mark in run for piece in self._extend(mark)]
+
     def _end_shot(self) -> list[Piece]:
-        pieces = []
-        if self._dark:
-            if self._shot_has_picture:
-                pieces += self._end_part()
-                self._dark = []
-            else:
-                pieces += self._dark_scene()
-        pieces += self._end_part()
+        pieces = self._end_part()
+        if self._dark and not self._shot_has_picture:  # dark throughout
+            pieces += self._dark_scene() + self._end_part()
+        self._dark = []
         self._shot_has_picture = False
         return pieces
 

@@ -17,7 +17,7 @@ from datakit.errors import ErrorKind, MediaError
 from datakit.video.decode import Damage, VideoReader
 from datakit.video.picture import Picture
 from datakit.video.probe import VideoInfo, describe
-from pipelines.division import Divider, FrameMark, Piece
+from pipelines.division import BLANK_SPREAD, Divider, FrameMark, Piece
 from pipelines.frames import (
     SPLIT_FROM_S, Event, FrameJob, FrameRecord, Spent, measure_frames, measure_in_segments, stage_failures,
 )
@@ -116,8 +116,16 @@ class _VideoPass:
         elif isinstance(event, Damage):
             self._damage.append(event)
         else:
+            self._summary.forget(self._oldest_needed(event.pts))
             self._summary.add(event)
         return []
+
+    def _oldest_needed(self, now: int) -> int:
+        """Samples before this timestamp can belong to no clip still to come."""
+        open_pts = self._divider.open_pts
+        if open_pts is None:
+            open_pts = self._held[0][1].pts if self._held else now
+        return min(open_pts, now)
 
     def _drain(self) -> list[Piece]:
         with stage_failures("shots"):
@@ -143,15 +151,15 @@ class _VideoPass:
         if reach > self._longest_pause and following is not None:
             reach = own
             self._cut_frames.add(index + 1)  # the stream has a gap: a shot does not reach across
+        dark = record.note.mean < self.job.fade_level
         return FrameMark(
-            index, record.pts, reach, record.note.change, record.note.mean < self.job.fade_level,
+            index, record.pts, reach, record.note.change, dark, blank=dark and record.note.spread < BLANK_SPREAD,
             cut=index in self._cut_frames, transition=index in self._detector.transitions,
         )
 
     def _finish_clip(self, piece: Piece) -> None:
         span = Span(piece.start_pts, piece.end_pts, self._time_base)
         measured = self._summary.measure(span)
-        self._summary.forget(piece.start_pts)
         row = clip_columns(self.job.video_id, self.job.shard, self.info, span, piece, self._first_pts)
         errors = measured.errors + damage_errors(self._damage, span)
         self._batch.rows.append({**row, **measured.columns, "jitter": piece.change, "errors": errors})

@@ -24,6 +24,8 @@ from pipelines.jobs import DetectorOptions
 
 THUMBNAIL = (48, 27)
 """Width and height of TransNetV2's input."""
+DIM = 64.0
+"""Frames darker than this on average are looked at for whether they show anything."""
 LONGEST_FADE_S = 30.0
 """ThresholdDetector reports a cut in the middle of a fade once it is over; waiting for it ends here."""
 
@@ -48,11 +50,13 @@ class FrameNote:
     Attributes:
         change: PySceneDetect's content value against the frame before, 0..255 (0 on the first).
         mean: mean of B, G, R over the frame, 0..255: what ThresholdDetector compares.
+        spread: standard deviation of the luma codes; only looked at where the frame is dark, else 0.
         thumbnail: uint8 RGB [27, 48, 3], where TransNetV2 is to see it.
     """
 
     change: float
     mean: float
+    spread: float = 0.0
     thumbnail: np.ndarray | None = None
 
 
@@ -86,7 +90,7 @@ class ContentMeter:
         self._thumbnails = thumbnails
 
     def note(self, picture: Picture) -> FrameNote:
-        bgr, _ = picture.detector_view()
+        bgr, y = picture.detector_view()
         hsv = cv2.cvtColor(bgr, cv2.COLOR_BGR2HSV)
         pixels = hsv.shape[0] * hsv.shape[1]
         change = 0.0
@@ -95,7 +99,9 @@ class ContentMeter:
             change = (hue / pixels + saturation / pixels + value / pixels) / 3.0
         self._last = hsv
         thumbnail = cv2.resize(bgr, THUMBNAIL, interpolation=cv2.INTER_AREA)[..., ::-1] if self._thumbnails else None
-        return FrameNote(change, sum(cv2.sumElems(bgr)) / bgr.size, thumbnail)
+        mean = sum(cv2.sumElems(bgr)) / bgr.size
+        spread = float(cv2.meanStdDev(y)[1][0, 0]) if mean < DIM else 0.0
+        return FrameNote(change, mean, spread, thumbnail)
 
 
 class SceneDetectAdapter:
