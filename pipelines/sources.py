@@ -143,7 +143,6 @@ def _local(path: str, attributes: dict[str, str] | None = None) -> Source:
 def _expand_remote(spec: str, listing: Listing) -> Iterator[Source]:
     import fsspec
 
-    protocol = spec.split("://", 1)[0]
     try:
         fs, path = fsspec.core.url_to_fs(spec)
     except (ImportError, ValueError) as e:
@@ -163,7 +162,7 @@ def _expand_remote(spec: str, listing: Listing) -> Iterator[Source]:
     single = len(found) == 1
     for name, info in sorted(found.items()):
         if single or Path(name).suffix.lower() in MEDIA_SUFFIXES:
-            yield _remote(f"{protocol}://{name.lstrip('/')}" if protocol != "http" and protocol != "https" else name, info)
+            yield _remote(fs.unstrip_protocol(name), info)
         else:
             listing.ignored += 1
 

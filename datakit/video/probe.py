@@ -108,11 +108,13 @@ def _seconds(reader: VideoReader) -> float | None:
     stream, container = reader.stream, reader.container
     if stream.duration:
         return float(stream.duration * reader.time_base)
-    if tag := stream.metadata.get("DURATION"):  # Matroska: 00:00:24.023000000
+    # Matroska counts from zero, whenever the first frame is shown.
+    start = float((stream.start_time or 0) * reader.time_base)
+    if tag := stream.metadata.get("DURATION"):  # 00:00:24.023000000
         hours, minutes, seconds = tag.split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds) - start
     if container.duration and len(container.streams) == 1:
-        return container.duration / 1e6
+        return container.duration / 1e6 - start
     return None
 
 

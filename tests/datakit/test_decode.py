@@ -82,6 +82,18 @@ def test_any_file_name_opens(tmp_path, monkeypatch, name):
     assert probe(name).width == 128
 
 
+def test_object_stores_are_read_through_fsspec(tmp_path):
+    import fsspec
+
+    path = encode(tmp_path / "n.mp4", numbered(40), 25, pix_fmt="yuv420p", options=LOSSY)
+    fsspec.filesystem("memory").pipe("/bucket/n.mp4", path.read_bytes())
+    with VideoReader("memory:///bucket/n.mp4") as reader:
+        times = [p.pts for p in reader.frames()]
+    with VideoReader("memory:///bucket/n.mp4") as reader:
+        got = [number_of(p.rgb()) for p in reader.span(Span(times[31], times[35], reader.time_base))]
+    assert got == [31, 32, 33, 34]
+
+
 def test_odd_sizes(tmp_path):
     path = encode(tmp_path / "odd.mkv", [texture(61, 83)] * 4, 25, pix_fmt="yuv444p")
     info = probe(str(path))
