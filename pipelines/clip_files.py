@@ -19,14 +19,20 @@ COLUMNS = ("path", "lost_start", "lost_end")
 CLIPS_A_COMMIT = 1000
 
 
-def write_clips(session: RaySession, catalog: Catalog, settings: Settings, mode: str) -> dict[str, float]:
+def write_clips(
+    session: RaySession, catalog: Catalog, settings: Settings, mode: str, retry_failed: bool = False
+) -> dict[str, float]:
     """Write the kept clips that have no file of this mode yet.
+
+    Args:
+        mode: `cut` or `copy`.
+        retry_failed: also those that are quarantined because they could not be written.
 
     Returns:
         CPU seconds by stage.
     """
     mark = hashlib.blake2b(f"clips/{VERSION}/{mode}".encode(), digest_size=8).hexdigest()
-    todo = _todo(catalog, mark)
+    todo = _todo(catalog, mark, retry_failed)
     cpu_s: dict[str, float] = {}
     if not todo.height:
         return cpu_s
@@ -49,12 +55,14 @@ def write_clips(session: RaySession, catalog: Catalog, settings: Settings, mode:
     return cpu_s
 
 
-def _todo(catalog: Catalog, mark: str) -> pl.DataFrame:
-    entry = (pl.element().struct.field("stage") == "clips") & (pl.element().struct.field("fingerprint") == mark)
-    clips = catalog.clips().filter(
-        (pl.col("status") == "kept") & (pl.col("kind") == "video")
-        & ~pl.col("stage_versions").list.eval(entry).list.any().fill_null(False)
-    )
+def _todo(catalog: Catalog, mark: str, retry_failed: bool) -> pl.DataFrame:
+    stage_is_clips = pl.element().struct.field("stage") == "clips"
+    written = pl.col("stage_versions").list.eval(stage_is_clips & (pl.element().struct.field("fingerprint") == mark)).list.any()
+    todo = (pl.col("status") == "kept") & ~written.fill_null(False)
+    if retry_failed:
+        only_that = pl.col("errors").list.eval(stage_is_clips).list.all()
+        todo = todo | ((pl.col("status") == "quarantined") & only_that.fill_null(False))
+    clips = catalog.clips().filter((pl.col("kind") == "video") & todo)
     return clips.select("clip_id", "run_id", "video_id", "shard", "stream", "start_pts", "end_pts").join(
         catalog.scan("videos").select("video_id", "uris"), on="video_id").sort("video_id", "start_pts").collect()
 

@@ -194,11 +194,15 @@ class IngestRun:
         self.progress.running_s = sum(seconds.values())
 
     def _fill_gaps(self, session: RaySession) -> None:
-        """Clips of videos that were done before may lack a stage that was not enabled then, or has changed."""
+        """Clips of videos that were done before may lack a stage that was not enabled then, has changed or failed."""
         self.progress.phase = "scoring"
         if self.ledger.counts.done_before:
             names = [n for n in enabled_stages(self.settings) if n != "shots"]
-            self.record.spend(fill(session, self.catalog, self.settings, names, pl.col("video_id").is_in(list(self.ledger.seen))))
+            seen = pl.col("video_id").is_in(list(self.ledger.seen))
+            self.record.spend(fill(session, self.catalog, self.settings, names, seen))
+            if self.retry_failed:
+                failed = pl.col("errors").list.eval(pl.element().struct.field("stage").is_in(names)).list.any()
+                self.record.spend(fill(session, self.catalog, self.settings, names, seen & failed, redo=True))
 
     def _decide(self) -> None:
         self.progress.phase = "deciding"
@@ -209,7 +213,8 @@ class IngestRun:
     def _write_clips(self, session: RaySession) -> None:
         self.progress.phase = "writing clips"
         self.on_progress(self.progress)
-        self.record.spend(write_clips(session, self.catalog, self.settings, self.settings.clips))
+        self.record.spend(write_clips(session, self.catalog, self.settings, self.settings.clips, self.retry_failed))
+        decide(self.catalog, self.recipe)  # a clip that could not be written is quarantined
 
 
 def waves(stream: Iterator[Source]) -> Iterator[list[Source]]:

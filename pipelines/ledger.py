@@ -204,7 +204,7 @@ class Ledger:
     def _video_row(self, identity: str, sources: list[Source], problem: MediaError | None, old: list | None) -> dict:
         uris = {u["uri"]: u for u in old or []}
         uris.update({s.uri: {"uri": s.uri, "size": s.size, "etag": s.etag} for s in sources})
-        row: dict[str, object] = {"video_id": identity, "uris": list(uris.values()), "shard": self.catalog.shard_of(identity)}
+        row: dict[str, object] = {"video_id": identity, "uris": [uris[uri] for uri in sorted(uris)], "shard": self.catalog.shard_of(identity)}
         for source in reversed(sources):
             row.update(source.attributes)
         if problem is None:

@@ -152,7 +152,7 @@ def write_columns(catalog: Catalog, rows: list[dict], fingerprints: dict[str, st
             joined = group.rename({"errors": "new_errors"}).join(old, on=["clip_id", "run_id"])
             versions = [_merged(v or [], fingerprints) for v in joined["stage_versions"].to_list()]
             errors = [
-                [e for e in before or [] if e["stage"] not in fingerprints] + (new or [])
+                [e for e in before or [] if e["stage"] not in fingerprints and e not in (new or [])] + (new or [])
                 for before, new in zip(joined["errors"].to_list(), joined["new_errors"].to_list())
             ]
             clip_types = polars_schema("clips")

@@ -22,10 +22,10 @@ def main() -> None:
     film = CACHE / "bigbuckbunny_720p.mp4"
     if not film.exists():
         CACHE.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
             part = Path(folder) / "film"
             part.write_bytes(_film(Path(folder)))
-            shutil.move(part, film)
+            part.replace(film)
     print(film)
 
 

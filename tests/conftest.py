@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import subprocess
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from films import SHARED_VIDEOS, part_of
 
 TESTS = Path(__file__).parent
+collect_ignore = [] if SHARED_VIDEOS.is_dir() else ["pipelines/test_shared_footage.py"]
+"""A wider set of real footage lies beside some checkouts; its tests exist only there."""
+os.environ["FAULTY_ATTEMPTS"] = tempfile.mkdtemp(prefix="faulty_")  # before workers start: they inherit it
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))  # workers import test tools
 
 
@@ -23,13 +29,13 @@ def footage() -> dict[str, Path]:
     return {name: found[name] for name in ("bikes.mp4", "bigbuckbunny.mp4")}
 
 
-@pytest.fixture(scope="session")
-def shared_videos() -> Path:
-    """The project's wider set of real footage, where it is at hand."""
-    folder = TESTS.parent.parent / "shared" / "videos"
-    if not folder.is_dir():
-        pytest.skip("shared/videos is not beside the project")
-    return folder
+@pytest.fixture
+def attempts():
+    """How often each faulty tool was tried: a folder of files, an x per attempt."""
+    folder = Path(os.environ["FAULTY_ATTEMPTS"])
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return lambda: {path.name: path.stat().st_size for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +45,12 @@ def film() -> Path:
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def titles(film, tmp_path_factory) -> Path:
+    """100 s of the film with its closing titles."""
+    return part_of(film, 480, 100, tmp_path_factory.mktemp("titles") / "titles.mp4")
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from typing import Iterator
+from unittest import mock
 
 import numpy as np
 
-from pipelines.jobs import ClipBatch, PassJob, VideoFacts
+from pipelines.jobs import ClipBatch, FileJob, PassJob, VideoFacts
 
 
 def misbehave(how: str) -> None:
@@ -33,14 +34,54 @@ def echo(payload: object) -> Iterator[object]:
 
 
 def faulty_decoder(job: PassJob) -> Iterator[ClipBatch | VideoFacts]:
-    """`analyse`, but a video named after a fault has it, in the middle of decoding."""
+    """`analyse`, but a video named after a fault has it while its 80th frame is decoded."""
+    from datakit.video.decode import VideoReader
     from pipelines.video_pass import analyse
 
     count_attempt(job.uri)
-    for item in analyse(job):
+    frames = VideoReader.frames
+
+    def faulty_frames(reader):
+        for picture in frames(reader):
+            if picture.index == 80:
+                misbehave(name_of(job.uri))
+            yield picture
+
+    with mock.patch.object(VideoReader, "frames", faulty_frames):
+        yield from analyse(job)
+
+
+STAGE_CODE = {
+    "shots": "pipelines.stages.shots.ContentMeter.note",
+    "division": "pipelines.division.Divider.push",
+    "motion": "pipelines.stages.motion.Motion.pair",
+    "motion_vmaf": "pipelines.stages.motion.MotionVmaf.pair",
+    "letterbox": "pipelines.stages.letterbox.Letterbox.summarise",
+    "quality": "pipelines.stages.quality.Quality.frame",
+}
+"""What raises in a video of that name."""
+
+
+def faulty_stages(job: PassJob) -> Iterator[ClipBatch | VideoFacts]:
+    """`analyse`, but in a video named after a stage that stage raises."""
+    from pipelines.video_pass import analyse
+
+    place = STAGE_CODE.get(name_of(job.uri))
+    if place is None:
+        yield from analyse(job)
+        return
+    with mock.patch(place, side_effect=RuntimeError("planted")):
+        yield from analyse(job)
+
+
+def faulty_files(job: FileJob) -> Iterator[ClipBatch | VideoFacts]:
+    """`materialise`, but a video named after a fault has it."""
+    from pipelines.cut_pass import materialise
+
+    count_attempt(job.uri)
+    for item in materialise(job):
+        misbehave(name_of(job.uri))
         yield item
-        misbehave(fault_of(job.uri))
-    misbehave(fault_of(job.uri))
 
 
 class FaultyStage:
@@ -57,10 +98,10 @@ class FaultyStage:
         for clip in images:
             mean = clip[0].reshape(-1, 3).mean(axis=0) if clip else np.zeros(3)
             if mean[0] > 4 * max(mean[1], 5):
-                count_attempt("stage")
                 level = min(self.FAULTS, key=lambda red: abs(red - mean[0]))
+                count_attempt(self.FAULTS[level])
                 misbehave(self.FAULTS[level])
-            results.append({"ocr_area": 0.0, "ocr_boxes": 0})
+            results.append({"ocr_area": 0.25, "ocr_boxes": 1})
         return results
 
 
@@ -76,13 +117,11 @@ class WrongStage:
         return [{"ocr_area": 0.0, "ocr_boxes": 0} for _ in rows[1:]]
 
 
-def fault_of(uri: str) -> str:
+def name_of(uri: str) -> str:
     return os.path.basename(uri).split(".")[0]
 
 
 def count_attempt(name: str) -> None:
-    """Leave a mark that the test can count."""
-    folder = os.environ.get("FAULTY_ATTEMPTS")
-    if folder:
-        with open(os.path.join(folder, os.path.basename(name)), "a") as file:
-            file.write("x")
+    """Leave a mark that the test can count (`conftest.attempts`)."""
+    with open(os.path.join(os.environ["FAULTY_ATTEMPTS"], os.path.basename(name)), "a") as file:
+        file.write("x")

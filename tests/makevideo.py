@@ -139,7 +139,7 @@ def shots(lengths: Sequence[int], height: int = 120, width: int = 160) -> list[n
     frames = []
     for seed, length in enumerate(lengths):
         picture = texture(height, width, seed).astype(np.float32)
-        checks = np.add.outer(np.arange(height) // 6, np.arange(width) // 6) % 2 == 0
+        checks = np.add.outer(np.arange(height) // (height // 8), np.arange(width) // (height // 8)) % 2 == 0
         picture[checks] *= 0.4  # sharp edges
         tint = np.array([[1, 0.3, 0.3], [0.3, 1, 0.3], [0.3, 0.3, 1]][seed % 3], np.float32)
         frames += [(picture * tint).astype(np.uint8)] * length

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 from compare import differences
+from films import part_of
 from makevideo import encode, moving, shots, texture
 
 from catalogs.check import problems
@@ -304,13 +305,7 @@ def test_limit_takes_the_first_sources(tmp_path, ray_address):
 
 
 def test_long_videos_in_segments_give_the_same_catalog(tmp_path, ray_address, film):
-    import subprocess
-
-    import imageio_ffmpeg
-
-    part = tmp_path / "part.mp4"
-    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-ss", "30", "-t", "95", "-i", str(film), "-map", "0:v", "-c", "copy", str(part)],
-                   check=True)
+    part = part_of(film, 30, 95, tmp_path / "part.mp4")
     catalogs = []
     for threads in (1, 2):
         root = str(tmp_path / f"c{threads}")

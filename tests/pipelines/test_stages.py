@@ -9,31 +9,13 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 from makevideo import encode, moving, texture
+from oneclip import measure
 
-from datakit.clip import Span
 from datakit.video.decode import VideoReader
-from pipelines.measure import GRID_STAGES, GridProbe, GridSummary
 from pipelines.stages.motion import Motion
 
 FORMATS = {"240p24": (240, 426, 24), "720p30": (720, 1280, 30), "1080p60": (1080, 1920, 60)}
 DIAGONAL = math.hypot(240, 426) / 240  # in frame heights
-
-
-def measure(path, stages=tuple(GRID_STAGES), positions=()):
-    """Columns, errors and pictures of a video taken as one clip."""
-    with VideoReader(str(path)) as reader:
-        probe = summary = None
-        last = None
-        for picture in reader.frames():
-            if probe is None:
-                options = {name: {} for name in stages}
-                probe = GridProbe(options, picture.pts, reader.time_base, bool(positions))
-                summary = GridSummary(options, positions)
-                first = picture.pts
-            for sample in probe.push(picture):
-                summary.add(sample)
-            last = picture.pts
-        return summary.measure(Span(first, last + 1, reader.time_base))
 
 
 def make(tmp_path, name: str, move, seconds=1.2, **options):
@@ -168,11 +150,6 @@ def test_bars_that_come_and_go_are_no_border(tmp_path):
     frames = with_bars(frames[:24], 30, 30, 0, 0) + frames[24:]
     c = measure(encode(tmp_path / "half.mp4", frames, 24, pix_fmt="yuv420p"), ["letterbox"]).columns
     assert c["crop_height"] == 240
-
-
-def test_known_borders_of_real_footage(shared_videos):
-    c = measure(shared_videos / "chaplin_borders.mp4", ["letterbox"]).columns
-    assert (c["crop_x"], c["crop_y"], c["crop_width"], c["crop_height"]) == (72, 0, 496, 360)
 
 
 @pytest.mark.parametrize("name", FORMATS)
