@@ -36,7 +36,11 @@ def load(model: type[M], file: str | Path | None = None, sets: Sequence[str] = (
         path, separator, text = assignment.partition("=")
         if not separator or not path:
             raise ConfigError(f"--set takes section.option=value, got {assignment!r}")
-        _assign(values, path.strip().split("."), yaml.safe_load(text), assignment)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as e:
+            raise ConfigError(f"--set {assignment}: the value is not valid YAML") from e
+        _assign(values, path.strip().split("."), value, assignment)
     try:
         return model.model_validate(values)
     except ValidationError as e:

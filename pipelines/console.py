@@ -118,7 +118,7 @@ def show_report(report: ingest.Report, catalog: str, as_json: bool) -> None:
         print(json.dumps(body, indent=1))
         return
     console = Console(highlight=False)
-    console.print(_sentence(report), "\n")
+    console.print(_sentence(report) + "\n", soft_wrap=True)
     show_funnel(report.funnel, False)
     total = sum(report.stage_cpu_s.values())
     if total:

@@ -76,11 +76,12 @@ def ingest(
     """
     check(specs)
     check_stages(settings)
+    session = RaySession(ray, leave_ray)
     with ThreadPoolExecutor(3) as background:
         # Tables and recipes take a second to import; meanwhile Ray takes five to start.
         preparing = background.submit(_prepare, background, specs, catalog, settings, retry_failed, limit, on_progress)
         try:
-            with RaySession(ray, leave_ray) as session:
+            with session:
                 preparing.result().process(session)
             return preparing.result().conclude()
         except BaseException as e:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from datakit.errors import ConfigError, ErrorKind
 from pipelines.isolate import Done, Failed, ToolSpec
 from pipelines.workers import Header, Restarted, StageAnswer, StageWorker, VideoWorker
 
+REACH_S = 10.0
+"""Patience with an address that does not answer."""
 NODE_ATTEMPTS = 3
 """Tries of a video whose Ray worker or node was lost."""
 STREAM_OBJECTS = 8
@@ -65,10 +68,15 @@ class RaySession:
 
     Args:
         leave: do not stop a local Ray at the end; it dies with this process, which is about to exit.
+
+    Raises:
+        ConfigError: nobody answers at the address (here already), or Ray does not start (on entry).
     """
 
     def __init__(self, address: str = "local", leave: bool = False):
         self.address = address
+        if address != "local":
+            _check_reachable(address)
         self._leave = leave and address == "local"
 
     def __enter__(self) -> RaySession:
@@ -80,11 +88,11 @@ class RaySession:
         try:
             if self.address == "local":
                 cpus = len(os.sched_getaffinity(0))
-                ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=_store_bytes(cpus), **common)
+                ray.init(address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=_store_bytes(cpus), **common)
             else:
                 ray.init(address=self.address, **common)
-        except (ConnectionError, ValueError, RuntimeError) as e:
-            raise ConfigError(f"cannot reach Ray at {self.address!r}: {e}") from e
+        except (OSError, ValueError, RuntimeError) as e:
+            raise ConfigError(f"cannot reach Ray at {self.address!r}: {' '.join(str(e).split())}") from e
         self.ray = ray
         return self
 
@@ -97,6 +105,34 @@ class RaySession:
 
     def gpus(self) -> float:
         return self.ray.cluster_resources().get("GPU", 0.0)
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for many minutes to reach an address where nobody listens."""
+    if address.startswith("ray://"):
+        raise ConfigError(f"--ray {address}: give the cluster's own address (HOST:6379); Ray Client is not supported")
+    try:
+        found = _running_here() if address == "auto" else address
+        host, separator, port = found.rpartition(":")
+        if not separator or not port.isdigit():
+            raise ConfigError(f"--ray is local, auto or HOST:PORT, not {address!r}")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+    except OSError as e:
+        raise ConfigError(f"cannot reach Ray at {address!r}: {e.strerror or e}") from e
+
+
+def _running_here() -> str:
+    """The address that Ray's `auto` stands for.
+
+    Raises:
+        ConnectionError: there is none.
+    """
+    from ray._private import services
+
+    found = services.canonicalize_bootstrap_address("auto")
+    if found is None:
+        raise ConnectionError("no Ray is running here")
+    return found
 
 
 def _store_bytes(cpus: int) -> int:

@@ -46,9 +46,10 @@ def score(
     names = scorable(stages, settings)
     catalog = Catalog(root)
     condition = parse_where(where, catalog)
+    session = RaySession(ray)
     record = RunRecord(catalog, "score", {**settings.model_dump(), "stages": names, "where": where}).begin()
     try:
-        with RaySession(ray) as session:
+        with session:
             counts: dict[str, object] = {}
             record.spend(fill(session, catalog, settings, names, condition, redo, on_progress, counts))
         record.end("finished", counts)

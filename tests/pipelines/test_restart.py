@@ -114,7 +114,7 @@ def test_two_ingests_with_overlapping_sources_at_once(sources, reference, tmp_pa
     results = [run.communicate() for run in runs]
     assert [run.returncode for run in runs] == [0, 0, 0], results
     assert_equals(root, expected)
-    done = [json.loads(out)["run"] for out, _ in results]
+    done = [json.loads(out)["counts"] for out, _ in results]
     assert sum(counts["ok"] for counts in done) == 12 and sum(counts["clips"] for counts in done) == 36
 
 
