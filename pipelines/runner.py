@@ -74,13 +74,16 @@ class RaySession:
     """
 
     def __init__(self, address: str = "local", leave: bool = False):
+        # Read when Ray is imported. The first silences a FutureWarning; without the second, under `uv run`,
+        # Ray would pack up the working folder and build an environment for each worker.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         self.address = address
         if address != "local":
             _check_reachable(address)
         self._leave = leave and address == "local"
 
     def __enter__(self) -> RaySession:
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences its FutureWarning
         import ray
 
         logging.getLogger("ray").setLevel(logging.ERROR)
@@ -416,8 +419,8 @@ class _Pool:
         actor = self.starting.pop(ping)
         try:
             version = self._ray.get(ping)
-        except self._ray.exceptions.RayActorError as e:
-            raise ConfigError(f"a Ray worker could not start: {e}") from e
+        except self._ray.exceptions.RayError as e:
+            raise ConfigError(f"a Ray worker could not start: {' '.join(str(e).split())}") from e
         if version != datakit.__version__:
             raise ConfigError(f"a Ray worker runs datakit {version}, this is {datakit.__version__}: install the same")
         self.idle.append(actor)

@@ -121,7 +121,12 @@ def _expand(spec: str, listing: Listing) -> Iterator[Source]:
 
 
 def _walk(folder: str, listing: Listing) -> Iterator[Source]:
+    entered: set[str] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(root)) in entered:  # a link leads back
+            folders.clear()
+            continue
+        entered.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(files):
             if Path(name).suffix.lower() in MEDIA_SUFFIXES and not name.startswith("."):
@@ -206,24 +211,33 @@ def _listed(path: str, location: str, attributes: dict[str, str]) -> Source:
 
 
 def _rows(location: str) -> Iterator[dict[str, Any]]:
-    suffix = location.lower().rsplit(".", 1)[-1]
-    if suffix == "parquet":
-        import polars as pl
+    """Rows of a list.
 
-        with open_bytes(location) as file:
-            yield from pl.read_parquet(file).iter_rows(named=True)
-        return
+    Raises:
+        ConfigError: it cannot be read or parsed.
+    """
+    try:
+        for row in _parse(location, location.lower().rsplit(".", 1)[-1]):
+            if not isinstance(row, dict):
+                raise ConfigError(f"{location}: {row!r} is no JSON object with a path")
+            yield row
+    except (OSError, ValueError, csv.Error) as e:  # ValueError: of decoding, JSON
+        raise ConfigError(f"cannot read the list {location}: {e}") from e
+
+
+def _parse(location: str, suffix: str) -> Iterator[Any]:
     with open_bytes(location) as file:
+        if suffix == "parquet":
+            import pyarrow.parquet
+
+            for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
+                yield from batch.to_pylist()
+            return
         lines = (line.decode("utf-8-sig" if i == 0 else "utf-8") for i, line in enumerate(file))
         if suffix == "txt":
             yield from ({"path": line.strip()} for line in lines if line.strip())
         elif suffix == "jsonl":
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    try:
-                        yield json.loads(line)
-                    except json.JSONDecodeError as e:
-                        raise ConfigError(f"{location}: line {number} is not JSON: {e}") from e
+            yield from (json.loads(line) for line in lines if line.strip())
         else:
             yield from csv.DictReader(lines, delimiter="\t" if suffix == "tsv" else ",")
 

@@ -10,7 +10,7 @@ Parts:
     wall     whole ingest without OCR, against PySceneDetect's command line with detect-adaptive alone
     ray      whole-run CPU against the sum of the stages' own; start to the first row
     ocr      CPU of OCR per minute of film, and what each saving brings
-    memory   peak of a video worker at one minute and at the whole film
+    memory   peak of a video worker at one minute and at ten
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main() -> None:
         film = minute if arguments.tiny else film
         for part in arguments.only:
             {"pass": lambda: bench_pass([film, *arguments.videos], repeats), "wall": lambda: bench_wall(film, repeats, folder),
-             "ray": lambda: bench_ray(film, folder), "ocr": lambda: bench_ocr(film), "memory": lambda: bench_memory(minute, film)}[part]()
+             "ray": lambda: bench_ray(film, folder), "ocr": lambda: bench_ocr(film), "memory": lambda: bench_memory(minute, film, folder)}[part]()
 
 
 def bench_pass(videos: list[Path], repeats: int) -> None:
@@ -123,10 +123,12 @@ def bench_ocr(film: Path) -> None:
     print(in_process("ocr_savings", film).output.rstrip())
 
 
-def bench_memory(minute: Path, film: Path) -> None:
+def bench_memory(minute: Path, film: Path, folder: Path) -> None:
     title("Peak memory of a video worker (MiB), pictures for image stages included")
-    peaks = [int(in_process("peak_memory", video).output) for video in (minute, film)]
-    print(f"one minute {peaks[0]}   whole film {peaks[1]}   growth {peaks[1] - peaks[0]}")
+    ten = folder / "ten_minutes.mp4"
+    run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-stream_loop", "9", "-i", minute, "-c", "copy", ten])
+    one, many, whole = (int(in_process("peak_memory", video).output) for video in (minute, ten, film))
+    print(f"one minute {one}   the same ten times {many}   growth {many - one}   ({film.name} {whole})")
 
 
 # The parts below run in processes of their own: `python bench_ingest.py --inside NAME VIDEO`.

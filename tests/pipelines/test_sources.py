@@ -107,3 +107,18 @@ def test_object_stores_through_fsspec():
     assert found[0].size == len(b"data of bucket/x/a.mp4") and identify(found[0])[1] is None
     fs.pipe("bucket/list.txt", b"x/a.mp4\nmemory://bucket/x/b.mkv\n")
     assert [s.uri for s in sources(["memory://bucket/list.txt"])] == ["memory://bucket/x/a.mp4", "memory://bucket/x/b.mkv"]
+
+
+@pytest.mark.parametrize(
+    "name, content", [("l.jsonl", b'{"path": "a"}\n{"path": \n'), ("l.jsonl", b'"a.mp4"\n'), ("l.csv", b"path\n\xff\xfe\xe9.mp4\n"),
+                      ("l.parquet", b"not parquet")],
+)
+def test_broken_lists_are_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=name):
+        list(sources([str(tmp_path / name)]))
+
+
+def test_links_that_lead_back_end(tree):
+    (tree / "sub" / "again").symlink_to(tree)
+    assert names(sources([str(tree)])) == ["a.MOV", "b.mp4", "c.webm", "pic.jpg"]
