@@ -138,7 +138,8 @@ def show_report(report: ingest.Report, catalog: str, as_json: bool) -> None:
 def _sentence(report: ingest.Report) -> str:
     c = report.counts
     parts = [f"{c['ok']} videos ingested"] if c["ok"] else ["nothing new to ingest"]
-    words = {"quarantined": "quarantined", "quarantined_at_once": "unreadable", "done_before": "done before",
+    c = {**c, "quarantined": c["quarantined"] + c["quarantined_at_once"]}
+    words = {"quarantined": "quarantined", "done_before": "done before",
              "quarantined_before": "quarantined before (--retry-failed does them again)", "same_content": "with the content of another",
              "done_by_another": "done by another run meanwhile"}
     parts += [f"{c[key]} {text}" for key, text in words.items() if c[key]]
@@ -166,7 +167,7 @@ def show_funnel(funnel: Funnel, as_json: bool) -> None:
         table.add_row(f"    {rule}", str(count), "", f"{only} by this rule alone" if only else "")
     table.add_row("  pending", str(funnel.pending), _hours(hours.get("pending")), _list(funnel.pending_on))
     table.add_row("  quarantined", str(funnel.quarantined), _hours(hours.get("quarantined")), _list(funnel.clip_errors))
-    levels = f"levels {_list(funnel.levels)}" if len(funnel.levels) > 1 else ""
+    levels = ", ".join(f"level {k}: {v}" for k, v in funnel.levels.items()) if len(funnel.levels) > 1 else ""
     table.add_row("  kept", str(funnel.kept), _hours(hours.get("kept")), levels)
     console.print(table)
 

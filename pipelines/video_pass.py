@@ -25,7 +25,7 @@ from pipelines.jobs import ClipBatch, PassJob, VideoFacts
 from pipelines.measure import GridSummary
 from pipelines.stages.shots import Cut, make_detector
 
-CLIPS_PER_BATCH = 16
+CLIPS_PER_BATCH = 8
 SHORTFALL = 0.05
 """A video whose last frame comes this share (and a second) before the header's end is truncated."""
 VFR_TOLERANCE = 0.1

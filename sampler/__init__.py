@@ -1,0 +1,1 @@
+"""Bulk sampling; its outputs are catalogs. Nothing here yet."""

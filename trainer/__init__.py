@@ -1,0 +1,1 @@
+"""Training on a selection of the catalog. Nothing here yet."""

@@ -42,7 +42,7 @@ def test_help_imports_nothing_heavy():
 
 def test_a_run_with_broken_videos_ends_well_and_says_so(made):
     folder, done = made
-    assert "3 sources: 2 videos ingested, 1 unreadable; 1 files without a media suffix ignored." in done.stdout
+    assert "3 sources: 2 videos ingested, 1 quarantined; 1 files without a media suffix ignored." in done.stdout
     assert "empty 1" in done.stdout and "CPU-hours per kept hour" in done.stdout and done.stderr == ""
 
 
