@@ -97,8 +97,9 @@ def bench_ray(film: Path, folder: Path) -> None:
         used = ingest(film, folder / f"ray{len(options)}", *options)
         own = sum(json.loads(used.output)["stage_cpu_s"].values())
         print(f"{name:<20} run {used.cpu_s:.1f}   stages {own:.1f}   ratio {used.cpu_s / own:.2f}   wall {used.wall_s:.1f}")
-    idle = run([sys.executable, "-c", "import ray; ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False); ray.shutdown()"])
-    print(f"{'Ray alone':<20} {idle.cpu_s:.1f} CPU s, {idle.wall_s:.1f} s wall: ray.init and ray.shutdown, nothing else")
+    nothing = "from pipelines.runner import RaySession\nwith RaySession(): pass"
+    idle = run([sys.executable, "-c", nothing])
+    print(f"{'Ray alone':<20} {idle.cpu_s:.1f} CPU s, {idle.wall_s:.1f} s wall: started and stopped, nothing else")
     print(f"start to first row: {first_row_s(film, folder / 'first'):.1f} s")
 
 

@@ -39,3 +39,21 @@ def differences(a: Catalog, b: Catalog) -> list[str]:
     if stray:
         found.append(f"{stray} rows of clips that count for nothing")
     return found
+
+
+SCORES = ("motion", "motion_vmaf", "jitter", "blur", "brightness", "contrast", "saturation", "interlaced", "ocr_area", "ocr_boxes",
+          "crop_x", "crop_y", "crop_width", "crop_height")
+
+
+def assert_same_scores(before: pl.DataFrame, after: pl.DataFrame) -> int:
+    """Every score of clips in the same order agrees to 1e-3, relative above 1; gives how many were compared."""
+    assert before["clip_id"].to_list() == after["clip_id"].to_list()
+    assert before["camera_motion"].to_list() == after["camera_motion"].to_list()
+    compared = 0
+    for column in SCORES:
+        for x, y in zip(before[column], after[column]):
+            assert (x is None) == (y is None), column
+            if x is not None:
+                assert abs(x - y) <= 1e-3 * max(1, abs(x)), (column, x, y)
+                compared += 1
+    return compared

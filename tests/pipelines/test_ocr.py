@@ -3,10 +3,12 @@
 import cv2
 import numpy as np
 import pytest
-from makevideo import texture
+from makevideo import encode, texture
 from ocr_savings import savings
 
+from pipelines.jobs import ClipBatch, PassJob
 from pipelines.stages.ocr import Ocr, crop, is_flat, network_size
+from pipelines.video_pass import analyse
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,18 @@ def test_drawn_text_has_its_area_at_every_size(ocr, height):
     assert result["ocr_boxes"] >= 3
     # The detector's boxes are looser than the letters by about half of a line's height around.
     assert area * 0.7 <= result["ocr_area"] <= area * 2.0, (result["ocr_area"], area)
+
+
+def test_the_area_is_the_same_at_every_size(ocr, tmp_path):
+    """Through the whole pass: 240p at 24, 720p at 30, 1080p at 60 frames a second."""
+    areas = []
+    for height, fps in ((240, 24), (720, 30), (1080, 60)):
+        image, _ = card(height, ["READ THIS LINE", "AND THAT ONE", "THEN STOP"])
+        image = image[:, : image.shape[1] // 2 * 2]
+        video = encode(tmp_path / f"{height}.mp4", [image] * fps, fps, pix_fmt="yuv420p")
+        (batch,) = (item for item in analyse(PassJob("v", str(video), "0", 0, positions=(0.1, 0.5, 0.9))) if isinstance(item, ClipBatch))
+        areas.append(ocr.run([{**batch.rows[0], "crop_width": None}], batch.images)[0]["ocr_area"])
+    assert max(areas) <= 1.15 * min(areas) and min(areas) > 0.1, areas
 
 
 def test_pictures_without_text_have_none(ocr):

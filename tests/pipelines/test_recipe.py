@@ -64,7 +64,7 @@ def test_shipped_recipes_load_and_name_their_sources(name):
     assert recipe.name == name and all(len(r.source) >= 4 for r in recipe.file.rules)
 
 
-def test_the_recipes_of_the_issue_are_shipped():
+def test_the_promised_recipes_are_shipped():
     assert {"default", "open-sora-v2", "svd", "pyramid"} <= set(shipped_recipes())
     assert len(load_recipe("pyramid", COLUMNS).levels) == 3
 

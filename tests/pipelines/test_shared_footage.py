@@ -4,8 +4,9 @@ import json
 
 import av
 import pytest
-from films import SHARED_VIDEOS
+from compare import assert_same_scores
 from cutlists import assert_agrees, cli_cuts, cuts_of
+from films import SHARED_VIDEOS
 from ocr_savings import savings
 from oneclip import measure
 
@@ -14,6 +15,7 @@ from catalogs.tables import Catalog
 from datakit.video.decode import VideoReader
 from pipelines.ingest import ingest
 from pipelines.jobs import DetectorOptions
+from pipelines.score import score
 from pipelines.settings import Settings
 from pipelines.stages.ocr import Ocr
 
@@ -91,7 +93,11 @@ def test_savings_leave_the_area_alone(ocr, shared_videos):
     assert skipped > 0 and compared > 30
 
 
-def test_all_of_it_becomes_a_catalog(shared_videos, tmp_path, ray_address):
+def test_all_of_it_becomes_a_catalog_whose_scores_can_be_reproduced(shared_videos, tmp_path, ray_address):
     report = ingest([str(shared_videos)], str(tmp_path / "c"), Settings(), ray_address)
     assert report.funnel.quarantine == {"empty": 1} and report.funnel.videos_ok == 11 and report.funnel.kept >= 8
-    assert not list(problems(Catalog(str(tmp_path / "c"))))
+    catalog = Catalog(str(tmp_path / "c"))
+    assert not list(problems(catalog))
+    before = catalog.finished_clips().sort("clip_id").collect()
+    assert score(catalog.root, Settings(), redo=True, ray=ray_address)["clips_with_errors"] == 0
+    assert assert_same_scores(before, catalog.finished_clips().sort("clip_id").collect()) > 400
