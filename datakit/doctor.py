@@ -109,7 +109,7 @@ def _gpu() -> list[Finding]:
 
 
 def _ray() -> Finding:
-    from pipelines.runner import RaySession
+    from pipelines.session import RaySession
 
     started = time.monotonic()
     try:

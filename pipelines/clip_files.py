@@ -10,8 +10,8 @@ import polars as pl
 from catalogs.tables import Catalog
 from pipelines.isolate import ToolSpec
 from pipelines.jobs import ClipSpan, FileJob
-from pipelines.runner import RaySession
 from pipelines.score import failed_rows, make_flow, scored_rows, write_columns, write_errors
+from pipelines.session import RaySession
 from pipelines.settings import Settings
 
 VERSION = "1"

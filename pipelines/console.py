@@ -59,10 +59,11 @@ class ProgressBar:
             return ""
         if self._began is None:
             self._began = now
-        speed = seconds / max(1e-3, now - self._began + REFRESH_S)
+        elapsed = now - self._began + REFRESH_S
+        speed = seconds / elapsed
         parts = [f"{progress.clips} clips", f"{speed:.0f}× real time"]
-        if progress.done and not progress.listing:
-            left = (progress.registered - progress.done) * (now - self._began) / progress.done
+        if progress.bytes_done and not progress.listing:
+            left = (progress.bytes - progress.bytes_done) * elapsed / progress.bytes_done
             parts.append(f"about {_duration(left)} left")
         if progress.quarantined:
             parts.append(f"{progress.quarantined} quarantined")

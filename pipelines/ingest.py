@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable, Sequence
 
 from datakit.errors import ConfigError
-from pipelines.runner import RaySession
+from pipelines.session import RaySession
 from pipelines.settings import Settings
 from pipelines.sources import check
 from pipelines.stages import enabled_stages, missing_requirements
@@ -34,6 +34,8 @@ class Progress:
     clips: int = 0
     video_s: float = 0.0  # of finished videos
     running_s: float = 0.0  # of those being worked on
+    bytes: int = 0  # of registered videos
+    bytes_done: float = 0.0  # a part for those being worked on
     phase: str = "processing"
 
 

@@ -20,12 +20,13 @@ from pipelines.clip_files import write_clips
 from pipelines.decide import decide
 from pipelines.ingest import Progress, Report
 from pipelines.isolate import ToolSpec
-from pipelines.jobs import DetectorOptions, PassJob
+from pipelines.jobs import Advance, DetectorOptions, PassJob
 from pipelines.ledger import Finished, Ledger, VideoTask
 from pipelines.recipe import Recipe, load_recipe
-from pipelines.runner import Outcome, RaySession
+from pipelines.runner import Outcome
 from pipelines.runs import RunRecord
 from pipelines.score import fill, grid_stages, make_flow, wanted_positions, worker_limits
+from pipelines.session import RaySession
 from pipelines.settings import Settings
 from pipelines.sources import Listing, Source, sources
 from pipelines.stages import STAGES, enabled_stages
@@ -62,6 +63,8 @@ class IngestRun:
         self.listing = Listing()
         self._tasks: queue.SimpleQueue[VideoTask | BaseException | None] = queue.SimpleQueue()
         self._finished: list[Finished] = []
+        self._sizes: dict[str, int] = {}  # of videos under way
+        self._bytes_of_finished = 0
         self._stop = threading.Event()
         self._committed_at = 0.0
 
@@ -114,6 +117,7 @@ class IngestRun:
                 if self._stop.is_set():
                     return
                 for task in self.ledger.register(wave):
+                    self.progress.bytes += task.size
                     self._tasks.put(task)
                 self.progress.found, self.progress.registered = self.listing.found, self.ledger.counts.registered
             self.progress.listing = False
@@ -154,6 +158,7 @@ class IngestRun:
                 return
             if isinstance(task, BaseException):
                 raise task
+            self._sizes[task.video_id] = task.size
             yield task.video_id, partial(self._job, task)
 
     def _job(self, task: VideoTask, threads: int) -> PassJob:
@@ -171,6 +176,8 @@ class IngestRun:
     def _take(self, outcome: Outcome) -> None:
         self.record.spend(outcome.cpu_s)
         self.progress.done += 1
+        self._bytes_of_finished += self._sizes.pop(outcome.key)
+        self.progress.bytes_done = self._bytes_of_finished
         if outcome.failure is None:
             self._finished.append(Finished(outcome.key, outcome.rows, outcome.facts.columns))
             self.progress.clips += len(outcome.rows)
@@ -190,8 +197,10 @@ class IngestRun:
         self.ledger.finish(batch)
         self._committed_at = time.monotonic()
 
-    def _show_running(self, seconds: dict[str, float]) -> None:
-        self.progress.running_s = sum(seconds.values())
+    def _show_running(self, running: dict[str, Advance]) -> None:
+        self.progress.running_s = sum(advance.seconds for advance in running.values())
+        parts = sum(advance.share * self._sizes[video_id] for video_id, advance in running.items())
+        self.progress.bytes_done = self._bytes_of_finished + parts
 
     def _fill_gaps(self, session: RaySession) -> None:
         """Clips of videos that were done before may lack a stage that was not enabled then, has changed or failed."""

@@ -50,6 +50,14 @@ class PassJob:
     limits: ToolSpec = ToolSpec("")  # memory and patience of a helper
 
 
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """How far a video is: seconds of it done, and their share of the whole (0 where its length is unknown)."""
+
+    seconds: float = 0.0
+    share: float = 0.0
+
+
 @dataclass
 class ClipBatch:
     """Finished clips of one video: rows of the `clips` table, and for each its pictures

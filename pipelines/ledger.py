@@ -204,7 +204,9 @@ class Ledger:
     def _video_row(self, identity: str, sources: list[Source], problem: MediaError | None, old: list | None) -> dict:
         uris = {u["uri"]: u for u in old or []}
         uris.update({s.uri: {"uri": s.uri, "size": s.size, "etag": s.etag} for s in sources})
-        row: dict[str, object] = {"video_id": identity, "uris": [uris[uri] for uri in sorted(uris)], "shard": self.catalog.shard_of(identity)}
+        row: dict[str, object] = {
+            "video_id": identity, "uris": [uris[uri] for uri in sorted(uris)], "shard": self.catalog.shard_of(identity),
+        }
         for source in reversed(sources):
             row.update(source.attributes)
         if problem is None:
@@ -215,9 +217,9 @@ class Ledger:
         new = {identity: sources for identity, sources in found.items() if identity not in self.seen}
         self.seen.update(new)
         state = self.catalog.scan("videos").filter(pl.col("video_id").is_in(list(new))).select(
-            "video_id", "status", "fingerprint", "error_kind", "run_id").collect()
+            "video_id", "status", "fingerprint", "run_id").collect()
         chosen, again = [], []
-        for video_id, status, done_with, error_kind, run_id in state.iter_rows():
+        for video_id, status, done_with, run_id in state.iter_rows():
             if status == "quarantined" and run_id == self.run_id:
                 self.counts.quarantined_at_once += 1
             elif status == "quarantined" and (video_id in problems or not self._retry_failed):

@@ -118,7 +118,7 @@ def load_recipe(name_or_file: str, columns: list[str]) -> Recipe:
     """
     file = _read(name_or_file)
     levels = []
-    for index, level in enumerate(file.levels):
+    for index in range(len(file.levels)):
         rules = {}
         for rule in file.rules:
             expression = _expression(rule, file.levels[: index + 1])

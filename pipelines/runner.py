@@ -1,4 +1,5 @@
-"""Puts video tools and image stages on Ray: all Ray code for bulk work is here.
+"""Puts video tools and image stages on Ray: all Ray code for bulk work is here, in `workers` (the actors)
+and in `session` (starting and joining Ray).
 
 A flow is a pool of video workers whose streams of clip batches go through pools of stage workers. The
 driver only moves references; pictures go from worker to worker through the object store, and a worker
@@ -11,9 +12,6 @@ come back together, which is what the commit protocol needs.
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -22,10 +20,10 @@ from typing import Any, Callable, Iterable, Iterator
 import datakit
 from datakit.errors import ConfigError, ErrorKind
 from pipelines.isolate import Done, Failed, ToolSpec
+from pipelines.jobs import Advance
+from pipelines.session import RaySession
 from pipelines.workers import Header, Restarted, StageAnswer, StageWorker, VideoWorker
 
-REACH_S = 10.0
-"""Patience with an address that does not answer."""
 NODE_ATTEMPTS = 3
 """Tries of a video whose Ray worker or node was lost."""
 STREAM_OBJECTS = 8
@@ -57,90 +55,10 @@ class Outcome:
     facts: Any = None
     failure: Failed | None = None
     cpu_s: dict[str, float] = field(default_factory=dict)
-    done_s: float = 0.0  # seconds of video so far
+    advance: Advance = Advance()
 
     def spend(self, stage: str, cpu_s: float) -> None:
         self.cpu_s[stage] = self.cpu_s.get(stage, 0.0) + cpu_s
-
-
-class RaySession:
-    """Ray, started or joined: `local` starts it in this process, `auto` or an address joins a cluster.
-
-    Args:
-        leave: do not stop a local Ray at the end; it dies with this process, which is about to exit.
-
-    Raises:
-        ConfigError: nobody answers at the address (here already), or Ray does not start (on entry).
-    """
-
-    def __init__(self, address: str = "local", leave: bool = False):
-        # Read when Ray is imported. The first silences a FutureWarning; without the second, under `uv run`,
-        # Ray would pack up the working folder and build an environment for each worker.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        self.address = address
-        if address != "local":
-            _check_reachable(address)
-        self._leave = leave and address == "local"
-
-    def __enter__(self) -> RaySession:
-        import ray
-
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        common = dict(logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)
-        try:
-            if self.address == "local":
-                cpus = len(os.sched_getaffinity(0))
-                ray.init(address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=_store_bytes(cpus), **common)
-            else:
-                ray.init(address=self.address, **common)
-        except (OSError, ValueError, RuntimeError) as e:
-            raise ConfigError(f"cannot reach Ray at {self.address!r}: {' '.join(str(e).split())}") from e
-        self.ray = ray
-        return self
-
-    def __exit__(self, *exc) -> None:
-        if not self._leave:
-            self.ray.shutdown()
-
-    def cpus(self) -> float:
-        return self.ray.cluster_resources().get("CPU", 1.0)
-
-    def gpus(self) -> float:
-        return self.ray.cluster_resources().get("GPU", 0.0)
-
-
-def _check_reachable(address: str) -> None:
-    """Ray itself tries for many minutes to reach an address where nobody listens."""
-    if address.startswith("ray://"):
-        raise ConfigError(f"--ray {address}: give the cluster's own address (HOST:6379); Ray Client is not supported")
-    try:
-        found = _running_here() if address == "auto" else address
-        host, separator, port = found.rpartition(":")
-        if not separator or not port.isdigit():
-            raise ConfigError(f"--ray is local, auto or HOST:PORT, not {address!r}")
-        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
-    except OSError as e:
-        raise ConfigError(f"cannot reach Ray at {address!r}: {e.strerror or e}") from e
-
-
-def _running_here() -> str:
-    """The address that Ray's `auto` stands for.
-
-    Raises:
-        ConnectionError: there is none.
-    """
-    from ray._private import services
-
-    found = services.canonicalize_bootstrap_address("auto")
-    if found is None:
-        raise ConnectionError("no Ray is running here")
-    return found
-
-
-def _store_bytes(cpus: int) -> int:
-    """Room for the pictures under way: a few batches of 30 MB a worker."""
-    return min(8 << 30, max(256 << 20, cpus * (256 << 20)))
 
 
 class Flow:
@@ -177,7 +95,7 @@ class Flow:
         self._waiting: deque[_Job] = deque()
         self._running: dict[str, _Job] = {}
         self._answers: dict[Any, tuple[str, Any, list[_Batch]]] = {}  # task -> stage, actor, batches
-        self.on_progress: Callable[[dict[str, float]], None] = lambda seconds: None
+        self.on_progress: Callable[[dict[str, Advance]], None] = lambda running: None
 
     def run(self, jobs: Iterable[tuple[str, Callable[[int], Any]] | None]) -> Iterator[Outcome | None]:
         """Process jobs as they come.
@@ -268,9 +186,9 @@ class Flow:
             return
         if isinstance(item, Restarted):
             job.restart(item.failure.cpu_s)
-        elif isinstance(item, float):
-            job.outcome.done_s = item
-            self.on_progress({j.outcome.key: j.outcome.done_s for j in self._running.values()})
+        elif isinstance(item, Advance):
+            job.outcome.advance = item
+            self.on_progress({j.outcome.key: j.outcome.advance for j in self._running.values()})
         elif isinstance(item, (Done, Failed)):
             self._videos.idle.append(job.actor)
             job.actor = job.stream = None
@@ -350,7 +268,7 @@ class _Job:
         self.generation += 1
         self.batches.clear()
         self.outcome.facts = None
-        self.outcome.done_s = 0.0
+        self.outcome.advance = Advance()
         self.outcome.spend("decode", cpu_s)
 
     def finished(self) -> bool:

@@ -14,8 +14,9 @@ from catalogs.tables import Catalog, polars_schema
 from datakit.errors import ConfigError
 from pipelines.isolate import ToolSpec
 from pipelines.jobs import ClipSpan, ScoreJob
-from pipelines.runner import Flow, Outcome, RaySession, StagePool
+from pipelines.runner import Flow, Outcome, StagePool
 from pipelines.runs import RunRecord
+from pipelines.session import RaySession
 from pipelines.settings import Settings
 from pipelines.stages import STAGES, enabled_stages, fingerprint, missing_requirements, options_of
 
@@ -179,24 +180,27 @@ def write_columns(catalog: Catalog, rows: list[dict], fingerprints: dict[str, st
         return
     types = {name: kind for name, kind in polars_schema("clips").items() if name in rows[0]}
     filled = [name for name in types if name not in (*KEY, "errors")]
+    updates = {name: f"s.{name}" for name in (*filled, "stage_versions", "errors")}
     for (shard,), group in pl.DataFrame(rows, schema=types).group_by("shard"):
-        def make(table: pl.LazyFrame) -> tuple[pl.DataFrame, dict]:
-            old = table.filter(pl.col("shard") == shard).select("clip_id", "run_id", "stage_versions", "errors").collect()
-            joined = group.rename({"errors": "new_errors"}).join(old, on=["clip_id", "run_id"])
-            versions = [_merged(v or [], fingerprints) for v in joined["stage_versions"].to_list()]
-            errors = [
-                [e for e in before or [] if e["stage"] not in fingerprints and e not in (new or [])] + (new or [])
-                for before, new in zip(joined["errors"].to_list(), joined["new_errors"].to_list())
-            ]
-            clip_types = polars_schema("clips")
-            source = joined.drop("new_errors").with_columns(
-                pl.Series("stage_versions", versions, dtype=clip_types["stage_versions"]),
-                pl.Series("errors", errors, dtype=clip_types["errors"]),
-            )
-            updates = {name: f"s.{name}" for name in (*filled, "stage_versions", "errors")}
-            return source, {"on": f"t.shard = '{shard}' AND t.clip_id = s.clip_id AND t.run_id = s.run_id", "set": updates}
+        how = {"on": f"t.shard = '{shard}' AND t.clip_id = s.clip_id AND t.run_id = s.run_id", "set": updates}
+        catalog.update("clips", lambda table: (_with_lists(group, table, shard, fingerprints), how))
 
-        catalog.update("clips", make)
+
+def _with_lists(
+    rows: pl.DataFrame, table: pl.LazyFrame, shard: str, fingerprints: dict[str, str | None]
+) -> pl.DataFrame:
+    """The rows with their new lists of stage versions and errors, made from those in the table."""
+    old = table.filter(pl.col("shard") == shard).select("clip_id", "run_id", "stage_versions", "errors").collect()
+    joined = rows.rename({"errors": "new_errors"}).join(old, on=["clip_id", "run_id"])
+    versions = [_merged(v or [], fingerprints) for v in joined["stage_versions"].to_list()]
+    errors = [
+        [e for e in before or [] if e["stage"] not in fingerprints and e not in new] + new
+        for before, new in zip(joined["errors"].to_list(), (e or [] for e in joined["new_errors"].to_list()))
+    ]
+    types = polars_schema("clips")
+    return joined.drop("new_errors").with_columns(
+        pl.Series("stage_versions", versions, dtype=types["stage_versions"]), pl.Series("errors", errors, dtype=types["errors"])
+    )
 
 
 def make_flow(session: RaySession, tool: ToolSpec, settings: Settings, names: list[str]) -> Flow:

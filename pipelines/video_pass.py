@@ -21,7 +21,7 @@ from pipelines.division import BLANK_SPREAD, Divider, FrameMark, Piece
 from pipelines.frames import (
     SPLIT_FROM_S, Event, FrameJob, FrameRecord, Spent, measure_frames, measure_in_segments, stage_failures,
 )
-from pipelines.jobs import ClipBatch, PassJob, VideoFacts
+from pipelines.jobs import Advance, ClipBatch, PassJob, VideoFacts
 from pipelines.measure import GridSummary
 from pipelines.stages.shots import Cut, make_detector
 
@@ -32,11 +32,11 @@ VFR_TOLERANCE = 0.1
 """Frame intervals that differ by more than this share of their mean make a video variable-rate."""
 
 
-def analyse(job: PassJob) -> Iterator[ClipBatch | float | VideoFacts]:
+def analyse(job: PassJob) -> Iterator[ClipBatch | Advance | VideoFacts]:
     """Process one video.
 
     Yields:
-        batches of finished clips, seconds of video done so far (a sign of life), and last the facts.
+        batches of finished clips, how far it is (a sign of life), and last the facts.
 
     Raises:
         MediaError: when the video as a whole cannot be processed.
@@ -56,7 +56,7 @@ class _VideoPass:
         self._rhythm = _Rhythm()
         self._cpu_s: dict[str, float] = {}
 
-    def run(self) -> Iterator[ClipBatch | float | VideoFacts]:
+    def run(self) -> Iterator[ClipBatch | Advance | VideoFacts]:
         started = time.process_time()
         told = time.monotonic()
         with VideoReader(self.job.uri) as reader:
@@ -67,7 +67,7 @@ class _VideoPass:
                         yield self._hand_over()
                 if time.monotonic() - told > 1.0:
                     told = time.monotonic()
-                    yield float((self._rhythm.last - self._first_pts) * self._time_base)
+                    yield self._advance()
         for piece in self._drain():
             self._finish_clip(piece)
         columns = self._video_columns()
@@ -77,6 +77,10 @@ class _VideoPass:
         here = time.process_time() - started - sum(self._cpu_s.values())
         self._cpu_s["decode"] = self._cpu_s.get("decode", 0.0) + max(0.0, here)
         yield VideoFacts(columns, self._clip_count, self._cpu_s)
+
+    def _advance(self) -> Advance:
+        seconds = float((self._rhythm.last - self._first_pts) * self._time_base)
+        return Advance(seconds, min(1.0, seconds / self.info.expected_s) if self.info.expected_s else 0.0)
 
     def _events(self, reader: VideoReader) -> Iterator[Event]:
         """Events of all frames, from this process or from helpers. Sets up what the first frame decides."""

@@ -97,7 +97,7 @@ def bench_ray(film: Path, folder: Path) -> None:
         used = ingest(film, folder / f"ray{len(options)}", *options)
         own = sum(json.loads(used.output)["stage_cpu_s"].values())
         print(f"{name:<20} run {used.cpu_s:.1f}   stages {own:.1f}   ratio {used.cpu_s / own:.2f}   wall {used.wall_s:.1f}")
-    nothing = "from pipelines.runner import RaySession\nwith RaySession(): pass"
+    nothing = "from pipelines.session import RaySession\nwith RaySession(): pass"
     idle = run([sys.executable, "-c", nothing])
     print(f"{'Ray alone':<20} {idle.cpu_s:.1f} CPU s, {idle.wall_s:.1f} s wall: started and stopped, nothing else")
     print(f"start to first row: {first_row_s(film, folder / 'first'):.1f} s")

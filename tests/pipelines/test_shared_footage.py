@@ -45,8 +45,6 @@ def test_agrees_with_scenedetect_on_shared_footage(shared_videos, tmp_path, name
 
 def test_agrees_with_scenedetect_on_one_of_several_streams(shared_videos, tmp_path):
     """PySceneDetect reads the first stream; given the best one alone, it finds what we find."""
-    import av
-
     with av.open(str(shared_videos / "nasa.mp4")) as source, av.open(str(tmp_path / "one.mp4"), "w") as output:
         stream = output.add_stream_from_template(source.streams[3])
         for packet in source.demux(source.streams[3]):
