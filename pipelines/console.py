@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipelines.settings import Settings
 
 REFRESH_S = 0.5
+PIPED_WIDTH = 200
 
 
 class ProgressBar:
@@ -96,12 +97,13 @@ def show_plan(settings: Settings, sources: Sequence[str], catalog: str, as_json:
         return
     import yaml
 
-    console = Console()
+    console = _wide()
     console.print(f"Sources: {', '.join(sources)}\nCatalog: {catalog}\n", highlight=False)
     console.print(yaml.safe_dump(json.loads(settings.model_dump_json()), sort_keys=False).rstrip() + "\n", highlight=False, markup=False)
     table = Table("stage", "looks at", "fills", "fingerprint", "missing", title="Stages", title_justify="left")
     for s in stages:
-        table.add_row(s["stage"], s["needs"], ", ".join(s["columns"]) or "videos.cuts, the clips", s["fingerprint"], "; ".join(s["missing"]) or "–")
+        fills = ", ".join(s["columns"]) or "videos.cuts, the clips"
+        table.add_row(s["stage"], s["needs"], fills, s["fingerprint"], "; ".join(s["missing"]) or "–")
     console.print(table)
     rules = Table("rule", "keeps", "source", title=f"Recipe {recipe.label}: {recipe.file.description}", title_justify="left")
     for rule in recipe.file.rules:
@@ -132,8 +134,8 @@ def show_report(report: ingest.Report, catalog: str, as_json: bool) -> None:
     per_hour = report.cpu_hours_per_kept_hour
     spent = f"{_duration(report.wall_s)} in all, {_duration(total)} of CPU in the stages"
     console.print(spent + (f", {per_hour:.2f} CPU-hours per kept hour" if per_hour and total else "") + ".")
-    console.print(f'Catalog: {catalog}   (try: datakit catalog query {catalog} "SELECT uri, start_s, end_s, motion FROM clips WHERE status = \'kept\'")',
-                  soft_wrap=True, markup=False)
+    query = "SELECT uri, start_s, end_s, motion FROM clips WHERE status = 'kept'"
+    console.print(f'Catalog: {catalog}   (try: datakit catalog query {catalog} "{query}")', soft_wrap=True, markup=False)
 
 
 def _sentence(report: ingest.Report) -> str:
@@ -198,13 +200,14 @@ def show_catalog(catalog: Catalog, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"root": catalog.root, "tables": tables, "columns": columns}, indent=1))
         return
-    console = Console(highlight=False)
+    console = _wide()
     overview = Table("table", "version", "rows", "files", title=f"Catalog {catalog.root}", title_justify="left")
     for t in tables:
         overview.add_row(*(str(value) for value in t.values()))
     console.print(overview)
     for name in ("clips", "videos", "decisions", "runs"):
-        table = Table("column", "type", "unit", "filled by", *(["filled"] if name == "clips" else []), "meaning", title=name, title_justify="left")
+        share = ["filled"] if name == "clips" else []
+        table = Table("column", "type", "unit", "filled by", *share, "meaning", title=name, title_justify="left")
         for c in columns[name]:
             share = [f"{c['filled']:.0%}"] if name == "clips" else []
             table.add_row(c["column"], _short_type(c["type"]), c["unit"], c["filled_by"], *share, c["meaning"])
@@ -225,7 +228,7 @@ def show_rows(frame: pl.DataFrame, form: str, rows: int) -> None:
     elif form == "jsonl":
         sys.stdout.write(frame.write_ndjson())
     elif form == "table":
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+        console = _wide()
         table = Table(*frame.columns)
         for name, column in zip(frame.columns, table.columns):
             if frame.schema[name].is_numeric():
@@ -237,6 +240,11 @@ def show_rows(frame: pl.DataFrame, form: str, rows: int) -> None:
             console.print(f"{rows} of {frame.height} rows (--rows for more)")
     else:
         raise ConfigError(f"--format is table, csv or jsonl, not {form!r}")
+
+
+def _wide() -> Console:
+    """The terminal; or, into a file or a pipe, lines that are long enough for wide tables."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
 
 
 def _cell(value: object) -> str:

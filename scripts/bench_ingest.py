@@ -34,6 +34,7 @@ import imageio_ffmpeg
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 PARTS = ("pass", "wall", "ray", "ocr", "memory")
 GRID = {"motion": {"method": "dis"}, "motion_vmaf": {}, "letterbox": {}, "quality": {}}
 POSITIONS = (0.1, 0.5, 0.9)
@@ -62,8 +63,11 @@ def main() -> None:
         minute = part_of(film, 60, folder / "minute.mp4")
         film = minute if arguments.tiny else film
         for part in arguments.only:
-            {"pass": lambda: bench_pass([film, *arguments.videos], repeats), "wall": lambda: bench_wall(film, repeats, folder),
-             "ray": lambda: bench_ray(film, folder), "ocr": lambda: bench_ocr(film), "memory": lambda: bench_memory(minute, film, folder)}[part]()
+            {
+                "pass": lambda: bench_pass([film, *arguments.videos], repeats), "wall": lambda: bench_wall(film, repeats, folder),
+                "ray": lambda: bench_ray(film, folder), "ocr": lambda: bench_ocr(film),
+                "memory": lambda: bench_memory(minute, film, folder),
+            }[part]()
 
 
 def bench_pass(videos: list[Path], repeats: int) -> None:
@@ -72,7 +76,7 @@ def bench_pass(videos: list[Path], repeats: int) -> None:
     for video in videos:
         ours, theirs, stages = [], [], defaultdict(list)
         for _ in range(repeats):
-            theirs.append(run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-threads", "1", "-i", video, "-map", "0:v:0", "-f", "null", "-"]).cpu_s)
+            theirs.append(run([FFMPEG, "-v", "error", "-threads", "1", "-i", video, "-map", "0:v:0", "-f", "null", "-"]).cpu_s)
             spent = json.loads(in_process("pass_cpu", video).output)
             ours.append(sum(spent.values()))
             for stage, seconds in spent.items():
@@ -127,7 +131,7 @@ def bench_ocr(film: Path) -> None:
 def bench_memory(minute: Path, film: Path, folder: Path) -> None:
     title("Peak memory of a video worker (MiB), pictures for image stages included")
     ten = folder / "ten_minutes.mp4"
-    run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-stream_loop", "9", "-i", minute, "-c", "copy", ten])
+    run([FFMPEG, "-v", "error", "-stream_loop", "9", "-i", minute, "-c", "copy", ten])
     one, many, whole = (int(in_process("peak_memory", video).output) for video in (minute, ten, film))
     print(f"one minute {one}   the same ten times {many}   growth {many - one}   ({film.name} {whole})")
 
@@ -183,7 +187,8 @@ def ocr_savings(video: Path) -> None:
     print(f"{len(rows)} clips, {minutes:.1f} min: {spent:.1f} CPU s = {spent / minutes:.1f} per minute of film")
     print(f"{'every grid frame, RapidOCR as it comes':<52} {plain * grid / minutes:8.1f} per minute")
     print(f"{'three frames a clip':<52} {plain * len(flat) / minutes:8.1f}")
-    print(f"{f'network input {size} at most, not 736 at least':<52} {each * len(flat) / minutes:8.1f}   ({each * 1000:.0f} ms a frame, not {plain * 1000:.0f})")
+    small = f"network input {size} at most, not 736 at least"
+    print(f"{small:<52} {each * len(flat) / minutes:8.1f}   ({each * 1000:.0f} ms a frame, not {plain * 1000:.0f})")
     print(f"{f'flat frames skipped ({blank} of {len(flat)})':<52} {each * (len(flat) - blank) / minutes:8.1f}")
     print(f"{f'repeated frames looked at once ({repeated})':<52} {spent / minutes:8.1f}")
 
@@ -215,7 +220,7 @@ def ingest_command(source: Path, catalog: Path, options: list[str]) -> list:
 
 def part_of(film: Path, seconds: float, path: Path) -> Path:
     """The first seconds, as a stream copy."""
-    run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-t", seconds, "-i", film, "-map", "0:v:0", "-c", "copy", path])
+    run([FFMPEG, "-v", "error", "-t", seconds, "-i", film, "-map", "0:v:0", "-c", "copy", path])
     return path
 
 
