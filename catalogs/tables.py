@@ -73,8 +73,15 @@ class Catalog:
         return "://" not in self.root
 
     def table(self, name: str, version: int | None = None) -> DeltaTable:
-        """A fresh handle on the newest (or a given) version."""
-        return DeltaTable(f"{self.root}/{name}", version=version)
+        """A fresh handle on the newest (or a given) version.
+
+        Raises:
+            CatalogError: the folder or the object store cannot be read.
+        """
+        try:
+            return DeltaTable(f"{self.root}/{name}", version=version)
+        except OSError as e:
+            raise CatalogError(f"cannot read the catalog at {self.root}: {_first_line(e)}") from e
 
     def shard_of(self, video_id: str) -> str:
         return video_id[: self.shard_digits]
@@ -205,6 +212,11 @@ def _plain(arrow_type: pa.DataType) -> pa.DataType:
     return pa.string() if pa.types.is_large_string(arrow_type) or pa.types.is_string_view(arrow_type) else arrow_type
 
 
+def _first_line(error: Exception) -> str:
+    """Of an object store's error, whose further lines are a chain of causes."""
+    return str(error).strip().split("\n")[0]
+
+
 def _retry(action: Callable[[], T]) -> T:
     for attempt in range(ATTEMPTS):
         try:
@@ -215,5 +227,7 @@ def _retry(action: Callable[[], T]) -> T:
             if "already exists" not in str(e) and "conflict" not in str(e).lower():
                 raise CatalogError(f"the catalog cannot be written: {e}") from e
             last = e
+        except OSError as e:
+            raise CatalogError(f"the catalog cannot be written: {_first_line(e)}") from e
         time.sleep(random.uniform(0.0, min(2.0, 0.02 * 1.5**attempt)))
     raise CatalogError(f"gave up after {ATTEMPTS} conflicting writes: {last}") from last

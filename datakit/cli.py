@@ -14,6 +14,8 @@ import typer
 
 from datakit.errors import DatakitError
 
+INTERRUPTED = 130
+"""The exit code that Typer makes of Ctrl-C."""
 app = typer.Typer(
     name="datakit", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Raw video in, a versioned Parquet catalog of scored clips out.",
@@ -36,11 +38,11 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except DatakitError as e:
-        _finish(f"datakit: {e}", 2)
-    except KeyboardInterrupt:
-        _finish("datakit: stopped; what was committed stays, the same command goes on from there", 130)
+        _finish(f"datakit: {' '.join(str(e).split())}", 2)
     except SystemExit as e:
-        _finish("", e.code if isinstance(e.code, int) else int(bool(e.code)))
+        code = e.code if isinstance(e.code, int) else int(bool(e.code))
+        stopped = "datakit: stopped; what was committed stays, the same command goes on from there"
+        _finish(stopped if code == INTERRUPTED else "", code)
 
 
 def _finish(message: str, code: int) -> None:

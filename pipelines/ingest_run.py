@@ -104,7 +104,7 @@ class IngestRun:
         self._stop.set()
         wait([self._scanning])
         if hasattr(self, "record"):
-            self.record.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed", {"error": str(error)[:500]})
+            self.record.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed", {"error": (str(error) or type(error).__name__)[:500]})
 
     def _scan(self) -> None:
         """List, identify and register; the end of the queue is None or what went wrong."""

@@ -56,7 +56,7 @@ def score(
             record.spend(fill(session, catalog, settings, names, condition, redo, on_progress, counts))
         record.end("finished", counts)
     except BaseException as e:
-        record.end("stopped" if isinstance(e, KeyboardInterrupt) else "failed", {"error": str(e)[:500]})
+        record.end("stopped" if isinstance(e, KeyboardInterrupt) else "failed", {"error": (str(e) or type(e).__name__)[:500]})
         raise
     return {**counts, "stage_cpu_s": record.stage_cpu_s}
 

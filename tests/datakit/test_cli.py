@@ -1,8 +1,10 @@
 """The command line as a user meets it: quick help, one-line errors, machine-readable results."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -60,6 +62,7 @@ def test_a_run_with_broken_videos_ends_well_and_says_so(made):
         (["catalog", "show", "x"], "no catalog at x"),
         (["catalog", "query", "c", "SELECT motoin FROM clips"], "did you mean motion?"),
         (["catalog", "query", "c", "SELEC 1"], "cannot run the query"),
+        (["run", "ingest", "in", "--catalog", "/proc/nowhere/x"], "the catalog cannot be written"),
         (["catalog", "query", "c", "SELECT clip_id FROM clips", "--format", "xml"], "table, csv or jsonl"),
     ],
 )
@@ -68,6 +71,22 @@ def test_mistakes_are_one_line_and_a_code(made, arguments, words):
     assert done.returncode == 2 and words in done.stderr, done.stderr
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr and done.stdout == ""
     assert not (made[0] / "x").exists(), "a run that could not start left a catalog behind"
+
+
+def test_interrupting_a_run_is_clean(made, ray_address):
+    folder, _ = made
+    (folder / "slow").mkdir()
+    encode(folder / "slow" / "long.mp4", shots([3000], 240, 320), 25, pix_fmt="yuv420p", options={"crf": "20", "preset": "ultrafast"})
+    command = [sys.executable, "-m", "datakit.cli", "run", "ingest", "slow", "--catalog", "stopped", "--ray", ray_address]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder)
+    deadline = time.monotonic() + 30
+    while not (folder / "stopped" / "runs" / "_delta_log" / f"{1:020}.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130 and "goes on from there" in err and err.count("\n") == 1
+    (row,) = datakit("catalog", "query", "stopped", "SELECT status FROM runs", "--format", "jsonl", cwd=folder).stdout.splitlines()
+    assert json.loads(row) == {"status": "stopped"}
 
 
 def test_json_is_the_whole_of_stdout(made, ray_address):
