@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/install_uv.sh
+echo "Installing what the demo needs into .venv (the first time this takes a minute or two) …" >&2
 uv sync --quiet --inexact --no-dev --extra demo
 catalog=${1:-demo-catalog}
 videos=$(.venv/bin/python -c 'import importlib.util, pathlib

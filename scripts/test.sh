@@ -3,5 +3,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/install_uv.sh
+echo "Installing what the tests need into .venv (the first time this takes a minute or two) …" >&2
 uv sync --quiet --inexact --extra demo --extra transnet --extra nsfw
 exec .venv/bin/python -m pytest "$@"

@@ -1,12 +1,15 @@
 """The command line as a user meets it: quick help, one-line errors, machine-readable results."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from makevideo import encode, shots
 
@@ -71,6 +74,24 @@ def test_mistakes_are_one_line_and_a_code(made, arguments, words):
     assert done.returncode == 2 and words in done.stderr, done.stderr
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr and done.stdout == ""
     assert not (made[0] / "x").exists(), "a run that could not start left a catalog behind"
+
+
+def test_a_ray_of_its_own_starts_under_uv_run_and_leaves_nothing_behind(made, ray_address):
+    """Also while RAY_ADDRESS names another Ray."""
+    folder, _ = made
+
+    def ray_processes() -> set[int]:
+        return {p.pid for p in psutil.process_iter(["name"]) if "ray" in p.info["name"] and p.status() != psutil.STATUS_ZOMBIE}
+
+    before = ray_processes()
+    project = Path(__file__).parent.parent.parent
+    command = ["uv", "run", "--no-sync", "--project", str(project), "datakit", "run", "ingest", "in", "--catalog", "own", "--json",
+               "--recipe", "technical", "--set", "ocr.enabled=false"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env={**os.environ, "RAY_ADDRESS": ray_address})
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["funnel"]["clips"] == 6
+    time.sleep(0.5)
+    assert ray_processes() <= before
 
 
 def test_interrupting_a_run_is_clean(made, ray_address):
