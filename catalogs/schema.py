@@ -174,11 +174,6 @@ def arrow_schema(table: str) -> pa.Schema:
     return pa.schema([pa.field(c.name, c.type) for c in TABLES[table]])
 
 
-def columns_of(stage: str) -> list[str]:
-    """The columns of `clips` that a stage fills."""
-    return [c.name for c in CLIPS if c.filled_by == stage]
-
-
 def filler(column: str) -> str | None:
     """The stage that fills a column of the view, None when there is no such column."""
     for c in (*CLIPS, *VIEW_ADDED, *VIDEOS):

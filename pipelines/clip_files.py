@@ -61,6 +61,14 @@ def write_clips(
     return cpu_s
 
 
+def file_counts(catalog: Catalog) -> dict[str, int]:
+    """Kept clips with a file, frames that stream copies lost at their ends, kept clips without a file."""
+    lost = pl.col("lost_start").fill_null(0) + pl.col("lost_end").fill_null(0)
+    counted = catalog.clips().filter((pl.col("status") == "kept") & (pl.col("kind") == "video")).select(
+        files=pl.col("path").count(), lost_frames=lost.sum(), without=pl.col("path").null_count())
+    return counted.collect().row(0, named=True)
+
+
 def _todo(catalog: Catalog, mark: str, retry_failed: bool) -> pl.DataFrame:
     stage_is_clips = pl.element().struct.field("stage") == "clips"
     written = pl.col("stage_versions").list.eval(stage_is_clips & (pl.element().struct.field("fingerprint") == mark)).list.any()

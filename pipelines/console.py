@@ -116,7 +116,7 @@ def show_report(report: ingest.Report, catalog: str, as_json: bool) -> None:
     """The end of an ingest: what it did, the funnel, time by stage."""
     if as_json:
         body = {"run_id": report.run_id, "catalog": catalog, "counts": report.counts, "ignored_files": report.ignored_files,
-                "funnel": report.funnel.as_dict(), "stage_cpu_s": report.stage_cpu_s, "wall_s": report.wall_s,
+                "funnel": report.funnel.as_dict(), "clip_files": report.clip_files, "stage_cpu_s": report.stage_cpu_s, "wall_s": report.wall_s,
                 "cpu_hours_per_kept_hour": report.cpu_hours_per_kept_hour}
         print(json.dumps(body, indent=1))
         return
@@ -134,6 +134,10 @@ def show_report(report: ingest.Report, catalog: str, as_json: bool) -> None:
     per_hour = report.cpu_hours_per_kept_hour
     spent = f"{_duration(report.wall_s)} in all, {_duration(total)} of CPU in the stages"
     console.print(spent + (f", {per_hour:.2f} CPU-hours per kept hour" if per_hour and total else "") + ".")
+    if files := report.clip_files:
+        lost = f", {files['lost_frames']} frames at their ends lost to key frames" if files["lost_frames"] else ""
+        without = f"; {files['without']} kept clips hold no key frame and have no file" if files["without"] else ""
+        console.print(f"{files['files']} clip files in {catalog}/clips{lost}{without}.", soft_wrap=True)
     query = "SELECT uri, start_s, end_s, motion FROM clips WHERE status = 'kept'"
     console.print(f'Catalog: {catalog}   (try: datakit catalog query {catalog} "{query}")', soft_wrap=True, markup=False)
 

@@ -49,6 +49,7 @@ class Report:
     ignored_files: int
     stage_cpu_s: dict[str, float]
     wall_s: float
+    clip_files: dict[str, int] | None = None  # see `clip_files.file_counts`; None: virtual clips
 
     @property
     def cpu_hours_per_kept_hour(self) -> float | None:

@@ -16,7 +16,7 @@ import polars as pl
 from catalogs.funnel import funnel
 from catalogs.tables import Catalog
 from datakit.errors import ConfigError, MediaError
-from pipelines.clip_files import write_clips
+from pipelines.clip_files import file_counts, write_clips
 from pipelines.decide import decide
 from pipelines.ingest import Progress, Report
 from pipelines.isolate import ToolSpec
@@ -97,7 +97,8 @@ class IngestRun:
         counts = asdict(self.ledger.counts)
         self.record.end("finished", {"funnel": counted.as_dict(), "run": counts})
         wall = time.monotonic() - self.record.started
-        return Report(self.record.run_id, counted, counts, self.listing.ignored, self.record.stage_cpu_s, wall)
+        files = file_counts(self.catalog) if self.settings.clips != "virtual" else None
+        return Report(self.record.run_id, counted, counts, self.listing.ignored, self.record.stage_cpu_s, wall, files)
 
     def give_up(self, error: BaseException) -> None:
         """Stop listing and leave a truthful `runs` row behind; what was committed stays."""

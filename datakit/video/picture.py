@@ -147,12 +147,6 @@ class Picture:
         plane = self.planes()[0]
         return plane[..., 1] if plane.ndim == 3 else plane
 
-    def drop_frame(self) -> None:
-        """Let go of the decoder's buffer; views taken before stay."""
-        self.frame = None
-        self._planes = None
-        self._detect = None
-
     def _grey(self, luma: np.ndarray) -> tuple[np.ndarray, ...]:
         neutral = np.full(luma.shape, 128, np.uint8)
         return self._eight_bit(luma), neutral, neutral

@@ -26,7 +26,7 @@ class VideoInfo:
 
     Sizes are in display pixels (rotation and pixel aspect applied), `fps` in frames per second as the
     container averages it (None when unknown), `bit_rate` in bits per second, colour fields are FFmpeg's
-    names or None when untagged. `expected_frames` is the header's count, `expected_s` its duration.
+    names or None when untagged. `expected_s` is the header's duration.
     """
 
     kind: str  # "video" or "image"
@@ -47,7 +47,6 @@ class VideoInfo:
     stream: int
     bit_rate: int | None
     has_audio: bool
-    expected_frames: int | None
     expected_s: float | None
 
 
@@ -80,7 +79,6 @@ def describe(reader: VideoReader, first: Picture, size: int | None) -> VideoInfo
         stream=stream.index,
         bit_rate=None if image else _bit_rate(reader, size, seconds),
         has_audio=len(container.streams.audio) > 0,
-        expected_frames=stream.frames or None,
         expected_s=seconds,
     )
 

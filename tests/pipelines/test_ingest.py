@@ -260,6 +260,8 @@ def test_kept_clips_become_files(tmp_path, ray_address, mode):
     catalog = Catalog(root)
     kept = catalog.clips().filter(pl.col("status") == "kept").collect()
     assert kept.height == report.funnel.kept > 0 and not list(problems(catalog))
+    assert report.clip_files["files"] == kept["path"].count() and report.clip_files["without"] == kept["path"].null_count()
+    assert report.clip_files["lost_frames"] == kept["lost_start"].sum() + kept["lost_end"].sum()
     for row in kept.iter_rows(named=True):
         if row["path"] is None:
             assert mode == "copy"
