@@ -135,9 +135,11 @@ def show_report(report: ingest.Report, catalog: str, as_json: bool) -> None:
     spent = f"{_duration(report.wall_s)} in all, {_duration(total)} of CPU in the stages"
     console.print(spent + (f", {per_hour:.2f} CPU-hours per kept hour" if per_hour and total else "") + ".")
     if files := report.clip_files:
+        from pipelines.jobs import CLIP_FOLDER
+
         lost = f", {files['lost_frames']} frames at their ends lost to key frames" if files["lost_frames"] else ""
         without = f"; {files['without']} kept clips hold no key frame and have no file" if files["without"] else ""
-        console.print(f"{files['files']} clip files in {catalog}/clips{lost}{without}.", soft_wrap=True)
+        console.print(f"{files['files']} clip files in {catalog}/{CLIP_FOLDER}{lost}{without}.", soft_wrap=True)
     query = "SELECT uri, start_s, end_s, motion FROM clips WHERE status = 'kept'"
     console.print(f'Catalog: {catalog}   (try: datakit catalog query {catalog} "{query}")', soft_wrap=True, markup=False)
 

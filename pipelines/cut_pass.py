@@ -13,7 +13,7 @@ from datakit.errors import ErrorKind, MediaError
 from datakit.video.address import is_remote
 from datakit.video.cut import copy, copy_suffix, cut
 from datakit.video.decode import VideoReader
-from pipelines.jobs import ClipBatch, ClipSpan, FileJob, VideoFacts
+from pipelines.jobs import CLIP_FOLDER, ClipBatch, ClipSpan, FileJob, VideoFacts
 from pipelines.score_pass import check_content
 
 
@@ -34,7 +34,7 @@ def materialise(job: FileJob) -> Iterator[ClipBatch | VideoFacts]:
 def _write(job: FileJob, clip: ClipSpan, reader: VideoReader) -> dict[str, object]:
     span = Span(clip.start_pts, clip.end_pts, reader.time_base)
     suffix = ".mp4" if job.mode == "cut" else copy_suffix(reader)
-    relative = f"clips/{clip.clip_id[:2]}/{clip.clip_id}{suffix}"
+    relative = f"{CLIP_FOLDER}/{clip.clip_id[:2]}/{clip.clip_id}{suffix}"
     row: dict[str, object] = {"path": relative, "lost_start": 0, "lost_end": 0, "errors": []}
     folder = Path(tempfile.gettempdir()) if is_remote(job.root) else Path(job.root, relative).parent
     folder.mkdir(parents=True, exist_ok=True)

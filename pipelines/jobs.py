@@ -105,9 +105,13 @@ class ScoreJob:
     positions: tuple[float, ...] = ()
 
 
+CLIP_FOLDER = "clip_files"
+"""Of a catalog; not inside the table `clips`, whose vacuum deletes what is not its own."""
+
+
 @dataclass(frozen=True)
 class FileJob:
-    """Clips of one video to write as files below `root`/clips, re-encoded (`cut`) or stream-copied (`copy`)."""
+    """Clips of one video to write as files below `root`, re-encoded (`cut`) or stream-copied (`copy`)."""
 
     video_id: str
     uri: str

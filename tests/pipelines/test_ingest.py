@@ -270,10 +270,11 @@ def test_kept_clips_become_files(tmp_path, ray_address, mode):
             frames = sum(1 for _ in reader.frames())
         assert frames == row["num_frames"] - row["lost_start"] - row["lost_end"]
         assert mode == "copy" or row["lost_start"] == row["lost_end"] == 0
-    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "c" / "clips").rglob("*.mp4")}
+    catalog.table("clips").vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "c" / "clip_files").rglob("*.mp4")}
     ingest([str(tmp_path / "in")], root, wanted, ray_address)
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "c" / "clips").rglob("*.mp4")} == times and times
-    assert not list((tmp_path / "c" / "clips").rglob("*.part*"))
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "c" / "clip_files").rglob("*.mp4")} == times and times
+    assert not list((tmp_path / "c" / "clip_files").rglob(".*"))
 
 
 def test_a_recipe_that_needs_a_stage_that_is_off_refuses_to_start(tmp_path, ray_address):
