@@ -10,7 +10,7 @@ import polars as pl
 from catalogs.tables import Catalog
 from pipelines.isolate import ToolSpec
 from pipelines.jobs import ClipSpan, FileJob
-from pipelines.score import failed_rows, make_flow, scored_rows, write_columns, write_errors
+from pipelines.score import failed_rows, make_flow, present, scored_rows, write_columns, write_errors
 from pipelines.session import RaySession
 from pipelines.settings import Settings
 
@@ -84,6 +84,6 @@ def _todo(catalog: Catalog, mark: str, retry_failed: bool) -> pl.DataFrame:
 def _jobs(clips_of: dict[str, list[dict]], root: str, mode: str) -> Iterator:
     for video_id, clips in clips_of.items():
         spans = tuple(ClipSpan(c["clip_id"], c["start_pts"], c["end_pts"]) for c in clips)
-        address = clips[0]["uris"][0]
+        address = present(clips[0]["uris"])
         job = FileJob(video_id, address["uri"], address["size"], clips[0]["stream"], spans, root, mode)
         yield video_id, lambda threads, job=job: job

@@ -6,12 +6,14 @@ stages it has not been through at their present fingerprint.
 
 from __future__ import annotations
 
+import os
 from typing import Callable, Iterator, Sequence
 
 import polars as pl
 
 from catalogs.tables import Catalog, polars_schema
 from datakit.errors import ConfigError
+from datakit.video.address import is_remote, local_path
 from pipelines.isolate import ToolSpec
 from pipelines.jobs import ClipSpan, ScoreJob
 from pipelines.runner import Flow, Outcome, StagePool
@@ -203,6 +205,15 @@ def _with_lists(
     )
 
 
+def present(addresses: list[dict]) -> dict:
+    """The first of a video's addresses where there is a file (or an object, which is not asked); else the first.
+
+    A video whose addresses all hold other content now has none left.
+    """
+    candidates = addresses or [{"uri": "no address that is left", "size": None}]
+    return next((a for a in candidates if is_remote(a["uri"]) or os.path.exists(local_path(a["uri"]))), candidates[0])
+
+
 def make_flow(session: RaySession, tool: ToolSpec, settings: Settings, names: list[str]) -> Flow:
     """A flow whose videos go through `tool` and whose clips go through the image stages among `names`."""
     limits = worker_limits(settings, tool.target)
@@ -253,8 +264,9 @@ def _todo(catalog: Catalog, fingerprints: dict[str, str], condition: pl.Expr, re
 
 def _jobs(clips_of: dict[str, list[dict]], names: list[str], settings: Settings) -> Iterator:
     for video_id, clips in list(clips_of.items()):
+        address = present(clips[0]["uris"])
         job = ScoreJob(
-            video_id=video_id, uri=clips[0]["uris"][0]["uri"], size=clips[0]["uris"][0]["size"],
+            video_id=video_id, uri=address["uri"], size=address["size"],
             stream=clips[0]["stream"], first_pts=clips[0]["first_pts"],
             clips=tuple(ClipSpan(c["clip_id"], c["start_pts"], c["end_pts"], {k: c[k] for k in FACTS}) for c in clips),
             stages=grid_stages(names, settings), jitter="jitter" in names, positions=wanted_positions(names, settings),

@@ -198,7 +198,10 @@ def test_the_same_content_twice_is_one_video(tmp_path, ray_address):
     root = str(tmp_path / "c")
     report = ingest([str(tmp_path / "in")], root, FAST, ray_address)
     assert (report.funnel.videos, report.counts["same_content"]) == (1, 1)
-    assert len(Catalog(root).scan("videos").collect()["uris"][0]) == 2
+    addresses = Catalog(root).scan("videos").collect()["uris"][0]
+    assert len(addresses) == 2
+    (tmp_path / "in" / addresses[0]["uri"]).unlink()  # one copy is enough
+    assert score(root, settings(), ["motion"], redo=True, ray=ray_address)["clips_with_errors"] == 0
 
 
 def test_changed_content_at_a_known_address_is_quarantined(tmp_path, ray_address):
@@ -213,6 +216,7 @@ def test_changed_content_at_a_known_address_is_quarantined(tmp_path, ray_address
     assert accepted.funnel.videos_ok == 2 and accepted.funnel.quarantine == {}
     catalog = Catalog(root)
     assert sorted(len(u) for u in catalog.scan("videos").collect()["uris"]) == [0, 1]
+    assert score(root, settings(), ["motion"], redo=True, ray=ray_address)["clips_with_errors"] == 3  # those of the old content
 
 
 def test_relink_follows_moved_sources(tmp_path, ray_address):
