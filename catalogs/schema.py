@@ -1,7 +1,8 @@
 """Every column of every table: type, unit, meaning, and the stage that fills it.
 
-Delta has no float16 and no large unsigned integers; vectors are lists of float32, hashes binary. Times are
-PTS integers in the stream's own `time_base`; seconds are derived from them. Bump `VERSION` with any change.
+Delta has no float16 and no large unsigned integers; vectors are lists of float32, hashes binary, ids
+hex strings. Times are PTS integers in the stream's own `time_base`; seconds are derived from them. Bump
+`VERSION` with any change.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ CLIPS = (
     Column("interlaced", F4, "0..1", "share of frames whose lines alternate between fields", "quality"),
     Column("ocr_area", F4, "0..1", "union of text boxes (confidence ≥ 0.7) over picture area, mean over frames", "ocr"),
     Column("ocr_boxes", I4, "boxes", "most text boxes seen in a frame", "ocr"),
-    Column("aesthetic", F4, "1..10", "LAION predictor on CLIP embeddings, mean over frames", "aesthetic"),
+    Column("aesthetic", F4, "about 1..10", "LAION predictor on CLIP embeddings, mean over frames", "aesthetic"),
     Column("nsfw", F4, "0..1", "highest Open NSFW probability over frames", "nsfw"),
     Column("quality", F4, "", "technical quality score", "technical_quality"),
     Column("caption_match", F4, "−1..1", "CLIP cosine of caption and frames", "caption_match"),
@@ -144,7 +145,7 @@ RUNS = (
     Column("stage_cpu_s", S, "", "CPU seconds by stage, JSON", "all"),
     Column("wall_s", F8, "s", "from start to end", "all"),
     Column("cpu_hours", F8, "h", "of all stages", "all"),
-    Column("gpu_hours", F8, "h", "of all stages", "all"),
+    Column("gpu_hours", F8, "h", "of all stages (null: not measured)", "all"),
 )
 
 TABLES: dict[str, tuple[Column, ...]] = {"videos": VIDEOS, "clips": CLIPS, "decisions": DECISIONS, "runs": RUNS}

@@ -69,7 +69,7 @@ def _packages() -> list[Finding]:
 
 def _package(area: str, module: str, extra: str) -> Finding:
     if importlib.util.find_spec(module) is None:
-        command = f"uv sync --extra {extra.split(' or ')[0]}" if extra else "uv sync"
+        command = f"uv sync --inexact --extra {extra.split(' or ')[0]}" if extra else "uv sync"
         return Finding(area, module, None if extra else False, f"missing: {command}")
     name = _DISTRIBUTIONS.get(module, module.replace("_", "-"))
     try:

@@ -21,7 +21,7 @@ def new_run_id() -> str:
 
 @dataclass
 class RunRecord:
-    """A run under way. `stage_cpu_s` and `gpu_s` grow as work comes back."""
+    """A run under way. `stage_cpu_s` grows as work comes back."""
 
     catalog: Catalog
     pipeline: str
@@ -52,7 +52,7 @@ class RunRecord:
         row = {
             "run_id": self.run_id, "status": status, "finished_at": datetime.now(timezone.utc),
             "counts": json.dumps(counts), "stage_cpu_s": json.dumps({k: round(v, 3) for k, v in self.stage_cpu_s.items()}),
-            "wall_s": time.monotonic() - self.started, "cpu_hours": sum(self.stage_cpu_s.values()) / 3600, "gpu_hours": 0.0,
+            "wall_s": time.monotonic() - self.started, "cpu_hours": sum(self.stage_cpu_s.values()) / 3600,
         }
         types = {name: kind for name, kind in polars_schema("runs").items() if name in row}
         how = {"on": "t.run_id = s.run_id", "set": {name: f"s.{name}" for name in row if name != "run_id"}}

@@ -71,13 +71,16 @@ def enabled_stages(settings) -> list[str]:
 
 
 def missing_requirements(stage: str, settings) -> list[str]:
-    """Why a stage cannot run here: one line per missing module, with the command that brings it."""
+    """Why a stage cannot run here: one line per extra that is missing, with the command that brings it."""
     requires = STAGES[stage].requires
     if stage == "shots" and settings.shots.detector == "transnet":
         requires += TRANSNET_REQUIRES
+    missing: dict[str, list[str]] = {}
+    for module, extra in requires:
+        if importlib.util.find_spec(module) is None:
+            missing.setdefault(extra, []).append(module)
     return [
-        f"stage {stage} needs the module {module}: uv sync --extra {extra} (or pip install 'datakit[{extra}]')"
-        for module, extra in requires if importlib.util.find_spec(module) is None
+        f"stage {stage} needs {' and '.join(modules)}: uv sync --inexact --extra {extra}" for extra, modules in missing.items()
     ]
 
 

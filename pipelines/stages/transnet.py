@@ -77,7 +77,7 @@ def _load_model():
     except ImportError as e:
         raise MissingDependency(
             f"shots.detector=transnet needs the extra 'transnet' ({e.name} is not installed): "
-            "uv sync --extra transnet, or choose adaptive, content or threshold"
+            "uv sync --inexact --extra transnet, or choose adaptive, content or threshold"
         ) from e
     model = TransNetV2(device="cuda" if torch.cuda.is_available() else "cpu")
 
