@@ -12,12 +12,15 @@ from datakit.errors import CatalogError
 
 
 def query(catalog: Catalog, sql: str) -> pl.DataFrame:
-    """Run a SQL statement (polars' dialect) over `clips` (the view), `videos`, `decisions`, `runs`.
+    """Run a SQL statement (polars' dialect) over `clips` (the view), `videos`, `captions`, `embeddings`, `decisions`, `runs`.
 
     Raises:
         CatalogError: the statement cannot be read or run.
     """
-    frames = {"clips": catalog.clips(), **{name: catalog.scan(name) for name in ("videos", "decisions", "runs")}}
+    frames = {
+        "clips": catalog.clips(), "captions": catalog.captions(), "embeddings": catalog.embeddings(),
+        **{name: catalog.scan(name) for name in ("videos", "decisions", "runs")},
+    }
     try:
         return pl.SQLContext(frames).execute(sql).collect()
     except pl.exceptions.ColumnNotFoundError as e:

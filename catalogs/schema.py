@@ -12,7 +12,7 @@ from typing import Iterable
 
 import pyarrow as pa
 
-VERSION = 1
+VERSION = 2
 
 S, I4, I8, F4, F8, B = pa.string(), pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.bool_()
 TIME = pa.timestamp("us", "UTC")
@@ -115,10 +115,13 @@ CLIPS = (
     Column("nsfw", F4, "0..1", "highest Open NSFW probability over frames", "nsfw"),
     Column("quality", F4, "", "technical quality score", "technical_quality"),
     Column("caption_match", F4, "−1..1", "CLIP cosine of caption and frames", "caption_match"),
-    Column("phash", pa.binary(), "", "perceptual hash", "dedup"),
-    Column("duplicate_group", S, "", "near-duplicates share it", "dedup"),
-    Column("duplicate_of", S, "", "clip_id of the group's best member", "dedup"),
-    Column("split", S, "", "train, val or test: by hash, fixed once, one side per video"),
+    Column("phash", pa.binary(), "", "perceptual hashes: 8 bytes for every grid frame that shows something", "phash"),
+    Column("content_hash", pa.binary(), "", "hash of the grid frames' pictures: equal for the same pictures in another file", "phash"),
+    Column("duplicate_group", S, "", "near-duplicates share it; a clip without any has its own", "dedup"),
+    Column("duplicate_of", S, "", "clip_id of the better clip that this one repeats (null: none)", "dedup"),
+    Column("duplicate_kind", S, "", "exact, perceptual or semantic: why duplicate_of", "dedup"),
+    Column("duplicate_similarity", F4, "0..1", "of this clip and duplicate_of", "dedup"),
+    Column("split", S, "", "train, val or test: by hash, fixed once; near-duplicates are on one side"),
     Column("stage_versions", pa.list_(STAGE_VERSION), "", "fingerprint of every stage that filled columns"),
     Column("errors", pa.list_(ERROR), "", "what failed on this clip; not empty: quarantined"),
     Column("run_id", S, "", "run that made the row; counts only while it equals the video's"),
@@ -131,6 +134,41 @@ DECISIONS = (
     Column("reasons", pa.list_(S), "", "rules that reject it; rules it waits for; stages that failed", "decide"),
     Column("recipe", S, "", "name and hash of the rules", "decide"),
     Column("level", I4, "", "highest nested level whose rules it passes (0: not kept)", "decide"),
+    Column("caption_id", S, "", "the caption that the recipe prefers (null: none yet)", "decide"),
+)
+
+CAPTIONS = (
+    Column("caption_id", S, "", "hash of clip_id, style and model", "caption"),
+    Column("clip_id", S, "", "the clip", "caption"),
+    Column("shard", S, "", "of the clip; the partition", "caption"),
+    Column("style", S, "", "short, dense, structured, camera, refined …: name of the prompt", "caption"),
+    Column("model", S, "", "that wrote it", "caption"),
+    Column("text", S, "", "the caption, repaired where that is safe (null: see error)", "caption"),
+    Column("original", S, "", "what the model wrote, where `text` was repaired (null: the same)", "caption"),
+    Column("flags", pa.list_(S), "", "see pipelines.caption_text: empty, truncated, refusal, repetition …", "caption"),
+    Column("backend", S, "", "vllm, openai or transformers", "caption"),
+    Column("prompt_hash", S, "", "of the prompt file", "caption"),
+    Column("input_tokens", I4, "tokens", "pictures included", "caption"),
+    Column("output_tokens", I4, "tokens", "of the last answer", "caption"),
+    Column("made_from", S, "", "caption_id of the caption that was rewritten (refine only)", "caption"),
+    Column("error_kind", S, "", "why there is no text; see datakit.errors.ErrorKind", "caption"),
+    Column("error", S, "", "what happened", "caption"),
+    Column("fingerprint", S, "", "of prompt, model, frames and sampling: the same is not asked again", "caption"),
+    Column("run_id", S, "", "run that wrote it", "caption"),
+    Column("created_at", TIME, "UTC", "when", "caption"),
+)
+
+EMBEDDINGS = (
+    Column("clip_id", S, "", "the clip", "embed"),
+    Column("video_id", S, "", "its video", "embed"),
+    Column("shard", S, "", "of the clip; the partition", "embed"),
+    Column("model", S, "", "of the features, for example ViT-L-14/openai", "embed"),
+    Column("weights_hash", S, "", "content of its weights", "embed"),
+    Column("vector", pa.list_(F4), "", "mean over frames of unit vectors, scaled to unit length (null: no frame)", "embed"),
+    Column("norm", F4, "0..1", "length of that mean before scaling: 1 when all frames look alike", "embed"),
+    Column("frames", I4, "frames", "looked at", "embed"),
+    Column("fingerprint", S, "", "of model, weights and frame positions", "embed"),
+    Column("run_id", S, "", "of the clip's row; counts only while equal", "embed"),
 )
 
 RUNS = (
@@ -148,8 +186,10 @@ RUNS = (
     Column("gpu_hours", F8, "h", "of all stages (null: not measured)", "all"),
 )
 
-TABLES: dict[str, tuple[Column, ...]] = {"videos": VIDEOS, "clips": CLIPS, "decisions": DECISIONS, "runs": RUNS}
-PARTITIONED = {"clips": ["shard"]}
+TABLES: dict[str, tuple[Column, ...]] = {
+    "videos": VIDEOS, "clips": CLIPS, "decisions": DECISIONS, "captions": CAPTIONS, "embeddings": EMBEDDINGS, "runs": RUNS,
+}
+PARTITIONED = {"clips": ["shard"], "captions": ["shard"], "embeddings": ["shard"]}
 
 VIEW_FROM_VIDEOS = (
     "kind", "container", "codec", "profile", "pix_fmt", "bit_depth", "color_space", "color_range", "color_transfer",
@@ -163,8 +203,10 @@ VIEW_ADDED = (
     Column("status", S, "", "of the clip: kept, rejected, pending, quarantined", "decide"),
     Column("reasons", pa.list_(S), "", "see decisions", "decide"),
     Column("level", I4, "", "see decisions", "decide"),
-    Column("caption", S, "", "chosen caption", "caption"),
+    Column("caption", S, "", "the caption that the recipe prefers", "caption"),
+    Column("caption_style", S, "", "its style", "caption"),
     Column("caption_model", S, "", "model that wrote it", "caption"),
+    Column("caption_flags", pa.list_(S), "", "its flags", "caption"),
     Column("mark", S, "", "human decision", "browse"),
     Column("loss", F8, "", "training loss minus the mean of its noise level and bucket", "train"),
 )

@@ -46,8 +46,8 @@ class Catalog:
             raise CatalogError(f"no catalog at {self.root}: `datakit run ingest … --catalog {self.root}` makes one") from e
         if description.get("schema") != schema.VERSION:
             raise CatalogError(
-                f"the catalog at {self.root} has schema version {description.get('schema')}, "
-                f"this datakit reads {schema.VERSION}"
+                f"the catalog at {self.root} has schema version {description.get('schema')}, this datakit reads "
+                f"{schema.VERSION}: `datakit catalog upgrade {self.root}`, or another datakit"
             )
         self.shard_digits: int = description["shard_digits"]
 
@@ -57,10 +57,7 @@ class Catalog:
         root = str(root).rstrip("/")
         for name in (*(t for t in TABLES if t != "videos"), "videos"):  # videos last: it says "complete"
             description = json.dumps({"schema": schema.VERSION, "shard_digits": shard_digits})
-            _retry(lambda: DeltaTable.create(
-                f"{root}/{name}", schema=schema.arrow_schema(name), mode="ignore", name=name,
-                partition_by=schema.PARTITIONED.get(name), description=description,
-            ))
+            _retry(lambda: create_table(root, name, description))
         return cls(root)
 
     @staticmethod
@@ -100,15 +97,30 @@ class Catalog:
         ok = self.scan("videos", pick.get("videos")).filter(pl.col("status") == "ok").select("video_id", "run_id")
         return self.scan("clips", pick.get("clips")).join(ok, on=["video_id", "run_id"], how="semi")
 
+    def embeddings(self, versions: dict[str, int] | None = None) -> pl.LazyFrame:
+        """Rows of `embeddings` that count: of clips that count."""
+        clips = self.finished_clips(versions).select("clip_id", "run_id")
+        return self.scan("embeddings", (versions or {}).get("embeddings")).join(clips, on=["clip_id", "run_id"], how="semi")
+
+    def captions(self, versions: dict[str, int] | None = None) -> pl.LazyFrame:
+        """Rows of `captions` of clips that count. A caption belongs to the span, whichever run found it."""
+        clips = self.finished_clips(versions).select("clip_id")
+        return self.scan("captions", (versions or {}).get("captions")).join(clips, on="clip_id", how="semi")
+
     def clips(self, versions: dict[str, int] | None = None) -> pl.LazyFrame:
         """The view `clips`: every candidate clip with its video's facts and its status."""
         pick = versions or {}
         videos = self.scan("videos", pick.get("videos")).filter(pl.col("status") == "ok").select(
             "video_id", "run_id", pl.col("uris").list.first().struct.field("uri").alias("uri"), *VIEW_FROM_VIDEOS
         )
-        decisions = self.scan("decisions", pick.get("decisions")).select("clip_id", "status", "reasons", "level")
+        decisions = self.scan("decisions", pick.get("decisions")).select("clip_id", "status", "reasons", "level", "caption_id")
+        captions = self.scan("captions", pick.get("captions")).select(
+            "caption_id", pl.col("text").alias("caption"), pl.col("style").alias("caption_style"),
+            pl.col("model").alias("caption_model"), pl.col("flags").alias("caption_flags"),
+        )
         view = self.scan("clips", pick.get("clips")).join(videos, on=["video_id", "run_id"], how="inner")
         view = view.join(decisions, on="clip_id", how="left").with_columns(pl.col("status").fill_null("pending"))
+        view = view.join(captions, on="caption_id", how="left").drop("caption_id")
         have = set(view.collect_schema().names())
         later = [pl.lit(None, polars_type(c.type)).alias(c.name) for c in VIEW_ADDED if c.name not in have]
         return view.with_columns(later)
@@ -159,6 +171,14 @@ class Catalog:
             self.table(name).optimize.compact()
         except CommitFailedError:
             return
+
+
+def create_table(root: str, name: str, description: str) -> None:
+    """Make an empty table, unless it is there."""
+    DeltaTable.create(
+        f"{root}/{name}", schema=schema.arrow_schema(name), mode="ignore", name=name,
+        partition_by=schema.PARTITIONED.get(name), description=description,
+    )
 
 
 def as_arrow(name: str, rows: Sequence[dict] | pl.DataFrame) -> pa.Table:

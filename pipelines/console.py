@@ -211,7 +211,7 @@ def show_catalog(catalog: Catalog, as_json: bool) -> None:
     for t in tables:
         overview.add_row(*(str(value) for value in t.values()))
     console.print(overview)
-    for name in ("clips", "videos", "decisions", "runs"):
+    for name in ("clips", *(t for t in schema.TABLES if t != "clips")):
         share = ["filled"] if name == "clips" else []
         table = Table("column", "type", "unit", "filled by", *share, "meaning", title=name, title_justify="left")
         for c in columns[name]:

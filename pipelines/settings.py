@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from datakit.config import Section
+from datakit.models import DEFAULT_FOLDER
 from pipelines.stages import DetectorName
 
 
@@ -60,6 +61,70 @@ class Nsfw(ImageStage):
     enabled: bool = False
 
 
+class Models(Section):
+    folder: str = Field(DEFAULT_FOLDER, description="where `datakit models download` puts weights")
+
+
+class Embed(ImageStage):
+    enabled: bool = False
+    model: str = Field("ViT-L-14/openai", description="open_clip ARCH/TAG, or efficientnet-lite0, which a package ships")
+    weights: str | None = Field(None, description="weights file for the architecture `model`; None: looked for by name")
+    fallback: str | None = Field("efficientnet-lite0", description="model when the weights of `model` are not here; null: refuse")
+    batch: int = Field(64, ge=1, description="pictures per network call")
+    precision: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="None: fp16 on a GPU, fp32 on a CPU")
+    threads: int = Field(4, ge=1, description="of an actor without a GPU")
+
+
+class Aesthetic(Section):
+    enabled: bool = False
+    head: str = Field("auto", description="LAION head by name or file; auto: the linear one (v1) of the embedding's model")
+
+
+class CaptionMatch(ImageStage):
+    enabled: bool = False
+    threads: int = Field(4, ge=1, description="of an actor without a GPU")
+
+
+class LanguageModel(ImageStage):
+    """What writes texts, and how."""
+
+    enabled: bool = False
+    backend: Literal["vllm", "openai", "transformers"] = "vllm"
+    model: str | None = Field(None, description="folder, or name that `datakit models` knows; openai: the endpoint's name for it")
+    max_tokens: int = Field(512, ge=1, description="longest answer")
+    temperature: float = Field(0.0, ge=0, description="0: greedy, the same text every time")
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    threads: int = Field(4, ge=1, description="of an actor without a GPU")
+    max_num_seqs: int = Field(32, ge=1, description="requests an actor works on at once")
+    max_model_len: int | None = Field(None, ge=64, description="vllm: longest prompt and answer, tokens; None: the model's own")
+    tensor_parallel: int = Field(1, ge=1, description="vllm: GPUs per actor")
+    gpu_memory: float = Field(0.9, gt=0, le=1, description="vllm: share of a GPU's memory")
+    kv_cache_gb: float | None = Field(None, gt=0, description="vllm: key-value cache, GiB; None: what fits the GPU, 1 on a CPU")
+    compile: bool = Field(True, description="vllm on a GPU: compile and capture graphs (slower start, faster after)")
+    base_url: str | None = Field(None, description="openai: address of the endpoint, for example http://HOST:8000/v1")
+    api_key_env: str = Field("OPENAI_API_KEY", description="openai: environment variable that holds the key")
+    requests_per_minute: float | None = Field(None, gt=0, description="openai: no more than this")
+    timeout_s: float = Field(120.0, gt=0, description="openai: patience with one request")
+    patience_s: float = Field(300.0, ge=0, description="openai: patience with an endpoint that refuses or fails everything")
+
+
+class Caption(LanguageModel):
+    styles: tuple[str, ...] = Field(("dense",), min_length=1, description="prompts by name, or files: one caption each")
+    fps: float = Field(2.0, gt=0, description="frames per second shown to the model")
+    frames: int = Field(16, ge=1, description="most frames per clip; longer clips are shown at a lower rate")
+    side: int = Field(448, ge=32, description="longer side of a frame, pixels, inside the crop box")
+    input: Literal["auto", "video", "images"] = Field("auto", description="auto: video where backend and model take it")
+    language: str | None = Field("en", description="of the captions; others are flagged; null: any")
+
+
+class Refine(LanguageModel):
+    prompt: str = Field("refine", description="prompt by name, or a file")
+    source: str = Field("dense", description="style of the captions that are rewritten")
+    language: str | None = "en"
+
+
 class Images(Section):
     positions: tuple[float, ...] = Field((0.1, 0.5, 0.9), description="where in a clip image stages look")
 
@@ -85,5 +150,11 @@ class Settings(Section):
     quality: Stage = Stage()
     ocr: Ocr = Ocr()
     nsfw: Nsfw = Nsfw()
+    embed: Embed = Embed()
+    aesthetic: Aesthetic = Aesthetic()
+    caption_match: CaptionMatch = CaptionMatch()
+    caption: Caption = Caption()
+    refine: Refine = Refine()
+    models: Models = Models()
     images: Images = Images()
     runner: Runner = Runner()
