@@ -140,7 +140,7 @@ def run_decide(
 
     opened = Catalog(catalog)
     rules = load_recipe(recipe, opened.view_columns())
-    record = RunRecord(opened, "decide", {"recipe": rules.label}).begin()
+    record = RunRecord(opened, "decide", {"recipe": rules.label, "recipe_rules": rules.file.model_dump()}).begin()
     decide(opened, rules)
     counted = funnel(opened)
     record.end("finished", {"funnel": counted.as_dict()})
@@ -196,6 +196,17 @@ def catalog_validate(
         print(problem)
     print("the catalog is in order" if not found else f"{found} problems")
     raise typer.Exit(1 if found else 0)
+
+
+@catalog_app.command("upgrade")
+def catalog_upgrade(catalog: CatalogArgument) -> None:
+    """A catalog of an earlier datakit: add the tables and columns that are new."""
+    from catalogs.upgrade import upgrade
+
+    added = upgrade(catalog)
+    for line in added:
+        print(f"added {line}")
+    print(f"{len(added)} things added" if added else "the catalog is up to date")
 
 
 @catalog_app.command("relink")

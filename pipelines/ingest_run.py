@@ -112,7 +112,8 @@ class IngestRun:
         try:
             self.recipe = checked_recipe(self.settings)
             self.catalog = Catalog.create(self.root, self.settings.catalog.shard_digits)
-            self.record = RunRecord(self.catalog, "ingest", {**self.settings.model_dump(), "sources": list(self.specs)}).begin()
+            self.record = RunRecord(self.catalog, "ingest", {
+                **self.settings.model_dump(), "sources": list(self.specs), "recipe_rules": self.recipe.file.model_dump()}).begin()
             self.ledger = Ledger(self.catalog, self.record.run_id, self.settings, self.retry_failed)
             for wave in waves(islice(sources(self.specs, self.listing), self.limit)):
                 if self._stop.is_set():

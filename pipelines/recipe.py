@@ -33,11 +33,14 @@ class Rule(BaseModel):
 
 
 class RecipeFile(BaseModel):
+    """`captions`: styles in order of preference; the first that a clip has in a usable form is its caption."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     description: str
     levels: list[str] = ["kept"]
+    captions: list[str] = ["refined", "dense", "short"]
     rules: list[Rule]
 
 
@@ -61,6 +64,14 @@ class Recipe:
     def columns(self) -> set[str]:
         """Columns that any rule looks at."""
         return {name for level in self.levels for rule in level.values() for name in rule.meta.root_names()}
+
+    def without(self, stages: set[str]) -> Recipe:
+        """The recipe less the rules that look at a column which one of `stages` fills."""
+        levels = tuple(
+            {name: rule for name, rule in level.items() if not stages & set(map(filler, rule.meta.root_names()))}
+            for level in self.levels
+        )
+        return Recipe(self.file, levels)
 
     def waits_for(self, filled: set[str]) -> dict[str, str]:
         """Rule -> stage, for rules whose columns no stage in `filled` (and nothing else) fills."""
@@ -116,7 +127,11 @@ def load_recipe(name_or_file: str, columns: list[str]) -> Recipe:
     Raises:
         ConfigError: not found, malformed, or a rule over an unknown column.
     """
-    file = _read(name_or_file)
+    return build(_read(name_or_file), columns)
+
+
+def build(file: RecipeFile, columns: list[str]) -> Recipe:
+    """A recipe from its parts; see `load_recipe`."""
     levels = []
     for index in range(len(file.levels)):
         rules = {}

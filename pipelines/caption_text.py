@@ -1,0 +1,1 @@
+UNUSABLE = frozenset({"empty", "refusal", "repetition", "invalid_json", "language"})
