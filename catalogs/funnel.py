@@ -20,6 +20,9 @@ class Funnel:
         rejected_by: rule -> (clips it rejects, clips only it rejects).
         pending_on: rule -> clips waiting for it.
         clip_errors: failed stage -> clips.
+        captions: style -> captions with a text; `caption_flags`: flag -> those that have it; `caption_errors`:
+            those without a text.
+        without_caption: kept clips that have no usable caption by the recipe.
         hours: status -> hours of footage; `videos` for all of it.
     """
 
@@ -37,6 +40,10 @@ class Funnel:
     pending_on: dict[str, int] = field(default_factory=dict)
     clip_errors: dict[str, int] = field(default_factory=dict)
     levels: dict[str, int] = field(default_factory=dict)
+    captions: dict[str, int] = field(default_factory=dict)
+    caption_flags: dict[str, int] = field(default_factory=dict)
+    caption_errors: int = 0
+    without_caption: int = 0
     hours: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict:
@@ -78,7 +85,7 @@ def funnel(catalog: Catalog) -> Funnel:
     result.hours["videos"] = float(videos["duration_s"].sum() or 0) / 3600
 
     clips = catalog.clips(versions).select(
-        "clip_id", "video_id", "status", "reasons", "level", (pl.col("end_s") - pl.col("start_s")).alias("seconds")
+        "clip_id", "video_id", "status", "reasons", "level", "caption", (pl.col("end_s") - pl.col("start_s")).alias("seconds")
     ).collect()
     result.clips = clips.height
     counts = dict(clips.group_by("status").len().iter_rows())
@@ -90,9 +97,18 @@ def funnel(catalog: Catalog) -> Funnel:
     result.pending_on = _counts(clips.filter(pl.col("status") == "pending").explode("reasons").drop_nulls("reasons"), "reasons")
     result.clip_errors = _counts(clips.filter(pl.col("status") == "quarantined").explode("reasons"), "reasons")
     result.levels = {str(k): v for k, v in sorted(clips.filter(pl.col("status") == "kept").group_by("level").len().iter_rows())}
+    _count_captions(catalog.captions(versions), result)
+    result.without_caption = clips.filter((pl.col("status") == "kept") & pl.col("caption").is_null()).height
     result.check()
     _check_clip_counts(videos, clips)
     return result
+
+
+def _count_captions(captions: pl.LazyFrame, result: Funnel) -> None:
+    rows = captions.select("style", "flags", pl.col("text").is_not_null().alias("has_text")).collect()
+    result.captions = _counts(rows.filter("has_text"), "style")
+    result.caption_flags = _counts(rows.explode("flags").drop_nulls("flags"), "flags")
+    result.caption_errors = rows.height - rows["has_text"].sum()
 
 
 def _rejections(rejected: pl.DataFrame) -> dict[str, tuple[int, int]]:

@@ -113,7 +113,7 @@ CLIPS = (
     Column("ocr_boxes", I4, "boxes", "most text boxes seen in a frame", "ocr"),
     Column("aesthetic", F4, "about 1..10", "LAION predictor on CLIP embeddings, mean over frames", "aesthetic"),
     Column("nsfw", F4, "0..1", "highest Open NSFW probability over frames", "nsfw"),
-    Column("quality", F4, "", "technical quality score", "technical_quality"),
+    Column("quality", F4, "0..1", "technical quality: 1 − BRISQUE/100, mean over frames (high: good)", "technical_quality"),
     Column("caption_match", F4, "−1..1", "CLIP cosine of caption and frames", "caption_match"),
     Column("phash", pa.binary(), "", "perceptual hashes: 8 bytes for every grid frame that shows something", "phash"),
     Column("content_hash", pa.binary(), "", "hash of the grid frames' pictures: equal for the same pictures in another file", "phash"),

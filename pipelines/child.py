@@ -43,12 +43,21 @@ def main(fd: int) -> None:
 
 def load_tool(spec: ToolSpec):
     """A function `payload -> iterator of items`; classes are built once with the spec's options."""
-    module, name = spec.target.split(":")
-    target = getattr(importlib.import_module(module), name)
+    target = _find(spec)
     if not isinstance(target, type):
         return target
-    stage = target(**spec.options)
+    stage = load_stage(spec)
     return lambda payload: iter([stage.run(*payload)])
+
+
+def load_stage(spec: ToolSpec):
+    """An instance of the class that the spec names."""
+    return _find(spec)(**spec.options)
+
+
+def _find(spec: ToolSpec):
+    module, name = spec.target.split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _work(tool, payload, connection: Connection) -> None:

@@ -8,9 +8,10 @@ from typing import Iterator
 import polars as pl
 
 from catalogs.tables import Catalog
+from pipelines.columns import failed_rows, scored_rows, write_columns, write_errors
 from pipelines.isolate import ToolSpec
 from pipelines.jobs import ClipSpan, FileJob
-from pipelines.score import failed_rows, make_flow, present, scored_rows, write_columns, write_errors
+from pipelines.score import make_flow, present
 from pipelines.session import RaySession
 from pipelines.settings import Settings
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Sequence
 
 from rich.console import Console
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from catalogs.funnel import Funnel
     from catalogs.tables import Catalog
     from pipelines import ingest
+    from pipelines.caption import Captioned
     from pipelines.settings import Settings
 
 REFRESH_S = 0.5
@@ -26,10 +28,10 @@ PIPED_WIDTH = 200
 class ProgressBar:
     """Progress of an ingest on stderr: videos, rate against real time, time left. Silent without a terminal."""
 
-    def __init__(self, quiet: bool = False):
+    def __init__(self, quiet: bool = False, unit: str = "videos"):
         console = Console(stderr=True)
         self._rich = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("videos"),
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
             TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), console=console, transient=True,
             disable=quiet or not console.is_terminal, refresh_per_second=4,
         )
@@ -71,11 +73,15 @@ class ProgressBar:
         return " · ".join(parts)
 
 
-class ScoreBar(ProgressBar):
-    """The same for scoring."""
+class ClipBar(ProgressBar):
+    """The same for what goes clip by clip."""
+
+    def __init__(self, doing: str, quiet: bool = False):
+        super().__init__(quiet, "clips")
+        self._doing = doing
 
     def update(self, done: int, of: int) -> None:
-        self._rich.update(self._task, description="scoring", completed=done, total=of)
+        self._rich.update(self._task, description=self._doing, completed=done, total=of)
 
 
 def show_plan(settings: Settings, sources: Sequence[str], catalog: str, as_json: bool) -> None:
@@ -178,6 +184,14 @@ def show_funnel(funnel: Funnel, as_json: bool) -> None:
     table.add_row("  quarantined", str(funnel.quarantined), _hours(hours.get("quarantined")), _list(funnel.clip_errors))
     levels = ", ".join(f"level {k}: {v}" for k, v in funnel.levels.items()) if len(funnel.levels) > 1 else ""
     table.add_row("  kept", str(funnel.kept), _hours(hours.get("kept")), levels)
+    if funnel.captions or funnel.caption_errors:
+        table.add_section()
+        table.add_row("captions", str(sum(funnel.captions.values())), "", _list(funnel.captions))
+        for flag, count in funnel.caption_flags.items():
+            table.add_row(f"  {flag}", str(count), "", "")
+        if funnel.caption_errors:
+            table.add_row("  failed", str(funnel.caption_errors), "", "run caption --retry-failed asks again")
+        table.add_row("  kept clips without", str(funnel.without_caption), "", "")
     console.print(table)
 
 
@@ -186,6 +200,26 @@ def show_score(counts: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(counts, indent=1))
         return
     print(f"{counts['clips']} clips of {counts['videos']} videos scored, {counts['clips_with_errors']} with errors")
+    for stage, clips in counts["rated"].items():
+        print(f"{clips} clips rated from their embeddings: {stage}")
+    _show_statuses(counts["statuses"])
+
+
+def show_captioned(done: Captioned, as_json: bool) -> None:
+    """The end of a run that wrote captions."""
+    if as_json:
+        print(json.dumps(asdict(done), indent=1))
+        return
+    failed = f", {done.failed} failed (SELECT error FROM captions; --retry-failed asks again)" if done.failed else ""
+    print(f"{done.captions} captions for {done.clips} clips in {_duration(done.wall_s)}{failed}" if done.clips else "nothing to caption")
+    if done.flags:
+        print(f"flagged: {_list(done.flags)}")
+    _show_statuses(done.statuses)
+
+
+def _show_statuses(statuses: dict[str, int] | None) -> None:
+    if statuses:
+        print(f"decided again: {_list(statuses)}")
 
 
 def show_catalog(catalog: Catalog, as_json: bool) -> None:

@@ -78,7 +78,7 @@ def ingest(
         CatalogError: when the catalog cannot be written, or its accounts do not add up.
     """
     check(specs)
-    check_stages(settings)
+    settings = prepared(settings)
     session = RaySession(ray, leave_ray)
     with ThreadPoolExecutor(3) as background:
         # Tables and recipes take a second to import; meanwhile Ray takes five to start.
@@ -93,8 +93,8 @@ def ingest(
             raise
 
 
-def check_stages(settings: Settings) -> list[str]:
-    """Names of the stages that will run.
+def prepared(settings: Settings) -> Settings:
+    """The settings, seen to work here, with the weights found that they need.
 
     Raises:
         ConfigError: a stage lacks a library or its weights.
@@ -103,7 +103,16 @@ def check_stages(settings: Settings) -> list[str]:
     missing = [line for name in names for line in missing_requirements(name, settings)]
     if missing:
         raise ConfigError("cannot start: " + "; ".join(missing))
-    return names
+    if {"embed", "aesthetic", "caption_match"} & set(names):  # imported when needed: this module is light
+        from pipelines.embedding import resolve
+
+        settings = resolve(settings, names)
+    for pipeline in ("caption", "refine"):
+        if getattr(settings, pipeline).enabled:
+            from pipelines.caption import check_captioning
+
+            check_captioning(settings, pipeline)
+    return settings
 
 
 def _prepare(background: ThreadPoolExecutor, *arguments) -> IngestRun:

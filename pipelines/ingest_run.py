@@ -18,6 +18,7 @@ from catalogs.tables import Catalog
 from datakit.errors import ConfigError, MediaError
 from pipelines.clip_files import file_counts, write_clips
 from pipelines.decide import decide
+from pipelines.embedding import derived, fill_aesthetic
 from pipelines.ingest import Progress, Report
 from pipelines.isolate import ToolSpec
 from pipelines.jobs import Advance, DetectorOptions, PassJob
@@ -46,7 +47,8 @@ def checked_recipe(settings: Settings) -> Recipe:
         ConfigError: it cannot be read, or needs a stage that is switched off.
     """
     recipe = load_recipe(settings.recipe, Catalog.view_columns())
-    switched_off = {r: s for r, s in recipe.waits_for(set(enabled_stages(settings))).items() if s in STAGES}
+    waiting = recipe.waits_for(set(enabled_stages(settings)))
+    switched_off = {r: s for r, s in waiting.items() if s in STAGES and s not in derived(STAGES)}  # those may come later
     if switched_off:
         rule, stage = next(iter(switched_off.items()))
         raise ConfigError(
@@ -79,9 +81,37 @@ class IngestRun:
         self._scanning.result()
         self._fill_gaps(session)
         self._deciding = self._background.submit(self._decide)
+        if self._more_needs_ray():
+            self._deciding.result()
+            self._describe(session)
         if self.settings.clips != "virtual":
             self._deciding.result()
             self._write_clips(session)
+
+    def _more_needs_ray(self) -> bool:
+        return any(getattr(self.settings, name).enabled for name in ("caption", "refine", "caption_match"))
+
+    def _describe(self, session: RaySession) -> None:
+        """What is worth doing for kept and pending clips only: captions, and then the duplicates."""
+        from pipelines.caption import fill_captions  # imported when asked for: most ingests do without
+        from pipelines.caption_match import fill_caption_match
+
+        status = pl.col("status").is_in(["kept", "pending"])
+        for pipeline in ("caption", "refine"):
+            if getattr(self.settings, pipeline).enabled:
+                self._show_phase("captioning")
+                told = fill_captions(session, self.catalog, self.settings, pipeline, status, self.record.run_id, self.retry_failed)
+                self.record.spend(told.stage_cpu_s)
+                decide(self.catalog, self.recipe)  # chooses the captions
+        if self.settings.caption_match.enabled:
+            self._show_phase("comparing captions")
+            self.record.spend(fill_caption_match(session, self.catalog, self.settings, status)[1])
+        # DEDUP
+        decide(self.catalog, self.recipe)
+
+    def _show_phase(self, name: str) -> None:
+        self.progress.phase = name
+        self.on_progress(self.progress)
 
     def conclude(self) -> Report:
         """Count, and complete the `runs` row.
@@ -90,7 +120,7 @@ class IngestRun:
             CatalogError: when the accounts do not add up.
         """
         self._deciding.result()
-        for name in ("clips", "videos"):
+        for name in ("clips", "videos", "embeddings"):
             if len(self.catalog.table(name).file_uris()) > SMALL_FILES:
                 self.catalog.compact(name)
         counted = funnel(self.catalog)
@@ -205,15 +235,18 @@ class IngestRun:
         self.progress.bytes_done = self._bytes_of_finished + parts
 
     def _fill_gaps(self, session: RaySession) -> None:
-        """Clips of videos that were done before may lack a stage that was not enabled then, has changed or failed."""
+        """Clips of videos that were done before may lack a stage that was not enabled then, has changed or failed;
+        and what is made from embeddings is lacking everywhere."""
         self.progress.phase = "scoring"
+        names = [n for n in enabled_stages(self.settings) if n not in ("shots", "caption_match")]
+        seen = pl.col("video_id").is_in(list(self.ledger.seen))
+        if "aesthetic" in names:
+            fill_aesthetic(self.catalog, self.settings, seen)
         if self.ledger.counts.done_before:
-            names = [n for n in enabled_stages(self.settings) if n != "shots"]
-            seen = pl.col("video_id").is_in(list(self.ledger.seen))
-            self.record.spend(fill(session, self.catalog, self.settings, names, seen))
+            self.record.spend(fill(session, self.catalog, self.settings, names, seen).cpu_s)
             if self.retry_failed:
                 failed = pl.col("errors").list.eval(pl.element().struct.field("stage").is_in(names)).list.any()
-                self.record.spend(fill(session, self.catalog, self.settings, names, seen & failed, redo=True))
+                self.record.spend(fill(session, self.catalog, self.settings, names, seen & failed, redo=True).cpu_s)
 
     def _decide(self) -> None:
         self.progress.phase = "deciding"
@@ -222,8 +255,7 @@ class IngestRun:
         decide(self.catalog, self.recipe)
 
     def _write_clips(self, session: RaySession) -> None:
-        self.progress.phase = "writing clips"
-        self.on_progress(self.progress)
+        self._show_phase("writing clips")
         self.record.spend(write_clips(session, self.catalog, self.settings, self.settings.clips, self.retry_failed))
         decide(self.catalog, self.recipe)  # a clip that could not be written is quarantined
 

@@ -34,6 +34,7 @@ class ToolSpec:
         memory_bytes: limit on private memory; None for none (CUDA reserves address space beyond reason).
         stall_s: seconds without an item after which a payload is given up.
         start_s: seconds allowed for starting and loading.
+        threads: that its libraries may use.
     """
 
     target: str
@@ -41,6 +42,7 @@ class ToolSpec:
     memory_bytes: int | None = 4 << 30
     stall_s: float = 60.0
     start_s: float = 300.0
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,15 @@ class Child:
         self.stop()
         ours, theirs = socket.socketpair()
         self._log = tempfile.TemporaryFile()
-        self._process = _Forked(theirs, self._log) if self._fork else _spawn(theirs, self._log)
+        self._process = _Forked(theirs, self._log) if self._fork else _spawn(theirs, self._log, self.spec.threads)
         theirs.close()
         self._connection = Connection(ours.detach())
         self._loaded = False
         self._done = 0
+
+    def ready(self) -> Failed | None:
+        """Wait until the process can take payloads; why it cannot."""
+        return self._load()
 
     def stream(self, payload: Any) -> Iterator[Any]:
         """The items of one payload, then `Done` or `Failed`. Never raises for what the payload does."""
@@ -169,8 +175,8 @@ class Child:
         return f": … {text}" if text else ""
 
 
-def _spawn(connection: socket.socket, log) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+def _spawn(connection: socket.socket, log, threads: int) -> subprocess.Popen:
+    environment = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))}
     return subprocess.Popen(
         [sys.executable, "-m", "pipelines.child", str(connection.fileno())],
         pass_fds=[connection.fileno()], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,

@@ -6,7 +6,7 @@ Plain values, light to import: the driver makes jobs without loading a decoder.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.isolate import ToolSpec
 from pipelines.stages import DetectorName
@@ -78,12 +78,12 @@ class VideoFacts:
 
 @dataclass(frozen=True)
 class ClipSpan:
-    """A clip of the catalog, as a job refers to it. `facts`: its size and crop box, for image stages."""
+    """A clip of the catalog, as a job refers to it. `facts`: what else stages know of it, its size and crop box."""
 
     clip_id: str
     start_pts: int
     end_pts: int
-    facts: dict[str, int | None] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,21 @@ class ScoreJob:
     stages: dict[str, dict] = field(default_factory=dict)
     jitter: bool = False
     positions: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class CaptionJob:
+    """Clips of one video to show to a model, in order of time: `fps` frames a second, at most `frames` a clip,
+    the longer side `side` pixels. `facts` of a clip: its size and crop box, and what the prompts ask for."""
+
+    video_id: str
+    uri: str
+    size: int | None
+    stream: int
+    clips: tuple[ClipSpan, ...]
+    fps: float
+    frames: int
+    side: int
 
 
 CLIP_FOLDER = "clip_files"

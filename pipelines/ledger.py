@@ -2,7 +2,7 @@
 
 1. `register` adds videos as `pending` (one commit a wave); a known content at a new address only gains the
    address.
-2. `finish` appends the clips of finished videos, then turns their `videos` rows `ok`, with the run that
+2. `finish` appends the clips of finished videos (and their embeddings), then turns their `videos` rows `ok`, with the run that
    made the clips: that second commit is what counts. Readers take a clip only if its `run_id` is its
    video's; so clips appended by a run that was killed in between, or that lost to another run on the same
    video, are never seen.
@@ -23,9 +23,11 @@ import polars as pl
 from catalogs.tables import Catalog, polars_schema, sql_list
 from datakit.clip import unreadable_id
 from datakit.errors import ErrorKind, MediaError
+from pipelines.columns import embedding_rows
+from pipelines.embedding import derived, embedding_identity
 from pipelines.settings import Settings
 from pipelines.sources import Source, identify
-from pipelines.stages import enabled_stages, fingerprint
+from pipelines.stages import STAGES, enabled_stages, fingerprint
 
 URI_TYPE = polars_schema("videos")["uris"]
 DELETE_AT_ONCE = 500
@@ -82,9 +84,9 @@ class Ledger:
         self._settings = settings
         self._retry_failed = retry_failed
         self._fingerprint = fingerprint("shots", settings)
-        self._stage_versions = [
-            {"stage": name, "fingerprint": fingerprint(name, settings)} for name in enabled_stages(settings)
-        ]
+        names = [name for name in enabled_stages(settings) if name not in derived(STAGES)]
+        self._stage_versions = [{"stage": name, "fingerprint": fingerprint(name, settings)} for name in names]
+        self._embedding = embedding_identity(settings) if "embed" in names else ("", "", "")
         self._pool = ThreadPoolExecutor(settings.runner.scan_threads)
         self._known = self._read_known()
 
@@ -108,14 +110,19 @@ class Ledger:
         return self._choose(found, problems)
 
     def finish(self, finished: Sequence[Finished]) -> None:
-        """The two commits of the protocol."""
+        """The commits of the protocol."""
         rows = [self._clip_row(row) for video in finished if video.failure is None for row in video.rows]
+        self.catalog.append("embeddings", embedding_rows(rows, *self._embedding))
         self.catalog.append("clips", rows)
         self._mark_finished(finished)
 
     def sweep(self) -> int:
-        """Delete clips that can never count; how many."""
-        clips = self.catalog.scan("clips").select("shard", "video_id", "run_id").unique()
+        """Delete clips that can never count, and their embeddings; how many clips."""
+        self._sweep("embeddings")
+        return self._sweep("clips")
+
+    def _sweep(self, table: str) -> int:
+        clips = self.catalog.scan(table).select("shard", "video_id", "run_id").unique()
         done = self.catalog.scan("videos").filter(pl.col("status") != "pending").select(
             "video_id", pl.col("run_id").alias("winner"))
         stray = clips.join(done, on="video_id").filter(pl.col("run_id") != pl.col("winner")).collect()
@@ -125,7 +132,7 @@ class Ledger:
             for start in range(0, len(ids), DELETE_AT_ONCE):
                 some = sql_list(ids[start : start + DELETE_AT_ONCE])
                 deleted += self.catalog.delete(
-                    "clips", f"shard = {sql_list([shard])[1:-1]} AND run_id = {sql_list([run_id])[1:-1]} AND video_id IN {some}"
+                    table, f"shard = {sql_list([shard])[1:-1]} AND run_id = {sql_list([run_id])[1:-1]} AND video_id IN {some}"
                 )
         return deleted
 

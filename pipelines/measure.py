@@ -11,7 +11,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol, Sequence
+from typing import Any, Mapping, Protocol, Sequence
 
 import numpy as np
 
@@ -21,11 +21,17 @@ from datakit.video.decode import GRID_S, PAIR_GAP_S
 from datakit.video.picture import IMAGE_SIDE, Picture
 from pipelines.stages.letterbox import Letterbox
 from pipelines.stages.motion import Motion, MotionVmaf
+from pipelines.stages.phash import PHash
 from pipelines.stages.quality import Quality
 
 
 class FrameStage(Protocol):
-    """A measurement on single grid frames."""
+    """A measurement on single grid frames.
+
+    One that builds on columns of the clip (its class attribute `uses` names them) gets them as keyword
+    arguments of `summarise`: as measured just now by stages before it in `GRID_STAGES`, else as the
+    catalog has them, else None.
+    """
 
     name: str
     columns: tuple[str, ...]
@@ -49,7 +55,9 @@ GRID_STAGES = {
     "motion_vmaf": lambda options: MotionVmaf(),
     "letterbox": lambda options: Letterbox(),
     "quality": lambda options: Quality(),
+    "phash": lambda options: PHash(),
 }
+"""In the order in which a clip's columns are made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +175,7 @@ class GridSummary:
     """
 
     def __init__(self, stages: dict[str, dict], positions: Sequence[float] = ()):
-        made = {name: GRID_STAGES[name](options) for name, options in stages.items()}
+        made = {name: GRID_STAGES[name](stages[name]) for name in GRID_STAGES if name in stages}
         self._frame_stages = {n: s for n, s in made.items() if hasattr(s, "frame")}
         self._pair_stages = {n: s for n, s in made.items() if hasattr(s, "pair")}
         self._positions = tuple(positions)
@@ -177,15 +185,20 @@ class GridSummary:
     def add(self, sample: FrameSample | PairSample) -> None:
         (self._frames if isinstance(sample, FrameSample) else self._pairs).append(sample)
 
-    def measure(self, span: Span) -> Measured:
-        """The columns of a clip, from the samples inside it; pairs must lie inside with both frames."""
+    def measure(self, span: Span, facts: Mapping[str, object] = {}) -> Measured:
+        """The columns of a clip, from the samples inside it; pairs must lie inside with both frames.
+
+        Args:
+            facts: columns that the clip has already, for stages that use them.
+        """
         frames = [s for s in self._frames if s.pts in span]
         pairs = [s for s in self._pairs if s.pts in span and s.partner_pts in span]
         measured = Measured({}, [], self._choose_images(frames, span))
         for name, stage in self._frame_stages.items():
-            self._summarise(name, stage, [s.values[name] for s in frames], measured)
+            known = {column: measured.columns.get(column, facts.get(column)) for column in getattr(stage, "uses", ())}
+            self._summarise(name, stage, [s.values[name] for s in frames], measured, known)
         for name, stage in self._pair_stages.items():
-            self._summarise(name, stage, [s.values[name] for s in pairs], measured)
+            self._summarise(name, stage, [s.values[name] for s in pairs], measured, {})
         return measured
 
     def forget(self, before_pts: int) -> None:
@@ -194,11 +207,13 @@ class GridSummary:
             while samples and samples[0].pts < before_pts:
                 samples.popleft()
 
-    def _summarise(self, name: str, stage: FrameStage | PairStage, values: list, measured: Measured) -> None:
+    def _summarise(
+        self, name: str, stage: FrameStage | PairStage, values: list, measured: Measured, known: dict[str, object]
+    ) -> None:
         failed = next((v for v in values if isinstance(v, Exception)), None)
         if failed is None:
             try:
-                measured.columns.update(stage.summarise(values))
+                measured.columns.update(stage.summarise(values, **known))
                 return
             except Exception as e:  # reported as the clip's error
                 failed = e

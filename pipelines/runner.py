@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Iterable, Iterator
 
 import datakit
-from datakit.errors import ConfigError, ErrorKind
+from datakit.errors import ConfigError, DatakitError, ErrorKind
 from pipelines.isolate import Done, Failed, ToolSpec
 from pipelines.jobs import Advance
 from pipelines.session import RaySession
@@ -36,7 +36,15 @@ MOST_BATCHES = 8
 
 @dataclass(frozen=True)
 class StagePool:
-    """An image stage and what its actors take. `columns` are null for clips on which it fails."""
+    """A stage that has actors of its own, and what they take.
+
+    Attributes:
+        columns: null for clips on which the stage fails.
+        pictures: whether it looks at pictures; else it gets the rows of clips that have none, too.
+        slots: calls that an actor works on at once; with more than one, each call is one batch.
+        worker: class of the actors.
+        threads: CPUs that an actor without a GPU makes use of.
+    """
 
     name: str
     spec: ToolSpec
@@ -44,6 +52,10 @@ class StagePool:
     num_cpus: float | None = None
     num_gpus: float = 0.0
     workers: int | None = None
+    pictures: bool = True
+    slots: int = 1
+    worker: type = StageWorker
+    threads: int = 1
 
 
 @dataclass
@@ -82,12 +94,10 @@ class Flow:
         cpu_pools = 1 + sum(1 for s in stages if not s.num_gpus)
         share = 1.0 / cpu_pools  # pools share the CPUs; the operating system balances them
         self._threads = threads
-        self._videos = _Pool(self._ray, VideoWorker, (tool, attempts, bool(stages)), share, 0.0, workers or self._cpus)
+        with_images = any(s.pictures for s in stages)
+        self._videos = _Pool(self._ray, VideoWorker, (tool, attempts, with_images), share, 0.0, workers or self._cpus)
         self._stages = {
-            s.name: _Pool(
-                self._ray, StageWorker, (s.spec,), _cpus_of(s, share), s.num_gpus,
-                s.workers or max(1, int(session.gpus() / s.num_gpus) if s.num_gpus else self._cpus),
-            )
+            s.name: _Pool(self._ray, s.worker, (s.spec,), _cpus_of(s, share, self._cpus), s.num_gpus, self._most(s, session.gpus()), s.slots)
             for s in stages
         }
         self._plans = {s.name: s for s in stages}
@@ -123,6 +133,11 @@ class Flow:
                 yield self._running.pop(key).close()
             yield None
 
+    def _most(self, stage: StagePool, gpus: float) -> int:
+        """Actors that the cluster has room for."""
+        room = gpus / stage.num_gpus if stage.num_gpus else self._cpus / min(stage.threads, self._cpus)
+        return stage.workers or max(1, int(room))
+
     def close(self) -> None:
         for pool in (self._videos, *self._stages.values()):
             pool.close()
@@ -136,7 +151,7 @@ class Flow:
             others = len(self._running) + (len(self._waiting) if exhausted else self._cpus)
             threads = self._threads or max(1, min(MOST_THREADS, self._cpus // (1 + others)))
             job.tries += 1
-            job.actor = self._videos.idle.pop()
+            job.actor = self._videos.idle.popleft()
             job.stream = job.actor.process.options(
                 num_returns="streaming", _generator_backpressure_num_objects=STREAM_OBJECTS
             ).remote(job.make(threads))
@@ -144,18 +159,18 @@ class Flow:
 
     def _congested(self) -> bool:
         """Pictures are waiting: read no more of them until the stages have caught up."""
-        return any(len(queue) > 2 * self._stages[name].size for name, queue in self._queues.items())
+        return any(len(queue) > 2 * self._stages[name].size for name, queue in self._queues.items() if self._plans[name].pictures)
 
     def _start_batches(self) -> None:
         for name, queue in self._queues.items():
             pool = self._stages[name]
             pool.want(len(queue))
             while queue and pool.idle:
-                count = max(1, min(len(queue) // pool.size, MOST_BATCHES))
+                count = max(1, min(len(queue) // pool.size, MOST_BATCHES)) if pool.slots == 1 else 1
                 batches = [b for b in (queue.popleft() for _ in range(count)) if not b.stale()]
                 if batches:
-                    actor = pool.idle.pop()
-                    ref = actor.process.remote([b.rows for b in batches], *[b.images for b in batches])
+                    actor = pool.idle.popleft()
+                    ref = actor.process.remote([b.rows for b in batches], *[b.pictures() for b in batches])
                     self._answers[ref] = (name, actor, batches)
 
     def _collect(self) -> None:
@@ -201,7 +216,8 @@ class Flow:
                 job.outcome.spend(stage, cpu_s)
 
     def _add_batch(self, job: _Job, rows: list[dict], images: Any) -> None:
-        batch = _Batch(job, job.generation, rows, images, set(self._queues) if images is not None else set())
+        stages = {name for name, plan in self._plans.items() if images is not None or not plan.pictures}
+        batch = _Batch(job, job.generation, rows, images, stages)
         job.batches.append(batch)
         for row in rows:
             for plan in self._plans.values():
@@ -224,6 +240,10 @@ class Flow:
                 if not batch.stale():
                     self._lose(batch.job, str(e))
             return
+        except self._ray.exceptions.RayTaskError as e:
+            if isinstance(e.cause, DatakitError):  # meant for the user: the stage as a whole cannot go on
+                raise e.cause from None
+            raise
         pool.idle.append(actor)
         for batch, answer in zip(batches, answers, strict=True):
             batch.job.outcome.spend(stage, answer.cpu_s)
@@ -294,6 +314,9 @@ class _Batch:
     open_stages: set[str]
     tries: int = 0
 
+    def pictures(self) -> Any:
+        return [[] for _ in self.rows] if self.images is None else self.images
+
     def stale(self) -> bool:
         """Its video failed or started anew."""
         return self.generation != self.job.generation or self.job.outcome.failure is not None
@@ -312,14 +335,15 @@ class _Batch:
 class _Pool:
     """Actors of one kind, started as they are wanted, up to a number. One not yet placed gets no work."""
 
-    def __init__(self, ray, kind: type, arguments: tuple, num_cpus: float, num_gpus: float, most: int):
+    def __init__(self, ray, kind: type, arguments: tuple, num_cpus: float, num_gpus: float, most: int, slots: int = 1):
         self._ray = ray
-        options = dict(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, scheduling_strategy="SPREAD")
+        options = dict(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, scheduling_strategy="SPREAD", max_concurrency=slots)
         self._remote = ray.remote(**options)(kind)
         self._arguments = arguments
         self._most = most
+        self.slots = slots
         self._all: list[Any] = []
-        self.idle: list[Any] = []
+        self.idle: deque[Any] = deque()  # an actor with several slots may be in it several times
         self.starting: dict[Any, Any] = {}  # ping -> actor
 
     @property
@@ -328,7 +352,8 @@ class _Pool:
 
     def want(self, work: int) -> None:
         """Start actors for pieces of work that nobody is free for."""
-        for _ in range(min(work - len(self.idle) - len(self.starting), self._most - len(self._all))):
+        lacking = -(-(work - len(self.idle)) // self.slots) - len(self.starting)
+        for _ in range(min(lacking, self._most - len(self._all))):
             actor = self._remote.remote(*self._arguments)
             self._all.append(actor)
             self.starting[actor.version.remote()] = actor
@@ -337,24 +362,29 @@ class _Pool:
         actor = self.starting.pop(ping)
         try:
             version = self._ray.get(ping)
+        except self._ray.exceptions.RayTaskError as e:
+            if isinstance(e.cause, DatakitError):
+                raise e.cause from None
+            raise
         except self._ray.exceptions.RayError as e:
             raise ConfigError(f"a Ray worker could not start: {' '.join(str(e).split())}") from e
         if version != datakit.__version__:
             raise ConfigError(f"a Ray worker runs datakit {version}, this is {datakit.__version__}: install the same")
-        self.idle.append(actor)
+        self.idle.extend([actor] * self.slots)
 
     def lose(self, actor: Any) -> None:
         if actor in self._all:
             self._all.remove(actor)
+        self.idle = deque(other for other in self.idle if other != actor)
 
     def close(self) -> None:
         for actor in self._all:
             self._ray.kill(actor)
-        self._all, self.idle, self.starting = [], [], {}
+        self._all, self.idle, self.starting = [], deque(), {}
 
 
-def _cpus_of(stage: StagePool, share: float) -> float:
+def _cpus_of(stage: StagePool, share: float, cpus: int) -> float:
     """GPU actors take no CPU unless told to: the video workers may hold them all."""
     if stage.num_cpus is not None:
         return stage.num_cpus
-    return 0.0 if stage.num_gpus else share
+    return 0.0 if stage.num_gpus else share * min(stage.threads, cpus)

@@ -7,23 +7,31 @@ stages it has not been through at their present fingerprint.
 from __future__ import annotations
 
 import os
-from typing import Callable, Iterator, Sequence
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Callable, Iterator
 
 import polars as pl
 
-from catalogs.tables import Catalog, polars_schema
+from catalogs.tables import Catalog
 from datakit.errors import ConfigError
 from datakit.video.address import is_remote, local_path
+from pipelines.caption_match import fill_caption_match
+from pipelines.columns import KEY, embedding_rows, failed_rows, scored_rows, write_columns, write_embeddings, write_errors
+from pipelines.decide import redecide
+from pipelines.embedding import derived, done, embedding_identity, fill_aesthetic, resolve
 from pipelines.isolate import ToolSpec
 from pipelines.jobs import ClipSpan, ScoreJob
 from pipelines.runner import Flow, Outcome, StagePool
 from pipelines.runs import RunRecord
 from pipelines.session import RaySession
-from pipelines.settings import Settings
+from pipelines.settings import ImageStage, Settings
 from pipelines.stages import STAGES, enabled_stages, fingerprint, missing_requirements, options_of
 
 CLIPS_A_COMMIT = 5000
-KEY = ("clip_id", "run_id", "shard")
+COMMIT_S = 60.0
+"""Results are committed when there are so many, or after so many seconds."""
+CLIPS_A_JOB = 64
 FACTS = ("width", "height", "crop_x", "crop_y", "crop_width", "crop_height")
 """Columns that image stages look at."""
 
@@ -36,26 +44,30 @@ def score(
 
     Args:
         stages: names; None: all that are enabled.
-        where: SQL over the view `clips`; None: all clips.
+        where: SQL over the view `clips`; None: all clips, but for `embed` those that are kept or pending.
         redo: also clips that have been through the stages.
-        on_progress: called with videos done and videos in all.
+        on_progress: called with clips done and clips in all.
 
     Returns:
-        counts: clips scored, clips with errors.
+        counts: clips scored, clips with errors, clips rated from embeddings; `statuses` after deciding again by
+        the recipe in force (None when there is none).
 
     Raises:
         ConfigError: unknown stage or column, missing requirement.
         CatalogError: no catalog there.
     """
     names = scorable(stages, settings)
+    settings = resolve(settings, names)
     catalog = Catalog(root)
     condition = parse_where(where, catalog)
     session = RaySession(ray)
     record = RunRecord(catalog, "score", {**settings.model_dump(), "stages": names, "where": where}).begin()
     try:
         with session:
-            counts: dict[str, object] = {}
-            record.spend(fill(session, catalog, settings, names, condition, redo, on_progress, counts))
+            filled = fill(session, catalog, settings, names, condition, redo, on_progress, everywhere=where is not None)
+        record.spend(filled.cpu_s)
+        decided = redecide(catalog)
+        counts = {**asdict(filled), "cpu_s": None, "statuses": decided}
         record.end("finished", counts)
     except BaseException as e:
         record.end("stopped" if isinstance(e, KeyboardInterrupt) else "failed", {"error": (str(e) or type(e).__name__)[:500]})
@@ -98,111 +110,108 @@ def parse_where(where: str | None, catalog: Catalog) -> pl.Expr:
     return condition
 
 
+@dataclass
+class Filled:
+    """What a fill did."""
+
+    clips: int = 0
+    videos: int = 0
+    clips_with_errors: int = 0
+    rated: dict[str, int] = field(default_factory=dict)  # stage without pictures -> clips
+    cpu_s: dict[str, float] = field(default_factory=dict)
+
+    def spend(self, cpu_s: dict[str, float]) -> None:
+        for stage, seconds in cpu_s.items():
+            self.cpu_s[stage] = self.cpu_s.get(stage, 0.0) + seconds
+
+
 def fill(
     session: RaySession, catalog: Catalog, settings: Settings, names: list[str], condition: pl.Expr, redo: bool = False,
-    on_progress: Callable[[int, int], None] = lambda done, of: None, counts: dict[str, object] | None = None,
-) -> dict[str, float]:
-    """Run stages over the clips that match and have not been through them.
-
-    Returns:
-        CPU seconds by stage.
-    """
-    fingerprints = {name: fingerprint(name, settings) for name in names}
-    todo = _todo(catalog, fingerprints, condition, redo)
-    cpu_s: dict[str, float] = {}
-    counts = counts if counts is not None else {}
-    counts.update(clips=todo.height, videos=todo["video_id"].n_unique() if todo.height else 0, clips_with_errors=0)
-    if not todo.height:
-        return cpu_s
-    flow = make_flow(session, ToolSpec("pipelines.score_pass:rescore"), settings, names)
-    columns = [c for name in names for c in STAGES[name].columns]
-    pending: list[dict] = []
-    failed: list[dict] = []
-    done = 0
-    clips_of: dict[str, list[dict]] = {key[0]: group.to_dicts() for key, group in todo.group_by("video_id")}
-    try:
-        for outcome in flow.run(_jobs(clips_of, names, settings)):
-            if outcome is None:
-                continue
-            done += 1
-            for stage, seconds in outcome.cpu_s.items():
-                cpu_s[stage] = cpu_s.get(stage, 0.0) + seconds
-            clips = clips_of.pop(outcome.key)
-            if outcome.failure is None:
-                pending += scored_rows(outcome, clips, columns)
-            else:
-                failed += failed_rows(outcome, clips, names[0])
-            on_progress(done, counts["videos"])
-            if len(pending) >= CLIPS_A_COMMIT:
-                write_columns(catalog, pending, fingerprints)
-                counts["clips_with_errors"] += sum(1 for row in pending if row["errors"])
-                pending = []
-    finally:
-        flow.close()
-        write_columns(catalog, pending, fingerprints)
-        write_errors(catalog, failed, names)
-        counts["clips_with_errors"] += len(failed) + sum(1 for row in pending if row["errors"])
-    return cpu_s
-
-
-def scored_rows(outcome: Outcome, clips: list[dict], columns: Sequence[str]) -> list[dict]:
-    """What came back of a video's clips, as rows for `write_columns`."""
-    by_id = {row["clip_id"]: row for row in outcome.rows}
-    rows = []
-    for clip in clips:
-        row = by_id[clip["clip_id"]]
-        values = {name: row.get(name) for name in columns}
-        rows.append({**{name: clip[name] for name in KEY}, "errors": row["errors"], **values})
-    return rows
-
-
-def failed_rows(outcome: Outcome, clips: list[dict], stage: str) -> list[dict]:
-    """A video that could not be processed is an error on each of its clips: rows for `write_errors`."""
-    errors = [{"stage": stage, "kind": str(outcome.failure.kind), "message": outcome.failure.message}]
-    return [{**{name: clip[name] for name in KEY}, "errors": errors} for clip in clips]
-
-
-def write_errors(catalog: Catalog, rows: list[dict], stages: Sequence[str]) -> None:
-    """Merge errors of these stages into `clips`. What the clips' columns held before stays, and the stages
-    count as not done: the next run tries again."""
-    write_columns(catalog, rows, dict.fromkeys(stages))
-
-
-def write_columns(catalog: Catalog, rows: list[dict], fingerprints: dict[str, str | None]) -> None:
-    """Merge filled columns into `clips`, shard by shard.
-
-    Other writers may fill other columns of the same clips meanwhile: the lists of stage versions and of
-    errors are made anew from the version that is merged into.
+    on_progress: Callable[[int, int], None] = lambda done, of: None, everywhere: bool = False,
+) -> Filled:
+    """Run stages over the clips that match, each clip through those it has not been through.
 
     Args:
-        rows: clip_id, run_id, shard, errors (of these stages only) and the filled columns.
-        fingerprints: stage -> fingerprint, of the stages that filled them; None: not done.
+        settings: with weights found (`embedding.resolve`).
+        everywhere: `embed` takes all these clips; else only those that are kept or pending.
     """
-    if not rows:
-        return
-    types = {name: kind for name, kind in polars_schema("clips").items() if name in rows[0]}
-    filled = [name for name in types if name not in (*KEY, "errors")]
-    updates = {name: f"s.{name}" for name in (*filled, "stage_versions", "errors")}
-    for (shard,), group in pl.DataFrame(rows, schema=types).group_by("shard"):
-        how = {"on": f"t.shard = '{shard}' AND t.clip_id = s.clip_id AND t.run_id = s.run_id", "set": updates}
-        catalog.update("clips", lambda table: (_with_lists(group, table, shard, fingerprints), how))
+    filled = Filled()
+    later = derived(names)
+    looking = [name for name in names if name not in later]
+    todo = _todo(catalog, settings, looking, condition, redo, everywhere)
+    filled.clips, filled.videos = todo.height, todo["video_id"].n_unique()
+    for (lacking,), clips in todo.group_by("lacking", maintain_order=True):
+        stages = [name for name in looking if name in lacking.split()]
+        _look(session, catalog, settings, stages, clips, filled, lambda done: on_progress(done, todo.height))
+    if "aesthetic" in later:
+        filled.rated["aesthetic"] = fill_aesthetic(catalog, settings, condition, redo)
+    if "caption_match" in later:
+        filled.rated["caption_match"], cpu_s = fill_caption_match(session, catalog, settings, condition, redo)
+        filled.spend(cpu_s)
+    return filled
 
 
-def _with_lists(
-    rows: pl.DataFrame, table: pl.LazyFrame, shard: str, fingerprints: dict[str, str | None]
-) -> pl.DataFrame:
-    """The rows with their new lists of stage versions and errors, made from those in the table."""
-    old = table.filter(pl.col("shard") == shard).select("clip_id", "run_id", "stage_versions", "errors").collect()
-    joined = rows.rename({"errors": "new_errors"}).join(old, on=["clip_id", "run_id"])
-    versions = [_merged(v or [], fingerprints) for v in joined["stage_versions"].to_list()]
-    errors = [
-        [e for e in before or [] if e["stage"] not in fingerprints and e not in new] + new
-        for before, new in zip(joined["errors"].to_list(), (e or [] for e in joined["new_errors"].to_list()))
-    ]
-    types = polars_schema("clips")
-    return joined.drop("new_errors").with_columns(
-        pl.Series("stage_versions", versions, dtype=types["stage_versions"]), pl.Series("errors", errors, dtype=types["errors"])
-    )
+def _look(
+    session: RaySession, catalog: Catalog, settings: Settings, names: list[str], todo: pl.DataFrame, filled: Filled,
+    on_progress: Callable[[int], None],
+) -> None:
+    """Run stages that look at pictures over clips; commits now and then."""
+    writer = _Writer(catalog, settings, names)
+    flow = make_flow(session, ToolSpec("pipelines.score_pass:rescore"), settings, names)
+    clips_of = dict(_parts(todo))
+    looked = 0
+    try:
+        for outcome in flow.run(_jobs(clips_of, names, settings)):
+            if outcome is not None:
+                filled.spend(outcome.cpu_s)
+                clips = clips_of.pop(outcome.key)
+                looked += len(clips)
+                filled.clips_with_errors += writer.take(outcome, clips)
+                on_progress(looked)
+    finally:
+        flow.close()
+        writer.commit()
+
+
+def _parts(todo: pl.DataFrame) -> Iterator[tuple[str, list[dict]]]:
+    """The clips of each video in parts, so that a long one does not hold everything back until it is done."""
+    for (video_id,), group in todo.group_by("video_id", maintain_order=True):
+        for number, part in enumerate(group.iter_slices(CLIPS_A_JOB)):
+            yield f"{video_id}.{number}", part.to_dicts()
+
+
+class _Writer:
+    """Collects results, commits them now and then."""
+
+    def __init__(self, catalog: Catalog, settings: Settings, names: list[str]):
+        self._catalog, self._settings, self._names = catalog, settings, names
+        self._marks = {name: fingerprint(name, settings) for name in names}
+        self._columns = [c for name in names for c in (*STAGES[name].columns, *STAGES[name].result)]
+        self._rows: list[dict] = []
+        self._failed: list[dict] = []
+        self._committed_at = time.monotonic()
+
+    def take(self, outcome: Outcome, clips: list[dict]) -> int:
+        """Results of some clips of a video; gives how many have errors."""
+        rows = []
+        if outcome.failure is None:
+            rows = scored_rows(outcome, clips, self._columns)
+            videos = {clip["clip_id"]: clip["video_id"] for clip in clips}
+            self._rows += [{**row, "video_id": videos[row["clip_id"]]} for row in rows]
+        else:
+            self._failed += failed_rows(outcome, clips, self._names[0])
+        if len(self._rows) >= CLIPS_A_COMMIT or time.monotonic() - self._committed_at > COMMIT_S:
+            self.commit()
+        return sum(1 for row in rows if row["errors"]) if outcome.failure is None else len(clips)
+
+    def commit(self) -> None:
+        rows, self._rows = self._rows, []
+        failed, self._failed = self._failed, []
+        if "embed" in self._names:
+            write_embeddings(self._catalog, embedding_rows(rows, *embedding_identity(self._settings)))
+        write_columns(self._catalog, [{k: v for k, v in row.items() if k != "video_id"} for row in rows], self._marks)
+        write_errors(self._catalog, failed, self._names)
+        self._committed_at = time.monotonic()
 
 
 def present(addresses: list[dict]) -> dict:
@@ -218,25 +227,41 @@ def make_flow(session: RaySession, tool: ToolSpec, settings: Settings, names: li
     """A flow whose videos go through `tool` and whose clips go through the image stages among `names`."""
     limits = worker_limits(settings, tool.target)
     return Flow(
-        session, limits, image_pools(names, settings), settings.runner.workers, settings.runner.attempts, settings.runner.threads
+        session, limits, image_pools(names, settings, session.gpus()), settings.runner.workers, settings.runner.attempts, settings.runner.threads
     )
 
 
-def worker_limits(settings: Settings, target: str = "", options: dict | None = None, gpu: bool = False) -> ToolSpec:
-    memory = None if gpu else int(settings.runner.memory_gb * (1 << 30))
-    return ToolSpec(target, options or {}, memory, settings.runner.stall_s)
+def worker_limits(
+    settings: Settings, target: str = "", options: dict | None = None, unbounded: bool = False, threads: int = 1
+) -> ToolSpec:
+    memory = None if unbounded else int(settings.runner.memory_gb * (1 << 30))
+    return ToolSpec(target, options or {}, memory, settings.runner.stall_s, threads=threads)
 
 
-def image_pools(names: list[str], settings: Settings) -> list[StagePool]:
+def image_pools(names: list[str], settings: Settings, gpus: float) -> list[StagePool]:
+    """Args:
+        gpus: of the cluster.
+    """
     pools = []
     for name in names:
         info = STAGES[name]
         if info.needs == "images":
             section = getattr(settings, name)
             options = {k: getattr(section, k) for k in (*info.options, *info.runtime_options)}
-            spec = worker_limits(settings, info.target, options, gpu=section.num_gpus > 0)
-            pools.append(StagePool(name, spec, info.columns, section.num_cpus, section.num_gpus, section.workers))
+            threads = getattr(section, "threads", 1)
+            num_gpus = gpus_of(section, gpus)
+            big = num_gpus > 0 or bool(info.weights)  # a model of any size; the danger lies in decoders
+            spec = worker_limits(settings, info.target, options, big, threads)
+            columns = (*info.columns, *info.result)
+            pools.append(StagePool(name, spec, columns, section.num_cpus, num_gpus, section.workers, threads=threads))
     return pools
+
+
+def gpus_of(section: ImageStage, gpus: float, per_actor: float = 1.0) -> float:
+    """GPUs of an actor of a stage: as set, else `per_actor` where the cluster has any."""
+    if section.num_gpus is not None:
+        return section.num_gpus
+    return per_actor if gpus else 0.0
 
 
 def grid_stages(names: list[str], settings: Settings) -> dict[str, dict]:
@@ -247,36 +272,33 @@ def wanted_positions(names: list[str], settings: Settings) -> tuple[float, ...]:
     return settings.images.positions if any(STAGES[name].needs == "images" for name in names) else ()
 
 
-def _todo(catalog: Catalog, fingerprints: dict[str, str], condition: pl.Expr, redo: bool) -> pl.DataFrame:
-    """The clips to score, with what their jobs need."""
+def _todo(
+    catalog: Catalog, settings: Settings, names: list[str], condition: pl.Expr, redo: bool, everywhere: bool
+) -> pl.DataFrame:
+    """The clips to look at, with what their jobs need; `lacking`: the stages they have not been through."""
+    marks = {name: fingerprint(name, settings) for name in names}
     clips = catalog.clips().filter(condition)
-    if not redo:
-        done = pl.lit(True)
-        for name, mark in fingerprints.items():
-            entry = (pl.element().struct.field("stage") == name) & (pl.element().struct.field("fingerprint") == mark)
-            done = done & pl.col("stage_versions").list.eval(entry).list.any().fill_null(False)
-        clips = clips.filter(~done)
+    if "embed" in marks:
+        embedded = catalog.scan("embeddings").filter(pl.col("fingerprint") == marks["embed"]).select("clip_id", "run_id", has=pl.lit(True))
+        clips = clips.join(embedded.unique(["clip_id", "run_id"]), on=["clip_id", "run_id"], how="left")
+    lacks = {name: pl.lit(True) if redo else ~done(name, mark) for name, mark in marks.items()}
+    if "embed" in marks:
+        worth = pl.lit(everywhere) | pl.col("status").is_in(["kept", "pending"])
+        lacks["embed"] = worth & (pl.lit(redo) | pl.col("has").is_null())
+    named = [pl.when(lack).then(pl.lit(f"{name} ")) for name, lack in lacks.items()]
+    lacking = pl.concat_str(named, ignore_nulls=True) if named else pl.lit("")
     videos = catalog.scan("videos").select("video_id", "uris", pl.col("start_pts").alias("first_pts"))
-    return clips.select(
-        "clip_id", "run_id", "video_id", "shard", "stream", "start_pts", "end_pts", *FACTS
-    ).join(videos, on="video_id").sort("video_id", "start_pts").collect()
+    todo = clips.select("clip_id", "run_id", "video_id", "shard", "stream", "start_pts", "end_pts", *FACTS, lacking.alias("lacking"))
+    return todo.filter(pl.col("lacking") != "").join(videos, on="video_id").sort("lacking", "video_id", "start_pts").collect()
 
 
 def _jobs(clips_of: dict[str, list[dict]], names: list[str], settings: Settings) -> Iterator:
-    for video_id, clips in list(clips_of.items()):
+    for key, clips in list(clips_of.items()):
         address = present(clips[0]["uris"])
         job = ScoreJob(
-            video_id=video_id, uri=address["uri"], size=address["size"],
+            video_id=clips[0]["video_id"], uri=address["uri"], size=address["size"],
             stream=clips[0]["stream"], first_pts=clips[0]["first_pts"],
             clips=tuple(ClipSpan(c["clip_id"], c["start_pts"], c["end_pts"], {k: c[k] for k in FACTS}) for c in clips),
             stages=grid_stages(names, settings), jitter="jitter" in names, positions=wanted_positions(names, settings),
         )
-        yield video_id, lambda threads, job=job: job
-
-
-def _merged(versions: list[dict], fingerprints: dict[str, str | None]) -> list[dict]:
-    """The list of stage versions with these stages', where they are done."""
-    if None in fingerprints.values():
-        return versions
-    kept = [v for v in versions if v["stage"] not in fingerprints]
-    return kept + [{"stage": name, "fingerprint": mark} for name, mark in fingerprints.items()]
+        yield key, lambda threads, job=job: job

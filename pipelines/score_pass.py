@@ -61,7 +61,7 @@ def check_content(uri: str, size: int | None, expected: str) -> None:
 def _batch(
     clip: ClipSpan, span: Span, summary: GridSummary, changes: _Changes | None, seen: int, reader: VideoReader, jitter: bool
 ) -> ClipBatch:
-    measured = summary.measure(span)
+    measured = summary.measure(span, clip.facts)
     errors = measured.errors + damage_errors(reader.damage, span)
     if not seen:
         errors.append({"stage": "decode", "kind": str(ErrorKind.DECODE), "message": "no frame of the clip could be decoded"})

@@ -61,6 +61,10 @@ class Nsfw(ImageStage):
     enabled: bool = False
 
 
+class TechnicalQuality(ImageStage):
+    enabled: bool = False
+
+
 class Models(Section):
     folder: str = Field(DEFAULT_FOLDER, description="where `datakit models download` puts weights")
 
@@ -73,21 +77,24 @@ class Embed(ImageStage):
     batch: int = Field(64, ge=1, description="pictures per network call")
     precision: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="None: fp16 on a GPU, fp32 on a CPU")
     threads: int = Field(4, ge=1, description="of an actor without a GPU")
+    num_gpus: float | None = Field(None, ge=0, description="per actor; None: 1 where there are GPUs, else 0")
 
 
 class Aesthetic(Section):
     enabled: bool = False
-    head: str = Field("auto", description="LAION head by name or file; auto: the linear one (v1) of the embedding's model")
+    head: str = Field("auto", description="LAION head: v1, v2, a file; auto: the newest for embed.model")
 
 
 class CaptionMatch(ImageStage):
     enabled: bool = False
+    num_gpus: float | None = Field(None, ge=0, description="per actor; None: 1 where there are GPUs, else 0")
     threads: int = Field(4, ge=1, description="of an actor without a GPU")
 
 
 class LanguageModel(ImageStage):
     """What writes texts, and how."""
 
+    num_gpus: float | None = Field(None, ge=0, description="per actor; None: tensor_parallel where there are GPUs, else 0")
     enabled: bool = False
     backend: Literal["vllm", "openai", "transformers"] = "vllm"
     model: str | None = Field(None, description="folder, or name that `datakit models` knows; openai: the endpoint's name for it")
@@ -122,6 +129,7 @@ class Caption(LanguageModel):
 class Refine(LanguageModel):
     prompt: str = Field("refine", description="prompt by name, or a file")
     source: str = Field("dense", description="style of the captions that are rewritten")
+    style: str = Field("refined", description="style of the captions that it writes")
     language: str | None = "en"
 
 
@@ -148,8 +156,10 @@ class Settings(Section):
     motion_vmaf: Stage = Stage()
     letterbox: Stage = Stage()
     quality: Stage = Stage()
+    phash: Stage = Stage()
     ocr: Ocr = Ocr()
     nsfw: Nsfw = Nsfw()
+    technical_quality: TechnicalQuality = TechnicalQuality()
     embed: Embed = Embed()
     aesthetic: Aesthetic = Aesthetic()
     caption_match: CaptionMatch = CaptionMatch()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import dataclass, replace
 from typing import Any, Iterator
 
 import datakit
+from datakit.errors import ConfigError, DatakitError, ErrorKind
 from pipelines.isolate import Child, Done, Failed, ToolSpec
 
 
@@ -69,6 +72,46 @@ class VideoWorker:
                     return
 
 
+class EngineWorker:
+    """Runs a stage that lives in this actor and takes many calls at once (a language model)."""
+
+    def __init__(self, spec: ToolSpec):
+        self._spec = spec
+        self._lock = threading.Lock()
+        self._counted = time.process_time()
+
+    def version(self) -> str:
+        """Once the stage is loaded."""
+        from pipelines.child import load_stage
+
+        self._stage = load_stage(self._spec)
+        return datakit.__version__
+
+    def process(self, rows: list[list[dict]], *images: list[list]) -> list[StageAnswer]:
+        """Answers in the order of the batches; see `StageWorker.process`."""
+        answers = []
+        for batch, pictures in zip(rows, images, strict=True):
+            answers.append(StageAnswer(self._run(batch, pictures), self._spent()))
+        return answers
+
+    def _run(self, rows: list[dict], images: list) -> list[dict | Failed]:
+        try:
+            results = self._stage.run(rows, images)
+        except DatakitError:
+            raise  # the stage as a whole cannot go on
+        except Exception as e:  # these clips' own
+            return [Failed(ErrorKind.STAGE, f"{type(e).__name__}: {e}"[:500])] * len(rows)
+        if len(results) != len(rows):
+            raise AssertionError(f"{len(rows)} clips went in, {len(results)} came out")
+        return results
+
+    def _spent(self) -> float:
+        """CPU seconds of this process since the last call that asked."""
+        with self._lock:
+            before, self._counted = self._counted, time.process_time()
+            return self._counted - before
+
+
 class StageWorker:
     """Runs an image stage over batches of clips. A batch that fails is retried clip by clip."""
 
@@ -77,6 +120,14 @@ class StageWorker:
         self._child.start()
 
     def version(self) -> str:
+        """Once the stage is loaded.
+
+        Raises:
+            ConfigError: it cannot be.
+        """
+        failure = self._child.ready()
+        if failure is not None:
+            raise ConfigError(f"a stage cannot start ({self._child.spec.target.split(':')[-1]}): {failure.message}")
         return datakit.__version__
 
     def process(self, rows: list[list[dict]], *images: list[list]) -> list[StageAnswer]:

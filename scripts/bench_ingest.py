@@ -6,7 +6,7 @@ Uses the whole of Big Buck Bunny (scripts/fetch_film.py brings it) and whatever 
 uses its first minute. Machines are shared and noisy: look at the ratios, whose two sides take turns.
 
 Parts:
-    pass     CPU of decode + shots + motion + quality + letterbox, against `ffmpeg -threads 1 … -f null -`
+    pass     CPU of decode + shots + motion + quality + letterbox + phash, against `ffmpeg -threads 1 … -f null -`
     wall     whole ingest without OCR, against PySceneDetect's command line with detect-adaptive alone
     ray      whole-run CPU against the sum of the stages' own; start to the first row
     ocr      CPU of OCR per minute of film, and what each saving brings
@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 PARTS = ("pass", "wall", "ray", "ocr", "memory")
-GRID = {"motion": {"method": "dis"}, "motion_vmaf": {}, "letterbox": {}, "quality": {}}
+GRID = {"motion": {"method": "dis"}, "motion_vmaf": {}, "letterbox": {}, "quality": {}, "phash": {}}
 POSITIONS = (0.1, 0.5, 0.9)
 
 

@@ -2,8 +2,12 @@
 
 A. Mittal, A. K. Moorthy, A. C. Bovik, "No-Reference Image Quality Assessment in the Spatial Domain", IEEE TIP 21(12), 2012.
 Blur, noise, blocks and other damage change the statistics of locally normalised luma; a support vector regression, trained on
-opinions of people about the LIVE images, turns 36 of these statistics into a score. It knows pictures of about 0.3 megapixels,
-as image stages see them, and photographs rather than drawings: a score compares clips of one kind.
+opinions of people about the LIVE images, turns 36 of these statistics into a score. What to know when setting a threshold:
+it learned from photographs of about 768x512, drawings score by other standards; damage finer than a pixel of the 640 that image
+stages see is not seen; faint grain (up to some 8 codes) on a soft picture passes for detail and raises the score.
+
+The 36 numbers are the package's, which differ a little from the authors' MATLAB: zeros beyond the borders, half size with
+aliasing, BT.709 luma.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ FLAT = 2 / 255
 """A luma range no wider than this, of 1, is what rounding makes of one colour: no contrast at all."""
 ROUNDING = 2.0**16
 """Added and taken away again, in float64, this leaves multiples of 2⁻³⁶. In flat areas the difference from the local mean is
-rounding noise of 1e-17, and the statistics count signs: without this, a slide's score would depend on the CPU."""
+rounding noise of 1e-17, and the statistics count signs: without this, a slide's score would hang on how the filter rounds."""
 LUMA = np.array([[0.2125, 0.7154, 0.0721]]) / 255
 """uint8 RGB to 0..1 as `skimage.color.rgb2gray` weighs it, which the package uses."""
 

@@ -12,7 +12,7 @@ from catalogs.query import query
 from catalogs.tables import Catalog
 from datakit.clip import clip_id
 from datakit.errors import CatalogError
-from pipelines.score import write_columns
+from pipelines.columns import write_columns
 from pipelines.stages import STAGES
 
 V = "ab" + "0" * 30

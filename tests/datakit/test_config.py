@@ -48,7 +48,8 @@ def test_fingerprints_change_with_what_changes_numbers_and_nothing_else():
 
     assert changed("motion.method=farneback") == {"motion"}
     assert changed("ocr.side=480") == {"ocr"} and changed("ocr.batch=2") == set()
-    assert changed("images.positions=[0.5]") == {"ocr", "nsfw"}
+    looking = {"ocr", "nsfw", "technical_quality", "embed"}
+    assert changed("images.positions=[0.5]") == looking | {"aesthetic", "caption_match"}  # what is made from embeddings
     assert changed("shots.max_s=9") == {"shots"}
     assert changed("runner.memory_gb=2", "recipe=svd", "clips=cut") == set()
 

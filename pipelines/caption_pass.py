@@ -1,0 +1,72 @@
+"""Frames of clips for a model that describes them. Runs in a child process."""
+
+from __future__ import annotations
+
+import time
+from typing import Iterator
+
+import cv2
+import numpy as np
+
+from datakit.clip import Span
+from datakit.errors import ErrorKind, MediaError
+from datakit.video.decode import VideoReader
+from datakit.video.picture import fit
+from pipelines.jobs import CaptionJob, ClipBatch, ClipSpan, VideoFacts
+from pipelines.score_pass import check_content
+
+
+def sample(job: CaptionJob) -> Iterator[ClipBatch | VideoFacts]:
+    """One batch per clip, in order of time; then the CPU seconds. A clip without a frame has an error.
+
+    Raises:
+        MediaError: the source cannot be read, or holds other content now.
+    """
+    started = time.process_time()
+    check_content(job.uri, job.size, job.video_id)
+    with VideoReader(job.uri, job.stream) as reader:
+        for clip in job.clips:
+            yield _batch(reader, clip, job)
+    yield VideoFacts({}, len(job.clips), {"decode": time.process_time() - started})
+
+
+def frame_times(span: Span, fps: float, most: int) -> list[int]:
+    """Where to look, as PTS: as many frames as `fps` gives, at most `most`, each in the middle of its share."""
+    count = max(1, min(most, round(span.seconds * fps)))
+    length = span.end_pts - span.start_pts
+    return [span.start_pts + (2 * i + 1) * length // (2 * count) for i in range(count)]
+
+
+def _batch(reader: VideoReader, clip: ClipSpan, job: CaptionJob) -> ClipBatch:
+    span = Span(clip.start_pts, clip.end_pts, reader.time_base)
+    row = {"clip_id": clip.clip_id, **clip.facts, "times": [], "duration_s": span.seconds, "errors": []}
+    frames: dict[int, np.ndarray] = {}
+    try:
+        # A frame is shown until the next one: what is on at a time is the last frame at or before it. The
+        # reader gives the first at or after, which is as good, but beyond the last frame there is none.
+        for _, picture in reader.at(frame_times(span, job.fps, job.frames)):
+            if picture.pts in span:
+                frames.setdefault(picture.pts, shown(picture.rgb(), clip.facts, job.side))
+        if not frames:
+            frames = {p.pts: shown(p.rgb(), clip.facts, job.side) for p in _first(reader, span)}
+    except MediaError as e:
+        row["errors"] = [{"stage": "caption", "kind": str(e.kind), "message": e.message}]
+    if not frames and not row["errors"]:
+        row["errors"] = [{"stage": "caption", "kind": str(ErrorKind.DECODE), "message": "no frame of the clip could be decoded"}]
+    if row["errors"]:
+        return ClipBatch([row], [[]])
+    row["times"] = [float((pts - span.start_pts) * reader.time_base) for pts in frames]
+    return ClipBatch([row], [list(frames.values())])
+
+
+def _first(reader: VideoReader, span: Span) -> list:
+    return [picture for picture, _ in zip(reader.span(span), range(1))]
+
+
+def shown(image: np.ndarray, facts: dict, side: int) -> np.ndarray:
+    """The picture inside the crop box, its longer side at most `side` pixels. uint8 RGB [h, w, 3]."""
+    if facts.get("crop_width") is not None:
+        x, y = facts["crop_x"], facts["crop_y"]
+        image = image[y : y + facts["crop_height"], x : x + facts["crop_width"]]
+    size = fit(image.shape[1], image.shape[0], side)
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA) if size != image.shape[1::-1] else np.ascontiguousarray(image)
