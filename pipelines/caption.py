@@ -36,7 +36,8 @@ from pipelines.settings import LanguageModel, Settings
 from pipelines.stages.caption import Question
 from pipelines.workers import EngineWorker
 
-CLIPS_A_JOB = 32
+CLIPS_A_JOB = 8
+"""Answers are committed job by job."""
 CAPTIONS_A_COMMIT = 2000
 STALL_S = 900.0
 """Seconds without one answer after which a language model is started anew; loading and compiling are before."""
@@ -245,7 +246,7 @@ class _Writer:
         kind, message = (problem["kind"], problem["message"]) if isinstance(problem, dict) else (str(problem.kind), problem.message)
         return [{
             "style": style, "model": self._section.model, "backend": self._section.backend, "prompt_hash": self._asked[style].prompt.hash,
-            "fingerprint": clip.get("fingerprint") or self._asked[style].fingerprint, "made_from": clip.get("made_from"), "flags": [],
+            "fingerprint": clip.get("fingerprint") or self._asked[style].fingerprint, "made_from": clip.get("made_from"), "text": None, "flags": [],
             "error_kind": kind or str(ErrorKind.STAGE), "error": message,
         } for style in clip["styles"]]
 

@@ -66,3 +66,30 @@ def ray_cluster():
 @pytest.fixture(scope="session")
 def ray_address(ray_cluster) -> str:
     return ray_cluster.address
+
+
+@pytest.fixture(scope="session")
+def tiny_vlm(tmp_path_factory) -> Path:
+    """Folder of a random VLM of the family qwen3_vl."""
+    import vlm
+
+    return vlm.build_tiny_vlm(tmp_path_factory.mktemp("models") / "tiny-qwen3-vl")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Folder of SmolLM2-135M-Instruct, a small real LLM."""
+    import vlm
+
+    return vlm.build_smollm2()
+
+
+@pytest.fixture(scope="session")
+def vllm_server(tiny_vlm, tmp_path_factory):
+    """vLLM's OpenAI server with the tiny VLM. It is starting: its `url` waits until it answers."""
+    import vlm
+
+    server = vlm.VllmServer(tiny_vlm, tmp_path_factory.mktemp("server") / "log.txt")
+    server.start()
+    yield server
+    server.stop()

@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +23,6 @@ from pipelines.settings import Caption
 
 TOOLS = Path(__file__).parent / "data" / "tools"
 CACHE = Path(__file__).parent.parent / ".cache"
-FAMILIES = ("qwen3_vl", "qwen2_5_vl", "qwen2_vl")
 
 
 def build_tiny_vlm(folder: Path, family: str = "qwen3_vl") -> Path:
@@ -148,11 +147,16 @@ class VllmServer:
     def __init__(self, model: Path, log: Path):
         self.model, self.log = model, log
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}/v1"
         self._process: subprocess.Popen | None = None
 
+    @property
+    def url(self) -> str:
+        """Where it answers; waits until it does."""
+        self._wait()
+        return f"http://127.0.0.1:{self.port}/v1"
+
     def start(self) -> None:
-        """Returns at once; `wait` until it answers."""
+        """Returns at once; it answers half a minute later."""
         arguments = {
             "--model": self.model, "--served-model-name": self.name, "--host": "127.0.0.1", "--port": self.port, "--dtype": "float32",
             "--max-model-len": 2048, "--max-num-seqs": 8, "--kv-cache-memory-bytes": 64 << 20, "--seed": 0,
@@ -165,7 +169,7 @@ class VllmServer:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
-    def wait(self, wait_s: float = 150.0) -> None:
+    def _wait(self, wait_s: float = 150.0) -> None:
         deadline = time.monotonic() + wait_s
         while time.monotonic() < deadline:
             assert self._process.poll() is None, f"the server died:\n{self.log.read_text()[-3000:]}"
