@@ -169,6 +169,23 @@ def run_refine(
     show_captioned(done, as_json)
 
 
+@run_app.command("dedup")
+def run_dedup(
+    catalog: CatalogOption,
+    where: Annotated[Optional[str], typer.Option("--where", help="SQL condition over the view clips; not given: kept or pending.")] = None,
+    settings: SetOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find clips that repeat others: exact, near (perceptual), or alike (embeddings); puts each group in one split. Opens no video."""
+    from datakit import config as settings_loader
+    from pipelines.console import show_dedup
+    from pipelines.dedup import dedup
+    from pipelines.settings import Settings
+
+    show_dedup(dedup(catalog, settings_loader.load(Settings, config, settings or []), where), as_json)
+
+
 @run_app.command("decide")
 def run_decide(
     catalog: CatalogOption,

@@ -36,9 +36,9 @@ SURE = 4
 """Frames; a clip of fewer has less to agree in, so the radius shrinks in proportion."""
 UNRELATED = 32
 """Mean distance of unrelated hashes, bits: similarity 0."""
-CLIP_THRESHOLD = 0.97
 THRESHOLDS = {"efficientnet-lite0": 0.95}
-"""Least cosine of embeddings that count as copies, by model; CLIPs and others take `CLIP_THRESHOLD`."""
+OTHER_THRESHOLD = 0.97
+"""Least cosine of embeddings that count as copies, by model; CLIPs and others take the last one."""
 
 NEIGHBOURS = 32
 STANDING = 8
@@ -50,6 +50,11 @@ LIST_LENGTH = 64
 PROBES = 8
 """Embeddings per inverted list, and lists looked into: near-duplicates lie in the same or the next list."""
 MOST_NEIGHBOURS = 1024
+
+
+def threshold_of(model: str) -> float:
+    """Least cosine of two embeddings by `model` that count as copies."""
+    return THRESHOLDS.get(model, OTHER_THRESHOLD)
 
 
 @dataclass(frozen=True)
@@ -255,7 +260,7 @@ def _inverted_lists(vectors: np.ndarray):
     import faiss
 
     n, d = vectors.shape
-    lists = max(1, n // LIST_LENGTH)
+    lists = max(1, min(n // LIST_LENGTH, round(4 * math.sqrt(n))))  # beyond 65 000 as faiss's guidelines say
     index = faiss.index_factory(d, f"IVF{lists}_HNSW32,Flat", faiss.METRIC_INNER_PRODUCT)
     index.cp.niter, index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = 4, 32, 1
     index.train(vectors)

@@ -133,6 +133,18 @@ class Refine(LanguageModel):
     language: str | None = "en"
 
 
+class Dedup(Section):
+    enabled: bool = Field(False, description="also at the end of an ingest")
+    exact: bool = Field(True, description="the same pictures in another file")
+    perceptual: bool = Field(True, description="clips that look the same: copies at another size, rate, crop, with a logo")
+    semantic: bool = Field(True, description="clips with near embeddings, where there are embeddings")
+    perceptual_radius: int = Field(6, ge=0, le=32, description="bits of 64 by which hashes of the same picture may differ")
+    perceptual_share: float = Field(0.5, gt=0, le=1, description="share of the frames both show that must be the same")
+    semantic_threshold: float | None = Field(None, gt=0, le=1, description="least cosine; None: what suits the model")
+    model: str | None = Field(None, description="whose embeddings are compared; None: the one that embedded most clips")
+    within_video: bool = Field(False, description="also compare clips of one video (exact copies always are)")
+
+
 class Images(Section):
     positions: tuple[float, ...] = Field((0.1, 0.5, 0.9), description="where in a clip image stages look")
 
@@ -166,5 +178,6 @@ class Settings(Section):
     caption: Caption = Caption()
     refine: Refine = Refine()
     models: Models = Models()
+    dedup: Dedup = Dedup()
     images: Images = Images()
     runner: Runner = Runner()

@@ -62,7 +62,9 @@ def build_smollm2() -> Path:
 
 def options(backend: str, model: Path | str, **changes: Any) -> dict[str, Any]:
     """What an engine is given, for a tiny model on little memory."""
-    small = {"dtype": "float32", "max_tokens": 24, "max_num_seqs": 4, "threads": 1, "kv_cache_gb": 0.0625, "max_model_len": 2048, "side": 64}
+    small = {
+        "dtype": "float32", "max_tokens": 24, "max_num_seqs": 4, "threads": 1, "kv_cache_gb": 0.0625, "max_model_len": 2048, "side": 64,
+    }
     return Caption(backend=backend, model=str(model), **{**small, **changes}).model_dump()
 
 
@@ -163,7 +165,11 @@ class VllmServer:
             "--limit-mm-per-prompt": '{"image": 16, "video": 0}', "--mm-processor-cache-gb": 0,
         }
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager", "--disable-log-stats"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+        environment = {
+            **os.environ, "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the model's worker lives in the engine's process: one import of vLLM less
+            "PYTHONDONTWRITEBYTECODE": "",  # compiled files halve the time of an import
+        }
         for name, value in arguments.items():
             command += [name, str(value)]
         with self.log.open("ab") as log:

@@ -49,14 +49,16 @@ def questions() -> list[Request]:
     """Of text, of one image and of several; with and without a system message and a conversation after it."""
     asked = [
         Request(
-            f"images {i}", f"Describe these images, number {i}.", frames=[vlm.picture((40 * i, 200, 60), seed=10 * i + j) for j in range(i % 4 + 1)],
+            f"images {i}", f"Describe these images, number {i}.",
+            frames=[vlm.picture((40 * i, 200, 60), seed=10 * i + j) for j in range(i % 4 + 1)],
             times=[0.5 * j for j in range(i % 4 + 1)], duration_s=3.0, system="You are a helpful assistant." if i % 2 else None,
         )
         for i in range(6)
     ]
     asked.append(Request("text", "Describe a lake at sunset.", system="You are a helpful assistant."))
     turns = (("assistant", "A red picture."), ("user", "Say more."))
-    asked.append(Request("turns", "Describe this image.", frames=[vlm.picture((200, 10, 10), seed=3)], times=[0.0], duration_s=1.0, turns=turns))
+    red = [vlm.picture((200, 10, 10), seed=3)]
+    asked.append(Request("turns", "Describe this image.", frames=red, times=[0.0], duration_s=1.0, turns=turns))
     return asked
 
 
@@ -119,8 +121,7 @@ def test_video_metadata_says_the_times_exactly():
 def test_what_models_take_is_read_off_template_and_processor(tiny_vlm, smollm2, tmp_path):
     without = shutil.copytree(tiny_vlm, tmp_path / "no-video")
     template = (without / "chat_template.jinja").read_text()
-    (without / "chat_template.jinja").write_text(template.replace("<|video_pad|>", "").replace("'<|vision_start|><|vision_end|>'", "''")
-                                                 .replace("<|vision_start|><|vision_end|>", ""))
+    (without / "chat_template.jinja").write_text(template.replace("<|vision_start|><|video_pad|><|vision_end|>", ""))
     folders = {"qwen3": tiny_vlm, "no video": without, "text": smollm2}
     for family in sorted(BAD_VIDEO):
         folders[family] = vlm.build_tiny_vlm(tmp_path / family, family)
@@ -135,7 +136,8 @@ def test_what_models_take_is_read_off_template_and_processor(tiny_vlm, smollm2, 
 def test_models_that_cannot_start_say_why_in_one_line(tiny_vlm, smollm2, tmp_path):
     bare = shutil.copytree(tiny_vlm, tmp_path / "no-weights")
     (bare / "model.safetensors").unlink()
-    for folder, cause in ((tmp_path / "nowhere", "no such folder"), (tmp_path, "no config.json"), (bare, "safetensors"), (smollm2, "takes text only")):
+    wrong = {tmp_path / "nowhere": "no such folder", tmp_path: "no config.json", bare: "safetensors", smollm2: "takes text only"}
+    for folder, cause in wrong.items():
         _assert_down(lambda: make_engine(vlm.options("transformers", folder)), str(folder), cause)
     _assert_down(lambda: vlm.EngineApart(vlm.options("vllm", tiny_vlm, kv_cache_gb=0.0001)), str(tiny_vlm), "kv_cache_gb")
 
@@ -158,11 +160,9 @@ def test_a_real_model_answers_sensibly(smollm2):
 
 def test_sampling_repeats_with_its_seed(tiny_vlm):
     asked = questions()[:2]
-    texts = [
-        {key: reply.text for key, reply in vlm.ask(make_engine(vlm.options("transformers", tiny_vlm, temperature=1.0, seed=seed)), asked).items()}
-        for seed in (1, 1, 2)
-    ]
-    assert texts[0] == texts[1] != texts[2]
+    engines = [make_engine(vlm.options("transformers", tiny_vlm, temperature=1.0, seed=seed)) for seed in (1, 1, 2)]
+    first, again, other = (_texts(vlm.ask(engine, asked)) for engine in engines)
+    assert first == again != other
 
 
 def test_a_server_that_is_killed_and_comes_back_costs_nothing(vllm_server, unbroken):
@@ -188,7 +188,9 @@ def _openai(url: str, **changes):
 def colours(count: int) -> tuple[list[Request], dict[str, str]]:
     """Requests for the colour of a picture each, and the answers."""
     tones = [(5 * i % 256, 11 * i % 256, 17 * i % 256) for i in range(count)]
-    asked = [Request(f"colour {i}", "Which colour?", frames=[vlm.picture(tone)], times=[0.0], duration_s=1.0) for i, tone in enumerate(tones)]
+    asked = [
+        Request(f"colour {i}", "Which colour?", frames=[vlm.picture(tone)], times=[0.0], duration_s=1.0) for i, tone in enumerate(tones)
+    ]
     return asked, {f"colour {i}": "{} {} {}".format(*tone) for i, tone in enumerate(tones)}
 
 
@@ -230,7 +232,8 @@ def test_one_429_lets_everybody_rest():
 
 
 @pytest.mark.parametrize(("headers", "seconds"), [
-    ({"retry-after": "12"}, 12.0), ({"retry-after-ms": "250"}, 0.25), ({}, None), ({"retry-after": "soon"}, None), ({"retry-after": "-3"}, 0.0),
+    ({"retry-after": "12"}, 12.0), ({"retry-after-ms": "250"}, 0.25), ({}, None), ({"retry-after": "soon"}, None),
+    ({"retry-after": "-3"}, 0.0),
     ({"retry-after": formatdate(0, usegmt=True)}, 0.0), ({"retry-after": "inf"}, 86400.0),
 ])
 def test_retry_after_is_seconds_or_a_date(headers, seconds):
@@ -264,7 +267,11 @@ def test_a_request_that_alone_breaks_the_endpoint_is_given_up():
     """The endpoint fails everything for as long as patience lasts, yet answers a small question: it is the request."""
     asked, answers = colours(6)
     bad = Request("bad", "break", frames=asked[0].frames, times=[0.0], duration_s=1.0)
-    with FaultyEndpoint(fault=lambda number, body: (500, {}) if body["messages"][-1]["content"][-1]["text"] == "break" else None) as endpoint:
+
+    def fault(number, body):
+        return (500, {}) if body["messages"][-1]["content"][-1]["text"] == "break" else None
+
+    with FaultyEndpoint(fault) as endpoint:
         engine = _openai(endpoint.url, patience_s=2.0)
         replies = vlm.ask(engine, [bad, *asked])
         engine.close()
