@@ -33,6 +33,7 @@ def problems(catalog: Catalog, sources: bool = True) -> Iterator[str]:
         yield str(e)
     yield from _identities(catalog)
     yield from _overlaps(catalog)
+    yield from _doubles(catalog)
     yield from _files(catalog)
     if sources:
         yield from _sources(catalog)
@@ -60,6 +61,19 @@ def _overlaps(catalog: Catalog) -> Iterator[str]:
     overlapping = clips.filter((pl.col("start_pts") < before) | (pl.col("end_pts") <= pl.col("start_pts"))).collect()
     if overlapping.height:
         yield f"{overlapping.height} clips overlap the one before or are empty; first {overlapping['clip_id'][0]}"
+
+
+def _doubles(catalog: Catalog) -> Iterator[str]:
+    """One caption per clip, style and model; one embedding per clip and model; choices that exist."""
+    keys = {"captions": (catalog.captions(), ["clip_id", "style", "model"]), "embeddings": (catalog.embeddings(), ["clip_id", "model"])}
+    for table, (rows, key) in keys.items():
+        doubles = rows.select(key).filter(pl.struct(key).is_duplicated()).collect()
+        if doubles.height:
+            yield f"{table}: {doubles.unique().height} {', '.join(key)} occur more than once; first of clip {doubles['clip_id'][0]}"
+    chosen = catalog.scan("decisions").filter(pl.col("caption_id").is_not_null())
+    lost = chosen.join(catalog.scan("captions"), on="caption_id", how="anti").collect()
+    if lost.height:
+        yield f"{lost.height} clips have chosen a caption that is not there (`datakit run decide` chooses anew)"
 
 
 def _files(catalog: Catalog) -> Iterator[str]:

@@ -23,7 +23,7 @@ EXTRAS = {
 DECODERS = ("h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mpeg2video", "theora", "prores", "mjpeg", "png", "webp")
 ENCODERS = ("libx264",)
 _DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "pyyaml", "scenedetect": "scenedetect-headless",
-                  "open_clip": "open_clip_torch", "flash_attn": "flash-attn", "PIL": "pillow"}
+                  "open_clip": "open_clip_torch", "faiss": "faiss-cpu", "flash_attn": "flash-attn", "PIL": "pillow"}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from catalogs.tables import Catalog
     from pipelines import ingest
     from pipelines.caption import Captioned
+    from pipelines.dedup import Deduplicated
     from pipelines.settings import Settings
 
 REFRESH_S = 0.5
@@ -217,6 +218,23 @@ def show_captioned(done: Captioned, as_json: bool) -> None:
     _show_statuses(done.statuses)
 
 
+def show_dedup(found: Deduplicated, as_json: bool) -> None:
+    """The end of a search for duplicates."""
+    if as_json:
+        print(json.dumps(asdict(found), indent=1))
+        return
+    repeated = sum(found.duplicates.values())
+    model = f"; embeddings of {found.model}, cosine from {found.threshold:g}" if found.model else ""
+    print(f"{found.clips} of {found.of} clips compared ({_hours(found.hours)} h){model}, in {_duration(found.wall_s)}")
+    print(f"{repeated} repeat another ({_list(found.duplicates)}): {_hours(found.hours_saved)} h less without them; {found.groups} groups")
+    if found.splits_moved:
+        print(f"{found.splits_moved} clips moved to the split of their group")
+    if found.without_phash:
+        print(f"{found.without_phash} clips have no perceptual hash: `datakit run score --stages phash` makes it")
+    print(f"{found.changed} rows changed" if found.changed else "nothing changed: nothing was written")
+    _show_statuses(found.statuses)
+
+
 def _show_statuses(statuses: dict[str, int] | None) -> None:
     if statuses:
         print(f"decided again: {_list(statuses)}")
@@ -257,12 +275,13 @@ def show_catalog(catalog: Catalog, as_json: bool) -> None:
 
 
 def show_rows(frame: pl.DataFrame, form: str, rows: int) -> None:
+    import polars as pl
+
     from datakit.errors import ConfigError
 
+    frame = frame.with_columns(pl.col(pl.Binary).bin.encode("hex"))
     if form == "csv":
         nested = [name for name, kind in frame.schema.items() if kind.is_nested()]
-        import polars as pl
-
         flat = frame.with_columns([pl.col(n).map_elements(lambda v: json.dumps(_plain(v)), return_dtype=pl.String) for n in nested])
         sys.stdout.write(flat.write_csv())
     elif form == "jsonl":

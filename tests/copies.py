@@ -1,0 +1,97 @@
+"""Copies of real footage as they go around: another size, rate, colour, with a logo, cropped, trimmed, with bars."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import NamedTuple, Sequence
+
+import imageio_ffmpeg
+import numpy as np
+import polars as pl
+
+from pipelines.duplicates import components
+
+HALF, SMALL = "scale=trunc(iw/4)*2:trunc(ih/4)*2", "scale=480:-2"
+LOGO = "drawbox=x=iw*0.82:y=ih*0.06:w=iw*0.13:h=ih*0.1:color=white:t=fill,drawbox=x=iw*0.84:y=ih*0.08:w=iw*0.09:h=ih*0.06:color=red:t=fill"
+KINDS: dict[str, tuple[list[str], str, int]] = {
+    "half": ([], HALF, 23),
+    "crf35": ([], SMALL, 35),
+    "grey": ([], f"{SMALL},hue=s=0", 23),
+    "logo": ([], f"{SMALL},{LOGO}", 23),
+    "crop": ([], f"crop=trunc(iw*0.475)*2:trunc(ih*0.475)*2,{SMALL}", 23),
+    "shift": (["-ss", "1"], SMALL, 23),
+    "off-grid": (["-ss", "1.3"], SMALL, 23),
+    "bars": ([], f"{SMALL},pad=iw:trunc(ih*0.65)*2:0:(oh-ih)/2:black", 23),
+}
+"""Options before the input, filters, constant rate factor. A corner logo, opaque; 5 % cropped; the start trimmed by
+whole steps of the grid and by 0.6 of one; letterboxed."""
+TRIMMED = {"shift": 1.0, "off-grid": 1.3}
+
+
+class Clip(NamedTuple):
+    """A clip of a test catalog: which footage, which copy of it (empty: the original), when in the original, group."""
+
+    footage: str
+    kind: str
+    start_s: float
+    end_s: float
+    group: str
+    clip_id: str
+
+
+def make_copies(source: Path, folder: Path) -> None:
+    """All kinds of copies, named STEM.KIND.mp4, in one run of ffmpeg each."""
+    for kind, (before, filters, rate) in KINDS.items():
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *before, "-i", str(source), "-an", "-vf", filters]
+        target = folder / f"{source.stem}.{kind}.mp4"
+        subprocess.run([*command, "-c:v", "libx264", "-preset", "ultrafast", "-crf", str(rate), str(target)], check=True)
+
+
+def remux(source: Path, target: Path) -> Path:
+    """The same stream in another container."""
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(source), "-map", "0:v", "-c", "copy", str(target)], check=True)
+    return target
+
+
+def clips_of(view: pl.DataFrame) -> list[Clip]:
+    """The clips that took part in a search for duplicates."""
+    found = []
+    rows = view.filter(pl.col("duplicate_group").is_not_null()).select("uri", "start_s", "end_s", "duplicate_group", "clip_id")
+    for uri, start, end, group, clip_id in rows.iter_rows():
+        footage, _, kind = Path(uri).stem.partition(".")
+        footage, kind = (footage.removesuffix("-remuxed"), "remux") if footage.endswith("-remuxed") else (footage, kind)
+        trimmed = TRIMMED.get(kind, 0.0)
+        found.append(Clip(footage, kind, start + trimmed, end + trimmed, group, clip_id))
+    return found
+
+
+def same_footage(a: Clip, b: Clip) -> bool:
+    """Whether the clips share more than half of the shorter one's time."""
+    shared = min(a.end_s, b.end_s) - max(a.start_s, b.start_s)
+    return a.footage == b.footage and shared > 0.5 * min(a.end_s - a.start_s, b.end_s - b.start_s)
+
+
+class Score(NamedTuple):
+    """`pairs` of an original's clip and a copy's should be in the same group: shares of them that are, and of those in
+    the same group that should be; `strict` leaves out what belongs together only through a third clip."""
+
+    recall: float
+    precision: float
+    strict: float
+    pairs: int
+
+
+def scores(clips: Sequence[Clip]) -> dict[str, Score]:
+    """For each kind of copy how well it was found."""
+    originals = [i for i, c in enumerate(clips) if not c.kind]
+    alike = [(i, j) for i, a in enumerate(clips) for j, b in enumerate(clips[:i]) if same_footage(a, b)]
+    together = components(len(clips), [tuple(np.array(alike).T)])
+    result = {}
+    for kind in KINDS:
+        pairs = {(i, j) for i in originals for j, b in enumerate(clips) if b.kind == kind}
+        true = {(i, j) for i, j in pairs if same_footage(clips[i], clips[j])}
+        found = {(i, j) for i, j in pairs if clips[i].group == clips[j].group}
+        meant = {(i, j) for i, j in found if together[i] == together[j]}
+        result[kind] = Score(len(true & found) / len(true), len(meant) / len(found), len(true & found) / len(found), len(true))
+    return result
