@@ -12,6 +12,7 @@ import json
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Callable, Iterator
 
 import polars as pl
@@ -43,6 +44,9 @@ STALL_S = 900.0
 """Seconds without one answer after which a language model is started anew; loading and compiling are before."""
 WHERE = "status in ('kept', 'pending')"
 DUPLICATE = "duplicate"
+SEATS = 2
+"""Clips handed to an actor per request that its engine works on: the next ones wait there, not across Ray. With the
+tiny VLM of scripts/bench_semantics.py 65 captions/s; 48 with only two more than the engine takes."""
 NUMBERS = ("backend", "temperature", "top_p", "seed", "max_tokens", "dtype")
 """Settings that change what a model writes (the backend only by rounding, but see `captions.backend`)."""
 
@@ -237,7 +241,7 @@ class _Writer:
 
     def _identity(self, clip: dict, style: str) -> dict[str, object]:
         return {
-            "caption_id": caption_id(clip["clip_id"], style, self._section.model), "clip_id": clip["clip_id"], "shard": clip["shard"],
+            "caption_id": caption_id(clip["clip_id"], style, model_name(self._section)), "clip_id": clip["clip_id"], "shard": clip["shard"],
             "run_id": self._run_id, "created_at": datetime.now(timezone.utc),
         }
 
@@ -245,7 +249,7 @@ class _Writer:
         """A clip that could not be shown or asked about, as a row for each style."""
         kind, message = (problem["kind"], problem["message"]) if isinstance(problem, dict) else (str(problem.kind), problem.message)
         return [{
-            "style": style, "model": self._section.model, "backend": self._section.backend, "prompt_hash": self._asked[style].prompt.hash,
+            "style": style, "model": model_name(self._section), "backend": self._section.backend, "prompt_hash": self._asked[style].prompt.hash,
             "fingerprint": clip.get("fingerprint") or self._asked[style].fingerprint, "made_from": clip.get("made_from"), "text": None, "flags": [],
             "error_kind": kind or str(ErrorKind.STAGE), "error": message,
         } for style in clip["styles"]]
@@ -256,9 +260,14 @@ def caption_id(clip_id: str, style: str, model: str) -> str:
     return hashlib.blake2b(f"{clip_id}/{style}/{model}".encode(), digest_size=16, person=b"datakit-caption").hexdigest()
 
 
+def model_name(section: LanguageModel) -> str:
+    """What the catalog calls the model: its name, wherever it lies."""
+    return Path(section.model).name if Path(section.model).is_dir() else section.model
+
+
 def _flow(session: RaySession, settings: Settings, pipeline: str, asked: dict[str, Question]) -> Flow:
     section: LanguageModel = getattr(settings, pipeline)
-    options = {**section.model_dump(), "name": section.model}
+    options = {**section.model_dump(), "name": model_name(section)}
     if section.backend != "openai":
         options["model"] = str(_folder(section, settings))
     local = section.backend != "openai"
@@ -268,7 +277,7 @@ def _flow(session: RaySession, settings: Settings, pipeline: str, asked: dict[st
         "options": options, "questions": asked, "language": section.language, "as_video": as_video, "stall_s": STALL_S})
     pool = StagePool(
         "caption", spec, ("captions",), section.num_cpus, num_gpus, section.workers if local else section.workers or 1,
-        pictures=pipeline == "caption", slots=section.max_num_seqs + 2, worker=EngineWorker, threads=section.threads if local else 1,
+        pictures=pipeline == "caption", slots=SEATS * section.max_num_seqs, worker=EngineWorker, threads=section.threads if local else 1,
     )
     tool = "pipelines.caption_pass:sample" if pipeline == "caption" else "pipelines.row_pass:pass_on"
     return Flow(session, worker_limits(settings, tool), [pool], settings.runner.workers, settings.runner.attempts)
@@ -297,7 +306,7 @@ def _clips_to_caption(
     """Clips that lack a style, with what their jobs need and the `styles` they lack."""
     clips = catalog.clips().filter(condition)
     for style, question in asked.items():
-        answered = _answered(catalog, style, settings.caption.model, retry_failed).filter(pl.col("fingerprint") == question.fingerprint)
+        answered = _answered(catalog, style, model_name(settings.caption), retry_failed).filter(pl.col("fingerprint") == question.fingerprint)
         clips = clips.join(answered.select("clip_id", pl.lit(True).alias(f"has {style}")), on="clip_id", how="left")
     lacks = [pl.when(pl.col(f"has {style}").is_null()).then(pl.lit(style)) for style in asked]
     videos = catalog.scan("videos").select("video_id", "uris")
@@ -319,7 +328,7 @@ def _captions_to_refine(
     source = source.select("clip_id", pl.col("caption_id").alias("made_from"), pl.col("text").alias("source_text"))
     clips = catalog.clips().filter(condition).select(
         "clip_id", "video_id", "shard", "camera_motion", (pl.col("end_s") - pl.col("start_s")).alias("duration"), "start_pts")
-    before = _answered(catalog, style, own.model, retry_failed).select("clip_id", pl.col("fingerprint").alias("before"))
+    before = _answered(catalog, style, model_name(own), retry_failed).select("clip_id", pl.col("fingerprint").alias("before"))
     rows = clips.join(source, on="clip_id").join(before, on="clip_id", how="left").sort("video_id", "start_pts").collect()
     marks = [_source_mark(question.fingerprint, text) for text in rows["source_text"]]
     rows = rows.with_columns(fingerprint=pl.Series(marks, dtype=pl.String), styles=pl.lit([style])).rename({"source_text": "caption"})

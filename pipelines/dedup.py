@@ -86,7 +86,7 @@ def dedup(root: str, settings: Settings = Settings(), where: str | None = None) 
     """
     started = time.monotonic()
     catalog = Catalog(root)
-    _check_library(settings)
+    check_library(settings)
     parse_where(where, catalog)
     record = RunRecord(catalog, "dedup", {"dedup": settings.dedup.model_dump(), "where": where}).begin()
     try:
@@ -102,7 +102,7 @@ def dedup(root: str, settings: Settings = Settings(), where: str | None = None) 
 
 def mark_duplicates(catalog: Catalog, settings: Settings, where: str | None = None) -> Deduplicated:
     """The same without the row in `runs` and without deciding."""
-    _check_library(settings)
+    check_library(settings)
     clips = _read(catalog, where)
     taking = clips.filter("takes_part")
     found = Deduplicated(taking.height, clips.height)
@@ -114,7 +114,7 @@ def mark_duplicates(catalog: Catalog, settings: Settings, where: str | None = No
     return found
 
 
-def _check_library(settings: Settings) -> None:
+def check_library(settings: Settings) -> None:
     if (settings.dedup.perceptual or settings.dedup.semantic) and importlib.util.find_spec("faiss") is None:
         raise ConfigError(
             "dedup needs faiss: uv sync --inexact --extra dedup (or only exact copies: --set dedup.perceptual=false "

@@ -112,6 +112,10 @@ def prepared(settings: Settings) -> Settings:
             from pipelines.caption import check_captioning
 
             check_captioning(settings, pipeline)
+    if settings.dedup.enabled:
+        from pipelines.dedup import check_library
+
+        check_library(settings)
     return settings
 
 

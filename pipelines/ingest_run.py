@@ -81,20 +81,18 @@ class IngestRun:
         self._scanning.result()
         self._fill_gaps(session)
         self._deciding = self._background.submit(self._decide)
-        if self._more_needs_ray():
+        if any(getattr(self.settings, name).enabled for name in ("caption", "refine", "caption_match", "dedup")):
             self._deciding.result()
             self._describe(session)
         if self.settings.clips != "virtual":
             self._deciding.result()
             self._write_clips(session)
 
-    def _more_needs_ray(self) -> bool:
-        return any(getattr(self.settings, name).enabled for name in ("caption", "refine", "caption_match"))
-
     def _describe(self, session: RaySession) -> None:
         """What is worth doing for kept and pending clips only: captions, and then the duplicates."""
         from pipelines.caption import fill_captions  # imported when asked for: most ingests do without
         from pipelines.caption_match import fill_caption_match
+        from pipelines.dedup import mark_duplicates
 
         status = pl.col("status").is_in(["kept", "pending"])
         for pipeline in ("caption", "refine"):
@@ -106,7 +104,9 @@ class IngestRun:
         if self.settings.caption_match.enabled:
             self._show_phase("comparing captions")
             self.record.spend(fill_caption_match(session, self.catalog, self.settings, status)[1])
-        # DEDUP
+        if self.settings.dedup.enabled:
+            self._show_phase("finding duplicates")
+            mark_duplicates(self.catalog, self.settings)
         decide(self.catalog, self.recipe)
 
     def _show_phase(self, name: str) -> None:

@@ -17,7 +17,7 @@ from catalogs.tables import Catalog
 from datakit.errors import ConfigError
 from datakit.video.address import is_remote, local_path
 from pipelines.caption_match import fill_caption_match
-from pipelines.columns import KEY, embedding_rows, failed_rows, scored_rows, write_columns, write_embeddings, write_errors
+from pipelines.columns import embedding_rows, failed_rows, scored_rows, write_columns, write_embeddings, write_errors
 from pipelines.decide import redecide
 from pipelines.embedding import derived, done, embedding_identity, fill_aesthetic, resolve
 from pipelines.isolate import ToolSpec

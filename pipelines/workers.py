@@ -127,7 +127,8 @@ class StageWorker:
         """
         failure = self._child.ready()
         if failure is not None:
-            raise ConfigError(f"a stage cannot start ({self._child.spec.target.split(':')[-1]}): {failure.message}")
+            reason = " ".join(failure.message.split())
+            raise ConfigError(f"a stage cannot start ({self._child.spec.target.split(':')[-1]}): {reason}")
         return datakit.__version__
 
     def process(self, rows: list[list[dict]], *images: list[list]) -> list[StageAnswer]:

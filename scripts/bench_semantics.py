@@ -210,7 +210,7 @@ def captions_through_actor(arguments) -> float:
     """Seconds from the first request to the last answer, through the pool and the actor that a run uses."""
     import ray
 
-    from pipelines.caption import questions
+    from pipelines.caption import SEATS, questions
     from pipelines.stages.caption import Captioner  # noqa: F401 (the class the actor makes)
     from pipelines.isolate import ToolSpec
     from pipelines.session import RaySession
@@ -224,13 +224,13 @@ def captions_through_actor(arguments) -> float:
     frames = caption_frames(arguments)
     rows = [{"clip_id": str(i), "styles": ["short"], "facts": {}, "times": [0, 0.5, 1, 1.5], "duration_s": 2.0} for i in range(len(frames))]
     with RaySession("local"):
-        actor = ray.remote(num_cpus=1, max_concurrency=section.max_num_seqs + 2)(EngineWorker).remote(spec)
+        actor = ray.remote(num_cpus=1, max_concurrency=SEATS * section.max_num_seqs)(EngineWorker).remote(spec)
         ray.get(actor.version.remote())
         ray.get(actor.process.remote([rows[:1]], ray.put(frames[:1])))  # warm
         started = time.perf_counter()
         waiting, left, answered = {}, list(range(len(frames))), 0
         while left or waiting:
-            while left and len(waiting) < section.max_num_seqs + 2:
+            while left and len(waiting) < SEATS * section.max_num_seqs:
                 i = left.pop(0)
                 waiting[actor.process.remote([[rows[i]]], ray.put([frames[i]]))] = i
             ready, _ = ray.wait(list(waiting), num_returns=1)

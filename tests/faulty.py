@@ -58,6 +58,7 @@ STAGE_CODE = {
     "motion_vmaf": "pipelines.stages.motion.MotionVmaf.pair",
     "letterbox": "pipelines.stages.letterbox.Letterbox.summarise",
     "quality": "pipelines.stages.quality.Quality.frame",
+    "phash": "pipelines.stages.phash.PHash.summarise",
 }
 """What raises in a video of that name."""
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import polars as pl
 import pytest
 from compare import differences
@@ -13,6 +14,7 @@ from films import part_of
 from catalogs.check import problems
 from catalogs.tables import Catalog
 from datakit import config
+from datakit.clip import clip_id
 from datakit.errors import ConfigError
 from pipelines.decide import decide
 from pipelines.dedup import COLUMNS, dedup
@@ -137,3 +139,174 @@ def test_the_recipe_rejects_duplicates_and_stays_with_it(films, recipe):
     decide(catalog, load_recipe(str(recipe), catalog.view_columns()))
     dedup(films[0])
     assert dict(catalog.clips().select("clip_id", "status").collect().iter_rows()) == statuses
+
+
+LENGTH_S = 5
+
+
+def made_up(root: str, hashes: list[bytes | None], splits: list[str], *, content: list[bytes | None] | None = None, order=None) -> Catalog:
+    """A catalog of one clip in each video; `order`: in which the rows are appended."""
+    catalog = Catalog.create(root)
+    videos, clips = [], []
+    for i, (phash, split) in enumerate(zip(hashes, splits)):
+        video = f"{i * 7919 % 16:x}{i:031x}"
+        videos.append({"video_id": video, "shard": video[0], "status": "ok", "run_id": "r", "clip_count": 1, "duration_s": float(LENGTH_S),
+                       "uris": [{"uri": f"/nowhere/{i}.mp4", "size": 1, "etag": "e"}], "bit_rate": 1000 - i})
+        clips.append({
+            "clip_id": clip_id(video, 0, 0, 100), "video_id": video, "shard": video[0], "run_id": "r", "stream": 0, "start_pts": 0,
+            "end_pts": 100, "start_s": 0.0, "end_s": float(LENGTH_S), "width": 64, "height": 64, "resolution": 4096, "split": split,
+            "phash": phash, "content_hash": content[i] if content else None, "errors": [],
+        })
+    order = range(len(videos)) if order is None else order
+    catalog.append("clips", [clips[i] for i in order])
+    catalog.append("videos", [videos[i] for i in order])
+    return catalog
+
+
+def looks(seed: int, like: bytes | None = None) -> bytes:
+    """Ten frame hashes; near those of another clip if given."""
+    rng = np.random.default_rng(seed)
+    if like is None:
+        return rng.integers(0, 256, 80, dtype=np.uint8).tobytes()
+    return (np.frombuffer(like, np.uint8) ^ np.packbits(rng.random(640) < 0.02)).tobytes()
+
+
+def rows(catalog: Catalog) -> list[dict]:
+    """The columns in question, in the order of the videos' numbers."""
+    return catalog.finished_clips().sort(pl.col("video_id").str.slice(1)).select("clip_id", *COLUMNS).collect().to_dicts()
+
+
+def test_a_group_goes_to_one_split_towards_train(tmp_path):
+    a, b, c, d = (looks(i) for i in range(4))
+    hashes = [a, looks(10, a), looks(11, a), b, looks(12, b), c, looks(13, c), d]
+    catalog = made_up(str(tmp_path / "c"), hashes, ["test", "train", "val", "test", "val", "test", "test", "val"])
+    found = dedup(catalog.root)
+    after = rows(catalog)
+    assert [r["split"] for r in after] == ["train"] * 3 + ["val"] * 2 + ["test"] * 2 + ["val"]
+    assert found.splits_moved == 3 and found.groups == 3 and found.duplicates == {"exact": 0, "perceptual": 4, "semantic": 0}
+    ids = [r["clip_id"] for r in after]
+    assert [r["duplicate_group"] for r in after] == [min(ids[:3])] * 3 + [min(ids[3:5])] * 2 + [min(ids[5:7])] * 2 + [ids[7]]
+    assert [r["duplicate_of"] for r in after] == [None, ids[0], ids[0], None, ids[3], None, ids[5], None]  # by bit rate
+    assert found.hours_saved == pytest.approx(4 * LENGTH_S / 3600) and found.statuses is None
+    assert dedup(catalog.root).changed == 0 and not list(problems(catalog, sources=False))
+
+
+def test_the_order_of_rows_in_the_catalog_changes_nothing(tmp_path):
+    hashes = [looks(i) for i in range(20)]
+    hashes += [looks(100 + i, hashes[i]) for i in range(12)] + [looks(200 + i, hashes[i]) for i in range(6)]
+    results = []
+    for number in range(2):
+        order = np.random.default_rng(number).permutation(len(hashes))
+        catalog = made_up(str(tmp_path / f"{number}"), hashes, ["train"] * len(hashes), order=order)
+        assert dedup(catalog.root).groups == 12
+        results.append(rows(catalog))
+    assert results[0] == results[1]
+
+
+def test_only_what_is_asked_for_takes_part_and_the_rest_is_cleared(tmp_path, capsys):
+    from pipelines.console import show_dedup
+
+    a = looks(1)
+    catalog = made_up(str(tmp_path / "c"), [a, looks(2, a), looks(3, a), None], ["train"] * 4)
+    first = dedup(catalog.root)
+    assert (first.clips, first.of, first.without_phash) == (4, 4, 1) and sum(first.duplicates.values()) == 2
+    show_dedup(first, False)
+    assert "`datakit run score --stages phash` makes it" in capsys.readouterr().out
+    second = dedup(catalog.root, where="bit_rate < 1000 AND phash IS NOT NULL")
+    assert (second.clips, second.changed, sum(second.duplicates.values())) == (2, 4, 1)
+    after = rows(catalog)
+    assert all(after[i][c] is None for i in (0, 3) for c in COLUMNS if c != "split") and after[2]["duplicate_of"] == after[1]["clip_id"]
+    with pytest.raises(ConfigError, match="no column nonsense"):
+        dedup(catalog.root, where="nonsense > 1")
+    with pytest.raises(ConfigError, match="dedup.model: no clip has an embedding of nothing"):
+        dedup(catalog.root, settings("dedup.model=nothing"))
+    statuses = catalog.scan("runs").sort("started_at").collect()["status"].to_list()
+    assert statuses == ["finished", "finished", "failed"]
+
+
+def test_kinds_can_be_switched_off(tmp_path):
+    a = looks(1)
+    catalog = made_up(str(tmp_path / "c"), [a, looks(2, a), a], ["train"] * 3, content=[b"x", b"y", b"x"])
+    for sets, expected in (
+        (["dedup.perceptual=false"], (1, 0)), (["dedup.exact=false"], (0, 2)), ([], (1, 1)), (["dedup.perceptual_radius=0"], (1, 0)),
+    ):
+        found = dedup(catalog.root, settings(*sets)).duplicates
+        assert (found["exact"], found["perceptual"]) == expected, sets
+
+
+def test_embeddings_of_one_model_are_compared(tmp_path):
+    catalog = made_up(str(tmp_path / "c"), [looks(i) for i in range(6)], ["train"] * 6)
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(6, 32))
+    vectors[4], vectors[5] = vectors[0] + 0.1 * rng.normal(size=32), vectors[1] + 0.4 * rng.normal(size=32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    clips = catalog.finished_clips().sort(pl.col("video_id").str.slice(1)).select("clip_id", "video_id", "shard", "run_id").collect().to_dicts()
+    catalog.append("embeddings", [{**c, "model": "big", "vector": v.tolist()} for c, v in zip(clips, vectors)])
+    catalog.append("embeddings", [{**c, "model": "small", "vector": [1.0, 0.0]} for c in clips[:3]])
+    found = dedup(catalog.root)
+    assert (found.model, found.threshold, found.duplicates["semantic"]) == ("big", 0.97, 1)
+    (copy,) = [r for r in rows(catalog) if r["duplicate_kind"] == "semantic"]
+    assert copy["duplicate_similarity"] == pytest.approx(vectors[0] @ vectors[4], abs=1e-6)
+    assert dedup(catalog.root, settings("dedup.semantic_threshold=0.8")).duplicates["semantic"] == 2
+    assert dedup(catalog.root, settings("dedup.model=small")).duplicates["semantic"] == 2
+    assert dedup(catalog.root, settings("dedup.semantic=false")).model is None
+
+
+KILL = "import os, signal\nfrom pipelines import dedup\ndie = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory, recipe):
+    """A catalog that was compared without interruption."""
+    catalog = decided(tmp_path_factory.mktemp("quiet"), recipe)
+    dedup(catalog.root)
+    return catalog
+
+
+def decided(folder, recipe) -> Catalog:
+    """A made-up catalog with decisions, as a run would leave it that only scored."""
+    hashes = [looks(i) for i in range(30)]
+    hashes += [looks(100 + i, hashes[i]) for i in range(20)]
+    catalog = made_up(str(folder / "c"), hashes, ["train", "test"] * 25)
+    rules = load_recipe(str(recipe), catalog.view_columns())
+    RunRecord(catalog, "decide", {"recipe_rules": rules.file.model_dump()}).begin().end("finished", {})
+    decide(catalog, rules)
+    return catalog
+
+
+def start(root: str, code: str = "") -> subprocess.CompletedProcess:
+    """`datakit run dedup` in a process of its own, after `code`."""
+    script = f"import sys\n{code}\nsys.argv = {['datakit', 'run', 'dedup', '--catalog', root, '--json']!r}\nfrom datakit.cli import main\nmain()"
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "dedup._write = die",  # all found, nothing written
+        "write = dedup._write\ndedup._write = lambda *a: (write(*a), die())",  # written, not decided
+        "dedup.decide = die",
+        "dedup.RunRecord.end = die",
+    ],
+)
+def test_killed_and_started_again_is_the_same(quiet, tmp_path, recipe, moment):
+    catalog = decided(tmp_path, recipe)
+    for _ in range(2):
+        assert start(catalog.root, KILL + moment).returncode == -9
+    last = start(catalog.root)
+    assert last.returncode == 0, last.stderr
+    assert differences(catalog, quiet) == [] and not list(problems(catalog, sources=False))
+    found = json.loads(last.stdout)
+    assert found["duplicates"]["perceptual"] == 20 and found["statuses"] == {"kept": 30, "rejected": 20}
+
+
+def test_a_missing_library_is_named_before_anything_is_done(tmp_path, monkeypatch):
+    import importlib.util
+
+    catalog = made_up(str(tmp_path / "c"), [looks(1)], ["train"], content=[b"x"])
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "faiss" else found(name, *a))
+    with pytest.raises(ConfigError, match="uv sync --inexact --extra dedup"):
+        dedup(catalog.root)
+    assert catalog.scan("runs").collect().height == 0
+    assert dedup(catalog.root, settings("dedup.perceptual=false", "dedup.semantic=false")).clips == 1

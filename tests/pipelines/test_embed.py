@@ -198,6 +198,19 @@ def test_without_weights_one_line_says_what_to_do(tmp_path, caplog):
     assert "Using efficientnet-lite0 instead" in caplog.text and len(caplog.text.strip().splitlines()) == 1
 
 
+def test_weights_that_do_not_load_end_the_run_and_quarantine_nothing(footage, tiny_clip, tmp_path, ray_address):
+    broken = tmp_path / "broken-clip"
+    broken.mkdir()
+    (broken / "open_clip_config.json").write_text((tiny_clip / "open_clip_config.json").read_text())
+    (broken / "open_clip_pytorch_model.bin").write_bytes(b"no weights")
+    root = str(tmp_path / "c")
+    ingest([str(footage["bikes.mp4"])], root, settings(), ray_address)
+    with pytest.raises(ConfigError, match="a stage cannot start .Embed.") as error:
+        score(root, settings(f"embed.model={broken}"), ["embed"], "num_frames > 0", ray=ray_address)
+    assert "\n" not in str(error.value)
+    assert Catalog(root).clips().filter(pl.col("errors").list.len() > 0).collect().height == 0
+
+
 def test_the_fallback_tells_pictures_apart(footage, tmp_path, ray_address):
     root = str(tmp_path / "c")
     chosen = settings("embed.enabled=true", "embed.model=efficientnet-lite0")
