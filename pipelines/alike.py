@@ -5,11 +5,11 @@ Perceptual: sequences of frame hashes (`pipelines.stages.phash`) that agree wher
 offset. Semantic: near embeddings of one model.
 
 Comparing all with all is quadratic, so candidates come from indexes of faiss (MIT, maintained by Meta since 2017,
-wheels for every Python we support): hash tables over parts of a hash for frames; for embeddings inverted lists
-around k-means centres that a small-world graph finds. Both grow near-linearly. What very many clips share (a title
-card) does not bring the square back: a frame is linked to at most `NEIGHBOURS` other frames, each standing for the
-`STANDING` best clips that have it; `duplicates.complete` then compares everything in a group with the group's best
-clips, so that what these limits left out is found through them.
+wheels for every Python we support): hash tables over parts of a hash for frames; inverted lists around k-means centres
+for embeddings. Both grow near-linearly. What very many clips share (a title card) does not bring the square back: a
+frame is linked to at most `NEIGHBOURS` other frames, each standing for the `STANDING` best clips that have it;
+`duplicates.complete` then compares everything in a group with the group's best clips, so that what these limits left
+out is found through them.
 
 Memory: 8 bytes a frame hash and about 200 in its index, so 1 kB for a clip of 8 s; for embeddings 4 bytes a
 dimension, twice (6 kB at 768); a few hundred bytes a clip for links.
@@ -251,21 +251,24 @@ class Semantic:
                 mine, other = some[row], near[row, place]
                 pairs.append(np.unique(np.minimum(mine, other) * n + np.maximum(mine, other)))
                 full.append(some[cosine[:, -1] >= self._threshold])
-            asked, k = np.concatenate(full), k * 4
-            if k > min(n, MOST_NEIGHBOURS):
-                break
+            most = min(n, MOST_NEIGHBOURS)
+            asked, k = np.concatenate(full) if k < most else asked[:0], min(4 * k, most)
         key = np.unique(np.concatenate(pairs))
         return key // n, key % n
 
 
 def _inverted_lists(vectors: np.ndarray):
-    """An index of inner products over unit vectors."""
+    """An index of inner products over unit vectors.
+
+    Centres are compared with one by one: a graph over them (HNSW) would be a little quicker from millions of clips on,
+    but faiss builds it in parallel, another one each time, and a second run would find other pairs.
+    """
     import faiss
 
     n, d = vectors.shape
     lists = max(1, min(n // LIST_LENGTH, round(4 * math.sqrt(n))))  # beyond 65 000 as faiss's guidelines say
-    index = faiss.index_factory(d, f"IVF{lists}_HNSW32,Flat", faiss.METRIC_INNER_PRODUCT)
-    index.cp.niter, index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = 4, 32, 1
+    index = faiss.index_factory(d, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+    index.cp.niter, index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = 2, 16, 1  # more finds no more
     index.train(vectors)
     index.add(vectors)
     index.nprobe = min(lists, PROBES)

@@ -188,8 +188,10 @@ def show_funnel(funnel: Funnel, as_json: bool) -> None:
     if funnel.captions or funnel.caption_errors:
         table.add_section()
         table.add_row("captions", str(sum(funnel.captions.values())), "", _list(funnel.captions))
+        from pipelines.caption_text import FLAGS
+
         for flag, count in funnel.caption_flags.items():
-            table.add_row(f"  {flag}", str(count), "", "")
+            table.add_row(f"  {flag}", str(count), "", FLAGS.get(flag, ""))
         if funnel.caption_errors:
             table.add_row("  failed", str(funnel.caption_errors), "", "run caption --retry-failed asks again")
         table.add_row("  kept clips without", str(funnel.without_caption), "", "")
@@ -237,7 +239,7 @@ def show_dedup(found: Deduplicated, as_json: bool) -> None:
 
 def _show_statuses(statuses: dict[str, int] | None) -> None:
     if statuses:
-        print(f"decided again: {_list(statuses)}")
+        print(f"decided again: {_list(dict(sorted(statuses.items())))}")
 
 
 def show_catalog(catalog: Catalog, as_json: bool) -> None:

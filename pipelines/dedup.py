@@ -235,9 +235,8 @@ def _decide_again(catalog: Catalog, changed: bool) -> dict[str, int] | None:
     recipe = current_recipe(catalog)
     if recipe is None:
         return None
-    decisions = catalog.scan("decisions").collect()
-    if changed or not verdicts(catalog, recipe).collect().sort("clip_id").equals(
-        decisions.select(verdicts(catalog, recipe).collect_schema().names()).sort("clip_id")
-    ):
-        return decide(catalog, recipe)
-    return dict(decisions.group_by("status").len().iter_rows())
+    if not changed:
+        wanted = verdicts(catalog, recipe).sort("clip_id").collect()
+        if wanted.equals(catalog.scan("decisions").sort("clip_id").select(wanted.columns).collect()):
+            return dict(wanted.group_by("status").len().iter_rows())
+    return decide(catalog, recipe)

@@ -50,7 +50,8 @@ def make_copies(source: Path, folder: Path) -> None:
 
 def remux(source: Path, target: Path) -> Path:
     """The same stream in another container."""
-    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(source), "-map", "0:v", "-c", "copy", str(target)], check=True)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(source), "-map", "0:v", "-c", "copy", str(target)]
+    subprocess.run(command, check=True)
     return target
 
 

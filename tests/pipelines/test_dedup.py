@@ -72,7 +72,9 @@ def test_copies_of_real_films_are_found(films):
     clips = clips_of(Catalog(films[0]).clips().collect())
     found = scores(clips)
     table = "\n".join(
-        f"{kind:<9} recall {s.recall:.3f}  precision {s.precision:.3f} (strictly {s.strict:.3f})  {s.pairs} pairs" for kind, s in found.items())
+        f"{kind:<9} recall {s.recall:.3f}  precision {s.precision:.3f} (strictly {s.strict:.3f})  {s.pairs} pairs"
+        for kind, s in found.items()
+    )
     print(f"\n{len(clips)} clips compared\n{table}")
     assert all(min(found[kind].recall, found[kind].precision) >= 0.95 for kind in ASSERTED), table
     assert sum(found[kind].pairs for kind in ASSERTED) > 100
@@ -240,7 +242,8 @@ def test_embeddings_of_one_model_are_compared(tmp_path):
     vectors = rng.normal(size=(6, 32))
     vectors[4], vectors[5] = vectors[0] + 0.1 * rng.normal(size=32), vectors[1] + 0.4 * rng.normal(size=32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    clips = catalog.finished_clips().sort(pl.col("video_id").str.slice(1)).select("clip_id", "video_id", "shard", "run_id").collect().to_dicts()
+    clips = catalog.finished_clips().sort(pl.col("video_id").str.slice(1)).collect()
+    clips = clips.select("clip_id", "video_id", "shard", "run_id").to_dicts()
     catalog.append("embeddings", [{**c, "model": "big", "vector": v.tolist()} for c, v in zip(clips, vectors)])
     catalog.append("embeddings", [{**c, "model": "small", "vector": [1.0, 0.0]} for c in clips[:3]])
     found = dedup(catalog.root)
@@ -250,6 +253,18 @@ def test_embeddings_of_one_model_are_compared(tmp_path):
     assert dedup(catalog.root, settings("dedup.semantic_threshold=0.8")).duplicates["semantic"] == 2
     assert dedup(catalog.root, settings("dedup.model=small")).duplicates["semantic"] == 2
     assert dedup(catalog.root, settings("dedup.semantic=false")).model is None
+
+
+def test_an_ingest_can_compare_at_its_end(footage, recipe, tmp_path, ray_address):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    remux(footage["bikes.mp4"], folder / "bikes.mkv")
+    (folder / "bikes.mp4").write_bytes(footage["bikes.mp4"].read_bytes())
+    sets = settings("ocr.enabled=false", "motion.enabled=false", f"recipe={recipe}", "dedup.enabled=true")
+    report = ingest([str(folder)], str(tmp_path / "c"), sets, ray_address)
+    assert (report.funnel.kept, report.funnel.pending) == (3, 0) and report.funnel.rejected_by["duplicate"][0] == 3
+    again = ingest([str(folder)], str(tmp_path / "c"), sets, ray_address)
+    assert again.funnel.kept == 3 and again.funnel.rejected_by == report.funnel.rejected_by
 
 
 KILL = "import os, signal\nfrom pipelines import dedup\ndie = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -276,7 +291,8 @@ def decided(folder, recipe) -> Catalog:
 
 def start(root: str, code: str = "") -> subprocess.CompletedProcess:
     """`datakit run dedup` in a process of its own, after `code`."""
-    script = f"import sys\n{code}\nsys.argv = {['datakit', 'run', 'dedup', '--catalog', root, '--json']!r}\nfrom datakit.cli import main\nmain()"
+    arguments = ["datakit", "run", "dedup", "--catalog", root, "--json"]
+    script = f"import sys\n{code}\nsys.argv = {arguments!r}\nfrom datakit.cli import main\nmain()"
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
 
 

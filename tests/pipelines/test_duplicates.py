@@ -114,8 +114,8 @@ def test_thousands_of_copies_of_one_clip_become_one_star(kind):
     hashes = np.broadcast_to(sequences(rng, 1), (n, 8, 8)).copy()
     hashes[1:] = flipped(rng, hashes[1:], 0.01)
     vectors = units(np.ones((n, 64)) + 0.05 * rng.normal(size=(n, 64)))
-    one = Clips(np.arange(n), phash=as_bytes(hashes)) if kind == "perceptual" else Clips(np.arange(n), embedded=np.arange(n), vectors=vectors)
-    result = find_duplicates(one, threshold=0.9)
+    columns = {"phash": as_bytes(hashes)} if kind == "perceptual" else {"embedded": np.arange(n), "vectors": vectors}
+    result = find_duplicates(Clips(np.arange(n), **columns), threshold=0.9)
     assert set(result.group.tolist()) == {0} and result.of.tolist() == [-1] + [0] * (n - 1)
 
 
@@ -183,6 +183,6 @@ def test_short_clips_must_agree_better():
 def test_what_shows_nothing_is_nobodys_copy():
     result = find_duplicates(Clips(np.arange(4), content=[None, None, b"x", b"x"], phash=[b"", b"", b"", b""]))
     assert result.group.tolist() == [0, 1, 2, 2] and result.of.tolist() == [-1, -1, -1, 2] and result.kind.tolist() == [-1, -1, -1, 0]
-    nothing = find_duplicates(Clips(np.zeros(0, np.int64), content=[], phash=[], embedded=np.zeros(0, np.int64), vectors=np.zeros((0, 4), np.float32)))
-    assert len(nothing.group) == 0
+    no = np.zeros(0, np.int64)
+    assert len(find_duplicates(Clips(no, content=[], phash=[], embedded=no, vectors=np.zeros((0, 4), np.float32))).group) == 0
     assert exact_classes([b"a", b"b", b"a", None, None]).tolist() == [0, 1, 0, 3, 4]
