@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, Sequence
 
 import imageio_ffmpeg
-import numpy as np
 import polars as pl
-
-from pipelines.duplicates import components
 
 HALF, SMALL = "scale=trunc(iw/4)*2:trunc(ih/4)*2", "scale=480:-2"
 LOGO = "drawbox=x=iw*0.82:y=ih*0.06:w=iw*0.13:h=ih*0.1:color=white:t=fill,drawbox=x=iw*0.84:y=ih*0.08:w=iw*0.09:h=ih*0.06:color=red:t=fill"
@@ -74,25 +71,17 @@ def same_footage(a: Clip, b: Clip) -> bool:
 
 
 class Score(NamedTuple):
-    """`pairs` of an original's clip and a copy's should be in the same group: shares of them that are, and of those in
-    the same group that should be; `strict` leaves out what belongs together only through a third clip."""
+    """`pairs` of an original's clip and a copy's show the same footage. `recall`: share of them that are in one group;
+    `precision`: share of those in one group that show the same."""
 
     recall: float
     precision: float
-    strict: float
     pairs: int
 
 
-def scores(clips: Sequence[Clip]) -> dict[str, Score]:
-    """For each kind of copy how well it was found."""
-    originals = [i for i, c in enumerate(clips) if not c.kind]
-    alike = [(i, j) for i, a in enumerate(clips) for j, b in enumerate(clips[:i]) if same_footage(a, b)]
-    together = components(len(clips), [tuple(np.array(alike).T)])
-    result = {}
-    for kind in KINDS:
-        pairs = {(i, j) for i in originals for j, b in enumerate(clips) if b.kind == kind}
-        true = {(i, j) for i, j in pairs if same_footage(clips[i], clips[j])}
-        found = {(i, j) for i, j in pairs if clips[i].group == clips[j].group}
-        meant = {(i, j) for i, j in found if together[i] == together[j]}
-        result[kind] = Score(len(true & found) / len(true), len(meant) / len(found), len(true & found) / len(found), len(true))
-    return result
+def score_of(clips: Sequence[Clip], kind: str) -> Score:
+    """How well the copies of a kind were found."""
+    pairs = [(a, b) for a in clips if not a.kind for b in clips if b.kind == kind]
+    true = {(a, b) for a, b in pairs if same_footage(a, b)}
+    found = {(a, b) for a, b in pairs if a.group == b.group}
+    return Score(len(true & found) / len(true), len(true & found) / max(1, len(found)), len(true))
