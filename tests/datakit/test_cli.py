@@ -80,18 +80,26 @@ def test_a_ray_of_its_own_starts_under_uv_run_and_leaves_nothing_behind(made, ra
     """Also while RAY_ADDRESS names another Ray."""
     folder, _ = made
 
-    def ray_processes() -> set[int]:
-        return {p.pid for p in psutil.process_iter(["name"]) if "ray" in p.info["name"] and p.status() != psutil.STATUS_ZOMBIE}
+    def started_here() -> set[str]:
+        """Names of live processes with this working folder, which Ray's inherit."""
+        found = psutil.process_iter(["name", "cwd", "status"])
+        return {p.info["name"] for p in found if p.info["cwd"] == str(folder) and p.info["status"] != psutil.STATUS_ZOMBIE}
 
-    before = ray_processes()
+    seen: set[str] = set()
     project = Path(__file__).parent.parent.parent
     command = ["uv", "run", "--no-sync", "--project", str(project), "datakit", "run", "ingest", "in", "--catalog", "own", "--json",
                "--recipe", "technical", "--set", "ocr.enabled=false"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env={**os.environ, "RAY_ADDRESS": ray_address})
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["funnel"]["clips"] == 6
+    run = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env={**os.environ, "RAY_ADDRESS": ray_address})
+    while run.poll() is None:
+        seen |= started_here()
+        time.sleep(0.2)
+    out, err = run.communicate()
+    assert run.returncode == 0, err
+    assert json.loads(out)["funnel"]["clips"] == 6
+    assert "raylet" in seen, "a Ray of its own"
     time.sleep(0.5)
-    assert ray_processes() <= before
+    assert not started_here()
 
 
 def test_interrupting_a_run_is_clean(made, ray_address):

@@ -326,7 +326,8 @@ def test_real_vllm_in_process_at_an_endpoint_and_transformers_write_the_same(roo
     assert write("transformers") == CLIPS
     made["transformers"] = captions(root)
     Catalog(root).delete("captions", "true")
-    served = (f"caption.base_url={vllm_server.url}", f"caption.model={vllm_server.name}", "caption.patience_s=200")
+    served = (f"caption.base_url={vllm_server.url}", f"caption.model={vllm_server.name}", "caption.patience_s=200",
+              "caption.requests_per_minute=300")  # slow enough to be killed in time
     run = start(root, ray_address, *served, *common)
     while captions(root).height < 3 and run.poll() is None:
         time.sleep(0.05)
