@@ -61,8 +61,9 @@ def _embedder(settings: Settings, wants_clip: list[str]) -> tuple[str, str]:
     except (MissingDependency, ConfigError) as e:
         if embed.fallback is None or embed.weights or wants_clip:
             raise ConfigError(f"stage {wants_clip[0] if wants_clip else 'embed'} cannot run: {e}") from e
+        weights = _efficientnet()
         log.warning("datakit: %s. Using %s instead: good enough to find near-duplicates, no CLIP.", e, embed.fallback)
-        return embed.fallback, _efficientnet()
+        return embed.fallback, weights
     name = embed.model
     if Path(name).exists() or (embed.weights and "/" not in name):  # a name that says what it is, wherever it lies
         name = path.name if Path(name).exists() else f"{name}/{path.stem}"

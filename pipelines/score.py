@@ -67,7 +67,7 @@ def score(
             filled = fill(session, catalog, settings, names, condition, redo, on_progress, everywhere=where is not None)
         record.spend(filled.cpu_s)
         decided = redecide(catalog)
-        counts = {**asdict(filled), "cpu_s": None, "statuses": decided}
+        counts = {name: value for name, value in asdict(filled).items() if name != "cpu_s"} | {"statuses": decided}
         record.end("finished", counts)
     except BaseException as e:
         record.end("stopped" if isinstance(e, KeyboardInterrupt) else "failed", {"error": (str(e) or type(e).__name__)[:500]})

@@ -22,15 +22,12 @@ from pipelines.stages import EFFICIENTNET
 
 
 class Encoder(Protocol):
-    """`dimensions`: length of its vectors."""
+    """`dimensions`: length of its vectors. CLIPs have `texts` as well."""
 
     dimensions: int
 
     def images(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """Unit vectors, float32 [n, dimensions], of uint8 RGB pictures [h, w, 3] of any sizes."""
-
-    def texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors, float32 [n, dimensions]."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class Preprocess:
         return transforms.resize(stack, size, transforms.InterpolationMode(self.interpolation), antialias=True)
 
 
-def make_encoder(model: str, weights: str, precision: str | None, threads: int, batch: int) -> Encoder:
+def make_encoder(model: str, weights: str, precision: str | None, threads: int, batch: int) -> OpenClip | EfficientNet:
     """The encoder of a model.
 
     Args:
@@ -120,6 +117,7 @@ class OpenClip:
         return _numpy(parts, self.dimensions)
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors, float32 [n, dimensions]."""
         parts = []
         with torch.inference_mode():
             for start in range(0, len(texts), self._batch):
@@ -148,9 +146,6 @@ class EfficientNet:
                 stack = self._PREPROCESS(pictures[start : start + self._batch], self._device)
                 parts.append(_unit(self._network.extract_features(stack).mean(dim=(2, 3))))
         return _numpy(parts, self.dimensions)
-
-    def texts(self, texts: Sequence[str]) -> np.ndarray:
-        raise NotImplementedError("EfficientNet-lite0 knows no texts")
 
 
 @contextmanager
