@@ -22,7 +22,7 @@ def problems(catalog: Catalog, sources: bool = True) -> Iterator[str]:
     """
     broken = False
     for name in schema.TABLES:
-        for line in schema.missing_columns(name, catalog.scan(name).collect_schema().names()):
+        for line in schema.missing_columns(name, [field.name for field in catalog.table(name).schema().fields]):
             broken = True
             yield line
     if broken:

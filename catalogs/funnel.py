@@ -23,6 +23,7 @@ class Funnel:
         captions: style -> captions with a text; `caption_flags`: flag -> those that have it; `caption_errors`:
             those without a text.
         without_caption: kept clips that have no usable caption by the recipe.
+        marks: keep, reject -> clips that a person marked so.
         hours: status -> hours of footage; `videos` for all of it.
     """
 
@@ -44,6 +45,7 @@ class Funnel:
     caption_flags: dict[str, int] = field(default_factory=dict)
     caption_errors: int = 0
     without_caption: int = 0
+    marks: dict[str, int] = field(default_factory=dict)
     hours: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict:
@@ -66,7 +68,7 @@ class Funnel:
 
 
 def funnel(catalog: Catalog) -> Funnel:
-    """Count a catalog, each table at its newest version.
+    """Count a catalog, at one version of each table.
 
     Raises:
         CatalogError: when the numbers do not add up, or a video's clips are not as many as its row says.
@@ -84,9 +86,8 @@ def funnel(catalog: Catalog) -> Funnel:
     result.quarantine = _counts(failed, "error_kind")
     result.hours["videos"] = float(videos["duration_s"].sum() or 0) / 3600
 
-    clips = catalog.clips(versions).select(
-        "clip_id", "video_id", "status", "reasons", "level", "caption", (pl.col("end_s") - pl.col("start_s")).alias("seconds")
-    ).collect()
+    columns = ["clip_id", "video_id", "status", "reasons", "level", "mark", "caption_style", "start_s", "end_s"]
+    clips = catalog.clips(versions, columns).with_columns((pl.col("end_s") - pl.col("start_s")).alias("seconds")).collect()
     result.clips = clips.height
     counts = dict(clips.group_by("status").len().iter_rows())
     result.kept, result.rejected = counts.get("kept", 0), counts.get("rejected", 0)
@@ -97,8 +98,9 @@ def funnel(catalog: Catalog) -> Funnel:
     result.pending_on = _counts(clips.filter(pl.col("status") == "pending").explode("reasons").drop_nulls("reasons"), "reasons")
     result.clip_errors = _counts(clips.filter(pl.col("status") == "quarantined").explode("reasons"), "reasons")
     result.levels = {str(k): v for k, v in sorted(clips.filter(pl.col("status") == "kept").group_by("level").len().iter_rows())}
+    result.marks = _counts(clips.drop_nulls("mark"), "mark")
     _count_captions(catalog.captions(versions), result)
-    result.without_caption = clips.filter((pl.col("status") == "kept") & pl.col("caption").is_null()).height
+    result.without_caption = clips.filter((pl.col("status") == "kept") & pl.col("caption_style").is_null()).height
     result.check()
     _check_clip_counts(videos, clips)
     return result

@@ -12,7 +12,7 @@ from typing import Iterable
 
 import pyarrow as pa
 
-VERSION = 2
+VERSION = 3
 
 S, I4, I8, F4, F8, B = pa.string(), pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.bool_()
 TIME = pa.timestamp("us", "UTC")
@@ -20,6 +20,7 @@ URI = pa.struct([("uri", S), ("size", I8), ("etag", S)])
 CUT = pa.struct([("frame", I8), ("pts", I8), ("score", F4)])
 ERROR = pa.struct([("stage", S), ("kind", S), ("message", S)])
 STAGE_VERSION = pa.struct([("stage", S), ("fingerprint", S)])
+CHECKPOINT = pa.struct([("path", S), ("step", I8), ("created_at", TIME)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +172,53 @@ EMBEDDINGS = (
     Column("run_id", S, "", "of the clip's row; counts only while equal", "embed"),
 )
 
+MARKS = (
+    Column("mark_id", S, "", "identity of the row; a clip's newest row counts", "browse"),
+    Column("clip_id", S, "", "the clip", "browse"),
+    Column("mark", S, "", "keep or reject (null: the recipe decides)", "browse"),
+    Column("comment", S, "", "what somebody noted", "browse"),
+    Column("author", S, "", "user@host", "browse"),
+    Column("created_at", TIME, "UTC", "when", "browse"),
+)
+
+LOSSES = (
+    Column("clip_id", S, "", "the clip", "train"),
+    Column("shard", S, "", "of the clip; the partition", "train"),
+    Column("run_id", S, "", "training run", "train"),
+    Column("bucket", S, "", "of the plan: height × width × frames", "train"),
+    Column("noise_level", I4, "0..9", "tenth of the noise range", "train"),
+    Column("excess", F8, "", "sum of loss minus the running mean of its noise level and bucket", "train"),
+    Column("count", I8, "samples", "summed", "train"),
+    Column("from_step", I8, "steps", "first step of the range that one commit covers", "train"),
+    Column("to_step", I8, "steps", "step after the last", "train"),
+)
+
+TAGS = (
+    Column("name", S, "", "of the snapshot", "tag"),
+    Column("versions", S, "", "the version of every table, JSON", "tag"),
+    Column("where", S, "", "condition of the selection (null: the snapshot alone)", "tag"),
+    Column("columns", pa.list_(S), "", "of the selection", "tag"),
+    Column("content_hash", S, "", "of the selection", "tag"),
+    Column("note", S, "", "why", "tag"),
+    Column("author", S, "", "user@host", "tag"),
+    Column("created_at", TIME, "UTC", "when", "tag"),
+)
+
+FORGOTTEN = (
+    Column("video_id", S, "", "video that was forgotten, or a span of it", "forget"),
+    Column("stream", I4, "", "stream index (null: the whole video)", "forget"),
+    Column("start_pts", I8, "pts", "start of the span", "forget"),
+    Column("end_pts", I8, "pts", "end of the span", "forget"),
+    Column("seen_by", pa.list_(S), "", "checkpoints trained on it, as far as runs recorded them", "forget"),
+    Column("reason", S, "", "why", "forget"),
+    Column("author", S, "", "user@host", "forget"),
+    Column("created_at", TIME, "UTC", "when", "forget"),
+)
+
 RUNS = (
     Column("run_id", S, "", "identity of the run", "all"),
     Column("pipeline", S, "", "ingest, score, decide …", "all"),
+    Column("author", S, "", "user@host", "all"),
     Column("status", S, "", "running, finished, stopped, failed", "all"),
     Column("started_at", TIME, "UTC", "when", "all"),
     Column("finished_at", TIME, "UTC", "when", "all"),
@@ -184,12 +229,18 @@ RUNS = (
     Column("wall_s", F8, "s", "from start to end", "all"),
     Column("cpu_hours", F8, "h", "of all stages", "all"),
     Column("gpu_hours", F8, "h", "of all stages (null: not measured)", "all"),
+    Column("snapshot", S, "", "the version of every table at the end, JSON", "all"),
+    Column("selection", S, "", "what it read: versions, where, columns, content hash, JSON (null: the newest)", "all"),
+    Column("checkpoints", pa.list_(CHECKPOINT), "", "that it wrote, while they exist", "train"),
 )
 
 TABLES: dict[str, tuple[Column, ...]] = {
-    "videos": VIDEOS, "clips": CLIPS, "decisions": DECISIONS, "captions": CAPTIONS, "embeddings": EMBEDDINGS, "runs": RUNS,
+    "videos": VIDEOS, "clips": CLIPS, "decisions": DECISIONS, "captions": CAPTIONS, "embeddings": EMBEDDINGS,
+    "marks": MARKS, "losses": LOSSES, "runs": RUNS, "tags": TAGS, "forgotten": FORGOTTEN,
 }
-PARTITIONED = {"clips": ["shard"], "captions": ["shard"], "embeddings": ["shard"]}
+PARTITIONED = {"clips": ["shard"], "captions": ["shard"], "embeddings": ["shard"], "losses": ["shard"]}
+RECORDS = ("runs", "tags", "forgotten")
+"""Tables about the catalog itself: no snapshot holds them, nothing restores them."""
 
 VIEW_FROM_VIDEOS = (
     "kind", "container", "codec", "profile", "pix_fmt", "bit_depth", "color_space", "color_range", "color_transfer",
@@ -200,15 +251,16 @@ VIEW_FROM_VIDEOS = (
 
 VIEW_ADDED = (
     Column("uri", S, "", "first known address of the video", "view"),
-    Column("status", S, "", "of the clip: kept, rejected, pending, quarantined", "decide"),
-    Column("reasons", pa.list_(S), "", "see decisions", "decide"),
+    Column("status", S, "", "of the clip: kept, rejected, pending, quarantined; a mark wins over the recipe", "decide"),
+    Column("reasons", pa.list_(S), "", "see decisions; `mark`: rejected by a person", "decide"),
     Column("level", I4, "", "see decisions", "decide"),
     Column("caption", S, "", "the caption that the recipe prefers", "caption"),
     Column("caption_style", S, "", "its style", "caption"),
     Column("caption_model", S, "", "model that wrote it", "caption"),
     Column("caption_flags", pa.list_(S), "", "its flags", "caption"),
-    Column("mark", S, "", "human decision", "browse"),
-    Column("loss", F8, "", "training loss minus the mean of its noise level and bucket", "train"),
+    Column("mark", S, "", "human decision: keep or reject", "browse"),
+    Column("comment", S, "", "human note", "browse"),
+    Column("loss", F8, "", "training loss minus the mean of its noise level and bucket, over all samples drawn", "train"),
 )
 
 

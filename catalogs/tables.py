@@ -7,23 +7,32 @@ its values in silence; a merge fails loudly and is done again.
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import random
 import time
+from functools import cache
 from pathlib import Path
-from typing import Callable, Sequence, TypeVar
+from typing import Callable, ContextManager, Iterable, Sequence, TypeVar
 
 import polars as pl
 import pyarrow as pa
-from deltalake import DeltaTable, write_deltalake
+from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from catalogs import schema
-from catalogs.schema import TABLES, VIEW_ADDED, VIEW_FROM_VIDEOS
+from catalogs.schema import RECORDS, TABLES, VIEW_ADDED, VIEW_FROM_VIDEOS
+from catalogs.view import view
 from datakit.errors import CatalogError
 
 ATTEMPTS = 40
 """Tries of a conflicting write; each re-reads the table, waits are random and grow to two seconds."""
+
+KEEP_HISTORY = {"delta.logRetentionDuration": "interval 36500 days", "delta.enableExpiredLogCleanup": "false"}
+"""Properties of every table: Delta's default forgets versions after a month, and selections with them."""
+RESTORING = "(restoring)"
+"""Tag under which the snapshot lies that readers see while another one is being restored."""
 
 T = TypeVar("T")
 
@@ -40,6 +49,8 @@ class Catalog:
 
     def __init__(self, root: str | Path):
         self.root = str(root).rstrip("/")
+        self.signature: dict[str, str] = {}
+        self._pinned: dict[str, int] | None = None
         try:
             description = json.loads(self.table("videos").metadata().description or "{}")
         except TableNotFoundError as e:
@@ -60,21 +71,29 @@ class Catalog:
             _retry(lambda: create_table(root, name, description))
         return cls(root)
 
+    def at(self, versions: dict[str, int]) -> Catalog:
+        """The catalog as it was at these versions, to read from only."""
+        past = copy.copy(self)
+        past._pinned = {name: version for name, version in versions.items() if name not in RECORDS}
+        return past
+
     @staticmethod
     def view_columns() -> list[str]:
         """Names of the columns of the view `clips`."""
-        return [c.name for c in schema.CLIPS] + [*VIEW_FROM_VIDEOS] + [c.name for c in VIEW_ADDED]
+        return list(view_schema())
 
     @property
     def is_local(self) -> bool:
         return "://" not in self.root
 
     def table(self, name: str, version: int | None = None) -> DeltaTable:
-        """A fresh handle on the newest (or a given) version.
+        """A fresh handle on the newest (or a given, or the pinned) version.
 
         Raises:
             CatalogError: the folder or the object store cannot be read.
         """
+        if version is None and self._pinned:
+            version = self._pinned.get(name)
         try:
             return DeltaTable(f"{self.root}/{name}", version=version)
         except OSError as e:
@@ -84,12 +103,26 @@ class Catalog:
         return video_id[: self.shard_digits]
 
     def versions(self) -> dict[str, int]:
-        """The version of every table: what "the catalog now" means."""
-        return {name: self.table(name).version() for name in TABLES}
+        """The version of every table that holds data: what "the catalog now" means.
+
+        `videos` is read first: its rows say which clips count, and those are in any later version of `clips`.
+        """
+        if self._pinned is not None:
+            return self._pinned
+        tagged = self.scan("tags").filter(pl.col("name") == RESTORING).select("versions").collect()
+        if tagged.height:
+            return json.loads(tagged.item(0, 0))
+        return {name: self.table(name).version() for name in TABLES if name not in RECORDS}
 
     def scan(self, name: str, version: int | None = None) -> pl.LazyFrame:
-        """A table as it is in the files, rows that do not count included. See `clips` for those that do."""
-        return pl.scan_delta(self.table(name, version))
+        """A table as it is in the files, rows that do not count included. See `clips` for those that do.
+
+        A version that is older than a column has nulls in it.
+        """
+        rows = pl.scan_delta(self.table(name, version))
+        have = set(rows.collect_schema().names())
+        types = polars_schema(name)
+        return rows.with_columns(pl.lit(None, types[c]).alias(c) for c in types if c not in have).select(*types, *(have - set(types)))
 
     def finished_clips(self, versions: dict[str, int] | None = None) -> pl.LazyFrame:
         """Rows of `clips` that count: made by the run that finished their video, and it finished well."""
@@ -107,29 +140,33 @@ class Catalog:
         clips = self.finished_clips(versions).select("clip_id")
         return self.scan("captions", (versions or {}).get("captions")).join(clips, on="clip_id", how="semi")
 
-    def clips(self, versions: dict[str, int] | None = None) -> pl.LazyFrame:
-        """The view `clips`: every candidate clip with its video's facts and its status."""
-        pick = versions or {}
-        videos = self.scan("videos", pick.get("videos")).filter(pl.col("status") == "ok").select(
-            "video_id", "run_id", pl.col("uris").list.first().struct.field("uri").alias("uri"), *VIEW_FROM_VIDEOS
-        )
-        decisions = self.scan("decisions", pick.get("decisions")).select("clip_id", "status", "reasons", "level", "caption_id")
-        captions = self.scan("captions", pick.get("captions")).select(
-            "caption_id", pl.col("text").alias("caption"), pl.col("style").alias("caption_style"),
-            pl.col("model").alias("caption_model"), pl.col("flags").alias("caption_flags"),
-        )
-        view = self.scan("clips", pick.get("clips")).join(videos, on=["video_id", "run_id"], how="inner")
-        view = view.join(decisions, on="clip_id", how="left").with_columns(pl.col("status").fill_null("pending"))
-        view = view.join(captions, on="caption_id", how="left").drop("caption_id")
-        have = set(view.collect_schema().names())
-        later = [pl.lit(None, polars_type(c.type)).alias(c.name) for c in VIEW_ADDED if c.name not in have]
-        return view.with_columns(later)
+    def marks(self, versions: dict[str, int] | None = None) -> pl.LazyFrame:
+        """The mark that counts of every clip that was marked: the newest."""
+        rows = self.scan("marks", (versions or {}).get("marks")).sort("created_at", "mark_id")
+        return rows.group_by("clip_id").agg(pl.col("mark", "comment", "author", "created_at").last())
+
+    def clips(self, versions: dict[str, int] | None = None, columns: Iterable[str] | None = None) -> pl.LazyFrame:
+        """The view `clips`: every candidate clip with its video's facts, its status, its caption and marks.
+
+        Args:
+            versions: of the tables; None: one consistent set, now.
+            columns: of the view, and no others are read; None: all. What is left out costs nothing.
+
+        Raises:
+            CatalogError: a column that the view does not have.
+        """
+        return view(self, versions or self.versions(), list(columns) if columns is not None else self.view_columns())
+
+    def count(self) -> int:
+        """How many clips count, by the commit markers of their videos."""
+        ok = self.scan("videos").filter(pl.col("status") == "ok")
+        return ok.select(pl.col("clip_count").sum()).collect().item() or 0
 
     def append(self, name: str, rows: Sequence[dict] | pl.DataFrame) -> None:
         """Add rows in one commit. Missing columns are null, unknown ones an error."""
         table = as_arrow(name, rows)
         if table.num_rows:
-            _retry(lambda: write_deltalake(self.table(name), table, mode="append"))
+            _retry(lambda: write_deltalake(self._writable(name), table, mode="append", commit_properties=self._signed()))
 
     def update(self, name: str, make: Callable[[pl.LazyFrame], tuple[pl.DataFrame, dict]]) -> int:
         """Merge rows into a table, reading and writing the same version; done again on conflict.
@@ -143,11 +180,12 @@ class Catalog:
             rows changed or added.
         """
         def attempt() -> int:
-            handle = self.table(name)
+            handle = self._writable(name)
             source, how = make(pl.scan_delta(handle))
             if source.is_empty():
                 return 0
-            merger = handle.merge(_as_arrow_like(name, source), how["on"], source_alias="s", target_alias="t")
+            merger = handle.merge(
+                _as_arrow_like(name, source), how["on"], source_alias="s", target_alias="t", commit_properties=self._signed())
             if how.get("set"):
                 merger = merger.when_matched_update(updates=how["set"], predicate=how.get("where"))
             if how.get("insert"):
@@ -159,25 +197,63 @@ class Catalog:
 
     def replace(self, name: str, rows: pl.DataFrame) -> None:
         """Put new rows in place of all of a table's."""
-        _retry(lambda: write_deltalake(self.table(name), as_arrow(name, rows), mode="overwrite"))
+        table = as_arrow(name, rows)
+        _retry(lambda: write_deltalake(self._writable(name), table, mode="overwrite", commit_properties=self._signed()))
 
     def delete(self, name: str, predicate: str) -> int:
         """Remove rows by a SQL predicate; returns how many."""
-        return _retry(lambda: self.table(name).delete(predicate)["num_deleted_rows"])
+        return _retry(lambda: self._writable(name).delete(predicate, commit_properties=self._signed())["num_deleted_rows"])
 
     def compact(self, name: str) -> None:
         """Join small files. Loses against a concurrent writer without harm: the next run tries again."""
         try:
-            self.table(name).optimize.compact()
+            self._writable(name).optimize.compact(commit_properties=self._signed())
         except CommitFailedError:
             return
+
+    def restore_table(self, name: str, version: int) -> None:
+        """Put the rows of an older version in place of those of the newest, as a new version."""
+        _retry(lambda: self._writable(name).restore(version, commit_properties=self._signed()))
+
+    def vacuum_table(self, name: str, keep_days: float, keep_versions: Sequence[int], dry_run: bool) -> tuple[list[str], int]:
+        """Delete files that neither the newest nor these versions need, and no version of the last days needed.
+
+        Args:
+            keep_days: from one day on, files that no version knows and that are older go too: what a writer that was
+                killed left behind. Younger ones may belong to a writer at work.
+
+        Returns:
+            their paths, and their bytes (0 in object stores).
+        """
+        handle = self._writable(name)
+        how = {"retention_hours": round(keep_days * 24), "enforce_retention_duration": False, "keep_versions": list(keep_versions), "full": keep_days >= 1}
+        gone = handle.vacuum(dry_run=True, **how)
+        size = sum(os.path.getsize(f"{self.root}/{name}/{path}") for path in gone) if self.is_local else 0
+        if gone and not dry_run:
+            handle.vacuum(dry_run=False, commit_properties=self._signed(), **how)
+        return gone, size
+
+    def reading(self) -> ContextManager[None]:
+        """Around what collects rows: files that are missing or torn become a CatalogError that names them."""
+        from catalogs.damage import explained
+
+        return explained(self)
+
+    def _writable(self, name: str) -> DeltaTable:
+        if self._pinned is not None:
+            raise CatalogError("this is a snapshot of the catalog, to read from: write to the catalog as it is now")
+        return self.table(name)
+
+    def _signed(self) -> CommitProperties:
+        """What `datakit catalog history` shows of who wrote."""
+        return CommitProperties(custom_metadata=self.signature)
 
 
 def create_table(root: str, name: str, description: str) -> None:
     """Make an empty table, unless it is there."""
     DeltaTable.create(
         f"{root}/{name}", schema=schema.arrow_schema(name), mode="ignore", name=name,
-        partition_by=schema.PARTITIONED.get(name), description=description,
+        partition_by=schema.PARTITIONED.get(name), description=description, configuration=KEEP_HISTORY,
     )
 
 
@@ -213,6 +289,15 @@ def polars_type(arrow_type: pa.DataType) -> pl.DataType:
 def polars_schema(table: str) -> dict[str, pl.DataType]:
     """Column types of a table."""
     return {field.name: polars_type(field.type) for field in schema.arrow_schema(table)}
+
+
+@cache
+def view_schema() -> dict[str, pl.DataType]:
+    """Column types of the view `clips`."""
+    own = {c.name: c.type for c in schema.CLIPS}
+    of_videos = {c.name: c.type for c in schema.VIDEOS if c.name in VIEW_FROM_VIDEOS}
+    added = {c.name: c.type for c in VIEW_ADDED}
+    return {name: polars_type(kind) for name, kind in {**own, **of_videos, **added}.items()}
 
 
 def sql_list(values: Sequence[str]) -> str:

@@ -1,5 +1,5 @@
 """`datakit catalog upgrade`: bring a catalog of an earlier schema to this one. Adds tables and columns, changes
-no row; the columns are null until their stage has run."""
+no row; the columns are null until their stage has run. History is kept from then on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from deltalake import DeltaTable, Field, Schema
 from deltalake.exceptions import TableNotFoundError
 
 from catalogs import schema
-from catalogs.tables import create_table
+from catalogs.tables import KEEP_HISTORY, create_table
 from datakit.errors import CatalogError
 
 
@@ -32,11 +32,12 @@ def upgrade(root: str) -> list[str]:
     text = json.dumps({**description, "schema": schema.VERSION})
     added: list[str] = []
     for name in (*(t for t in schema.TABLES if t != "videos"), "videos"):  # videos last: it says "complete"
-        added += _upgrade_table(root, name, text)
+        added += bring_up_to_date(root, name, text)
     return added
 
 
-def _upgrade_table(root: str, name: str, description: str) -> list[str]:
+def bring_up_to_date(root: str, name: str, description: str) -> list[str]:
+    """Give one table the columns, properties and description of this schema; what was added, one line each."""
     if not DeltaTable.is_deltatable(f"{root}/{name}"):
         create_table(root, name, description)
         return [f"table {name}"]
@@ -46,5 +47,9 @@ def _upgrade_table(root: str, name: str, description: str) -> list[str]:
     missing: list[Field] = [field for field in wanted.fields if field.name not in have]
     if missing:
         table.alter.add_columns(missing)
-    DeltaTable(f"{root}/{name}").alter.set_table_description(description)
+    about = table.metadata()
+    if not KEEP_HISTORY.items() <= about.configuration.items():
+        DeltaTable(f"{root}/{name}").alter.set_table_properties(KEEP_HISTORY)
+    if about.description != description:
+        DeltaTable(f"{root}/{name}").alter.set_table_description(description)
     return [f"column {name}.{field.name}" for field in missing]

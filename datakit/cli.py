@@ -201,7 +201,7 @@ def run_decide(
     from pipelines.runs import RunRecord
 
     opened = Catalog(catalog)
-    rules = load_recipe(recipe, opened.view_columns())
+    rules = load_recipe(recipe)
     record = RunRecord(opened, "decide", {"recipe": rules.label, "recipe_rules": rules.file.model_dump()}).begin()
     decide(opened, rules)
     counted = funnel(opened)

@@ -18,6 +18,7 @@ from typing import Callable, Iterator
 import polars as pl
 
 from catalogs.tables import Catalog, polars_schema
+from catalogs.where import parse_where
 from datakit.errors import ConfigError, ErrorKind, MissingDependency
 from datakit.models import locate, weights_hash
 from pipelines.backends import missing_backend
@@ -32,7 +33,7 @@ from pipelines.prompting import Prompt, load_prompt
 from pipelines.row_pass import RowJob
 from pipelines.runner import Flow, Outcome, StagePool
 from pipelines.runs import RunRecord
-from pipelines.score import FACTS, gpus_of, parse_where, present, worker_limits
+from pipelines.score import FACTS, gpus_of, present, worker_limits
 from pipelines.session import RaySession
 from pipelines.settings import LanguageModel, Settings
 from pipelines.stages.caption import Question
@@ -95,7 +96,7 @@ def refine(
 def _run(pipeline: str, root: str, settings: Settings, where, retry_failed, ray, on_progress) -> Captioned:
     settings = check_captioning(settings, pipeline)
     catalog = Catalog(root)
-    condition = parse_where(where if where is not None else WHERE, catalog)
+    condition = parse_where(where if where is not None else WHERE)
     session = RaySession(ray)
     record = RunRecord(catalog, pipeline, {**settings.model_dump(), "where": where}).begin()
     try:

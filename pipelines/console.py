@@ -185,6 +185,8 @@ def show_funnel(funnel: Funnel, as_json: bool) -> None:
     table.add_row("  quarantined", str(funnel.quarantined), _hours(hours.get("quarantined")), _list(funnel.clip_errors))
     levels = ", ".join(f"level {k}: {v}" for k, v in funnel.levels.items()) if len(funnel.levels) > 1 else ""
     table.add_row("  kept", str(funnel.kept), _hours(hours.get("kept")), levels)
+    if funnel.marks:
+        table.add_row("  marked by people", str(sum(funnel.marks.values())), "", _list(funnel.marks))
     if funnel.captions or funnel.caption_errors:
         table.add_section()
         table.add_row("captions", str(sum(funnel.captions.values())), "", _list(funnel.captions))

@@ -9,12 +9,11 @@ import polars as pl
 from pydantic import ValidationError
 
 from catalogs.tables import Catalog
+from catalogs.view import FROM_CAPTIONS
 from pipelines.caption_text import UNUSABLE
 from pipelines.recipe import Recipe, RecipeFile, build
 
 ROUNDS = 5
-CAPTION_COLUMNS = {"caption": "text", "caption_style": "style", "caption_model": "model", "caption_flags": "flags"}
-"""Columns of the view, and those of the table `captions` they come from."""
 
 
 def decide(catalog: Catalog, recipe: Recipe) -> dict[str, int]:
@@ -24,33 +23,43 @@ def decide(catalog: Catalog, recipe: Recipe) -> dict[str, int]:
     looks again. What still arrives after some rounds is `pending` until that ingest decides at its own end.
 
     Returns:
-        clips by status.
+        clips by status, people's marks counted in.
     """
     for _ in range(ROUNDS):
-        decisions = verdicts(catalog, recipe).collect()
-        catalog.replace("decisions", decisions)
+        catalog.replace("decisions", verdicts(catalog, recipe).collect())
         undecided = catalog.finished_clips().join(catalog.scan("decisions"), on="clip_id", how="anti")
         if undecided.select(pl.len()).collect().item() == 0:
             break
-    return dict(decisions.group_by("status").len().iter_rows())
+    return dict(catalog.clips(columns=["status"]).group_by("status").len().collect().iter_rows())
 
 
 def verdicts(catalog: Catalog, recipe: Recipe) -> pl.LazyFrame:
     """The rows of `decisions` that a recipe gives, captions chosen; writes nothing."""
     chosen = preferred_captions(catalog, recipe)
-    texts = [pl.col(theirs).alias(ours) for ours, theirs in CAPTION_COLUMNS.items()]
-    clips = catalog.clips().drop(*CAPTION_COLUMNS).join(chosen.select("clip_id", *texts), on="clip_id", how="left")
-    wanted = recipe.columns() | {"clip_id", "shard", "errors"}
-    return recipe.decide(clips.select(sorted(wanted))).join(chosen.select("clip_id", "caption_id"), on="clip_id", how="left")
+    return recipe.decide(judged(catalog, recipe, {"clip_id", "shard"})).join(
+        chosen.select("clip_id", "caption_id"), on="clip_id", how="left")
 
 
-def preferred_captions(catalog: Catalog, recipe: Recipe) -> pl.LazyFrame:
+def judged(catalog: Catalog, recipe: Recipe, columns: set[str]) -> pl.LazyFrame:
+    """What a recipe looks at: `errors`, the columns of its rules, and others of the view. Captions are those that the
+    recipe prefers, not those chosen before."""
+    versions = catalog.versions()
+    wanted = recipe.columns() | columns | {"clip_id", "errors"}
+    texts = {ours: theirs for ours, theirs in FROM_CAPTIONS.items() if ours in wanted}
+    clips = catalog.clips(versions, sorted(wanted - set(texts)))
+    if not texts:
+        return clips
+    chosen = preferred_captions(catalog, recipe, versions).select("clip_id", *(pl.col(theirs).alias(ours) for ours, theirs in texts.items()))
+    return clips.join(chosen, on="clip_id", how="left")
+
+
+def preferred_captions(catalog: Catalog, recipe: Recipe, versions: dict[str, int] | None = None) -> pl.LazyFrame:
     """For every clip that has usable captions the row of the one that the recipe prefers: by style, then the
     one with fewest flags, then the newest."""
     order = {style: rank for rank, style in enumerate(recipe.file.captions)}
     usable = pl.col("text").is_not_null() & pl.col("style").is_in(list(order))
     usable &= ~pl.col("flags").list.eval(pl.element().is_in(list(UNUSABLE))).list.any().fill_null(False)
-    ranked = catalog.captions().filter(usable).with_columns(
+    ranked = catalog.captions(versions).filter(usable).with_columns(
         pl.col("style").replace_strict(order, return_dtype=pl.Int32).alias("rank"), pl.col("flags").list.len().alias("flagged"))
     ranked = ranked.sort("rank", "flagged", "created_at", "caption_id", descending=[False, False, True, False])
     return ranked.unique("clip_id", keep="first", maintain_order=True)
@@ -76,7 +85,7 @@ def current_recipe(catalog: Catalog) -> Recipe | None:
         if rules is None:
             continue
         try:
-            recipe = build(RecipeFile.model_validate(rules), catalog.view_columns())
+            recipe = build(RecipeFile.model_validate(rules))
         except ValidationError:
             continue
         if recipe.label in labels:

@@ -28,12 +28,12 @@ import numpy as np
 import polars as pl
 
 from catalogs.tables import Catalog, polars_schema, sql_list
+from catalogs.where import parse_where
 from datakit.errors import ConfigError
 from pipelines.alike import threshold_of
 from pipelines.decide import current_recipe, decide, verdicts
 from pipelines.duplicates import KINDS, Clips, Duplicates, find_duplicates
 from pipelines.runs import RunRecord
-from pipelines.score import parse_where
 from pipelines.settings import Settings
 
 COLUMNS = ("duplicate_group", "duplicate_of", "duplicate_kind", "duplicate_similarity", "split")
@@ -87,7 +87,7 @@ def dedup(root: str, settings: Settings = Settings(), where: str | None = None) 
     started = time.monotonic()
     catalog = Catalog(root)
     check_library(settings)
-    parse_where(where, catalog)
+    parse_where(where)
     record = RunRecord(catalog, "dedup", {"dedup": settings.dedup.model_dump(), "where": where}).begin()
     try:
         found = mark_duplicates(catalog, settings, where)
@@ -143,7 +143,7 @@ def _participants(catalog: Catalog, where: str | None) -> pl.LazyFrame:
     recipe = None if where is not None else current_recipe(catalog)
     rest = recipe and recipe.without({"dedup"})
     if where is not None:
-        chosen = catalog.clips().filter(parse_where(where, catalog))
+        chosen = catalog.clips().filter(parse_where(where))
     elif rest is None or not rest.levels[0]:  # no rules, or none but those on duplicates
         chosen = catalog.clips().filter(pl.col("errors").list.len().fill_null(0) == 0)
     else:

@@ -46,7 +46,7 @@ def checked_recipe(settings: Settings) -> Recipe:
     Raises:
         ConfigError: it cannot be read, or needs a stage that is switched off.
     """
-    recipe = load_recipe(settings.recipe, Catalog.view_columns())
+    recipe = load_recipe(settings.recipe)
     waiting = recipe.waits_for(set(enabled_stages(settings)))
     switched_off = {r: s for r, s in waiting.items() if s in STAGES and s not in derived(STAGES)}  # those may come later
     if switched_off:

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from functools import reduce
 from importlib import resources
 from pathlib import Path
+from typing import Sequence
 
 import polars as pl
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from catalogs.schema import filler
+from catalogs.where import parse_condition
 from datakit.errors import ConfigError
 
 
@@ -118,19 +120,20 @@ def shipped_recipes() -> list[str]:
     return sorted(p.name.removesuffix(".yaml") for p in resources.files("pipelines.recipes").iterdir() if p.name.endswith(".yaml"))
 
 
-def load_recipe(name_or_file: str, columns: list[str]) -> Recipe:
+def load_recipe(name_or_file: str, rules: Sequence[str] = (), without: Sequence[str] = ()) -> Recipe:
     """A shipped recipe by name, or a YAML file.
 
     Args:
-        columns: of the view; rules may use no others.
+        rules: `NAME=CONDITION`, each in place of the recipe's rule of that name, or after the others.
+        without: names of rules to leave out.
 
     Raises:
-        ConfigError: not found, malformed, or a rule over an unknown column.
+        ConfigError: not found, malformed, a rule over an unknown column, or no rule of that name to leave out.
     """
-    return build(_read(name_or_file), columns)
+    return build(_edited(_read(name_or_file), rules, without))
 
 
-def build(file: RecipeFile, columns: list[str]) -> Recipe:
+def build(file: RecipeFile) -> Recipe:
     """A recipe from its parts; see `load_recipe`."""
     levels = []
     for index in range(len(file.levels)):
@@ -138,11 +141,25 @@ def build(file: RecipeFile, columns: list[str]) -> Recipe:
         for rule in file.rules:
             expression = _expression(rule, file.levels[: index + 1])
             if expression is not None:
-                rules[rule.name] = _parse(expression, rule.name, columns)
+                rules[rule.name] = parse_condition(expression, f"rule {rule.name}")
         levels.append(rules)
     if not levels or not levels[0]:
         raise ConfigError(f"recipe {file.name} has no rules at its first level")
     return Recipe(file, tuple(levels))
+
+
+def _edited(file: RecipeFile, rules: Sequence[str], without: Sequence[str]) -> RecipeFile:
+    kept = {rule.name: rule for rule in file.rules}
+    for name in without:
+        if name not in kept:
+            raise ConfigError(f"recipe {file.name} has no rule {name!r}: it has {', '.join(kept)}")
+        del kept[name]
+    for text in rules:
+        name, found, condition = (part.strip() for part in text.partition("="))
+        if not (name.isidentifier() and found and condition):
+            raise ConfigError(f"--rule takes NAME=CONDITION, for example 'motion=motion between 2 and 40', not {text!r}")
+        kept[name] = Rule(name=name, keep=condition, source="the command line")
+    return file.model_copy(update={"rules": list(kept.values())})
 
 
 def _read(name_or_file: str) -> RecipeFile:
@@ -164,17 +181,3 @@ def _expression(rule: Rule, levels: list[str]) -> str | None:
     if isinstance(rule.keep, str):
         return rule.keep
     return next((rule.keep[name] for name in reversed(levels) if name in rule.keep), None)
-
-
-def _parse(expression: str, rule: str, columns: list[str]) -> pl.Expr:
-    try:
-        parsed = pl.sql_expr(expression)
-        unknown = sorted(set(parsed.meta.root_names()) - set(columns))
-    except pl.exceptions.PolarsError as e:
-        raise ConfigError(f"rule {rule}: cannot read {expression!r}: {e}") from e
-    if unknown:
-        from difflib import get_close_matches
-
-        close = get_close_matches(unknown[0], columns, n=1)
-        raise ConfigError(f"rule {rule}: no column {unknown[0]!r}" + (f": did you mean {close[0]}?" if close else ""))
-    return parsed

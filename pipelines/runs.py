@@ -7,11 +7,13 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Sequence
 
 import polars as pl
 
 import datakit
+from catalogs.selection import Selection
+from catalogs.snapshots import author, check_writable
 from catalogs.tables import Catalog, polars_schema
 
 
@@ -21,7 +23,12 @@ def new_run_id() -> str:
 
 @dataclass
 class RunRecord:
-    """A run under way. `stage_cpu_s` grows as work comes back."""
+    """A run under way; what it writes is signed with its id. `stage_cpu_s` grows as work comes back.
+
+    Attributes:
+        selection: that it reads, of one snapshot. Its files are kept as long as the run's row is there, and `forget` names
+            the run's checkpoints.
+    """
 
     catalog: Catalog
     pipeline: str
@@ -29,10 +36,19 @@ class RunRecord:
     run_id: str = field(default_factory=new_run_id)
     stage_cpu_s: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
+    selection: Selection | None = None
 
     def begin(self) -> RunRecord:
+        """Enter the run.
+
+        Raises:
+            CatalogError: a restore was interrupted: it has to be finished before anything is written.
+        """
+        check_writable(self.catalog)
+        self.catalog.signature = {"run_id": self.run_id, "pipeline": self.pipeline, "author": author()}
         self.catalog.append("runs", [{
-            "run_id": self.run_id, "pipeline": self.pipeline, "status": "running",
+            "run_id": self.run_id, "pipeline": self.pipeline, "status": "running", "author": author(),
+            "selection": json.dumps(self.selection.as_dict()) if self.selection else None,
             "started_at": datetime.now(timezone.utc), "config": json.dumps(self.config, sort_keys=True),
             "code_version": datakit.__version__,
         }])
@@ -53,7 +69,16 @@ class RunRecord:
             "run_id": self.run_id, "status": status, "finished_at": datetime.now(timezone.utc),
             "counts": json.dumps(counts), "stage_cpu_s": json.dumps({k: round(v, 3) for k, v in self.stage_cpu_s.items()}),
             "wall_s": time.monotonic() - self.started, "cpu_hours": sum(self.stage_cpu_s.values()) / 3600,
+            "snapshot": json.dumps(self.catalog.versions()),
         }
+        self._set(row)
+
+    def checkpoints(self, written: Sequence[tuple[str, int]]) -> None:
+        """Record the checkpoints that the run has written and that exist: their paths or addresses, and steps."""
+        now = datetime.now(timezone.utc)
+        self._set({"run_id": self.run_id, "checkpoints": [{"path": path, "step": step, "created_at": now} for path, step in written]})
+
+    def _set(self, row: dict[str, Any]) -> None:
         types = {name: kind for name, kind in polars_schema("runs").items() if name in row}
         how = {"on": "t.run_id = s.run_id", "set": {name: f"s.{name}" for name in row if name != "run_id"}}
         self.catalog.update("runs", lambda table: (pl.DataFrame([row], schema=types), how))

@@ -14,6 +14,7 @@ from typing import Callable, Iterator
 import polars as pl
 
 from catalogs.tables import Catalog
+from catalogs.where import parse_where
 from datakit.errors import ConfigError
 from datakit.video.address import is_remote, local_path
 from pipelines.caption_match import fill_caption_match
@@ -59,7 +60,7 @@ def score(
     names = scorable(stages, settings)
     settings = resolve(settings, names)
     catalog = Catalog(root)
-    condition = parse_where(where, catalog)
+    condition = parse_where(where)
     session = RaySession(ray)
     record = RunRecord(catalog, "score", {**settings.model_dump(), "stages": names, "where": where}).begin()
     try:
@@ -90,24 +91,6 @@ def scorable(stages: list[str] | None, settings: Settings) -> list[str]:
     if missing:
         raise ConfigError("cannot start: " + "; ".join(missing))
     return names
-
-
-def parse_where(where: str | None, catalog: Catalog) -> pl.Expr:
-    """A SQL condition over the view as an expression.
-
-    Raises:
-        ConfigError: it cannot be read, or names an unknown column.
-    """
-    if where is None:
-        return pl.lit(True)
-    try:
-        condition = pl.sql_expr(where)
-    except pl.exceptions.PolarsError as e:
-        raise ConfigError(f"--where cannot be read: {e}") from e
-    unknown = sorted(set(condition.meta.root_names()) - set(catalog.view_columns()))
-    if unknown:
-        raise ConfigError(f"--where: no column {', '.join(unknown)} (see `datakit catalog show`)")
-    return condition
 
 
 @dataclass

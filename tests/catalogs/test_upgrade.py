@@ -13,9 +13,11 @@ from datakit.clip import clip_id
 from datakit.errors import CatalogError
 
 NEW = {
-    "clips": {"content_hash", "duplicate_kind", "duplicate_similarity"}, "decisions": {"caption_id"}, "videos": set(), "runs": set(),
+    "clips": {"content_hash", "duplicate_kind", "duplicate_similarity"}, "decisions": {"caption_id"}, "videos": set(),
+    "runs": {"author", "snapshot", "selection", "checkpoints"},
 }
-"""Columns that version 1 did not have; nor did it have the tables captions and embeddings."""
+"""Columns that version 1 did not have."""
+NEW_TABLES = set(schema.TABLES) - set(NEW)
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def test_an_old_catalog_says_what_to_do_and_opens_after_it(old):
         Catalog(old)
     added = upgrade(old)
     assert {line for line in added if line.startswith("column")} == {f"column {t}.{c}" for t, columns in NEW.items() for c in columns}
-    assert {line for line in added if line.startswith("table")} == {"table captions", "table embeddings"}
+    assert {line for line in added if line.startswith("table")} == {f"table {name}" for name in NEW_TABLES}
     view = Catalog(old).clips().collect()
     assert (view["motion"][0], view["status"][0], view["content_hash"][0], view["caption"][0]) == (4.0, "kept", None, None)
     assert not list(problems(Catalog(old), sources=False))

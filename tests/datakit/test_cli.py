@@ -60,7 +60,7 @@ def test_a_run_with_broken_videos_ends_well_and_says_so(made):
         (["run", "ingest", "in", "--catalog", "x", "--ray", "127.0.0.1:1"], "cannot reach Ray"),
         (["run", "score", "--catalog", "x"], "no catalog at x"),
         (["run", "score", "--catalog", "c", "--stages", "taste"], "no stage 'taste'"),
-        (["run", "score", "--catalog", "c", "--where", "motoin > 1"], "no column motoin"),
+        (["run", "score", "--catalog", "c", "--where", "motoin > 1"], "no column 'motoin': did you mean motion"),
         (["run", "decide", "--catalog", "x"], "no catalog at x"),
         (["catalog", "show", "x"], "no catalog at x"),
         (["catalog", "query", "c", "SELECT motoin FROM clips"], "did you mean motion?"),

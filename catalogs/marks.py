@@ -1,0 +1,31 @@
+"""What people say about clips: keep, reject, a comment. Rows are only ever added; a clip's newest row counts."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime, timezone
+from typing import Sequence
+
+from catalogs.snapshots import author
+from catalogs.tables import Catalog
+from datakit.errors import ConfigError
+
+MARKS = ("keep", "reject")
+
+
+def mark(catalog: Catalog, clip_ids: Sequence[str], value: str | None, comment: str | None = None) -> None:
+    """Mark clips. The mark wins over the recipe at once, and in every later run; None takes it back.
+
+    Args:
+        comment: replaces the one before; None: there is none.
+
+    Raises:
+        ConfigError: no such mark.
+    """
+    if value is not None and value not in MARKS:
+        raise ConfigError(f"a mark is {' or '.join(MARKS)}, not {value!r}")
+    now, who = datetime.now(timezone.utc), author()
+    catalog.append("marks", [
+        {"mark_id": uuid.uuid4().hex, "clip_id": clip, "mark": value, "comment": comment or None, "author": who, "created_at": now}
+        for clip in clip_ids
+    ])
