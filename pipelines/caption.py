@@ -17,6 +17,7 @@ from typing import Callable, Iterator
 
 import polars as pl
 
+from catalogs.runs import RunRecord
 from catalogs.tables import Catalog, polars_schema
 from catalogs.where import parse_where
 from datakit.errors import ConfigError, ErrorKind, MissingDependency
@@ -32,7 +33,6 @@ from pipelines.prompting import FACTS as FACTS_OF_PROMPTS
 from pipelines.prompting import Prompt, load_prompt
 from pipelines.row_pass import RowJob
 from pipelines.runner import Flow, Outcome, StagePool
-from pipelines.runs import RunRecord
 from pipelines.score import FACTS, gpus_of, present, worker_limits
 from pipelines.session import RaySession
 from pipelines.settings import LanguageModel, Settings
@@ -107,7 +107,7 @@ def _run(pipeline: str, root: str, settings: Settings, where, retry_failed, ray,
         result.wall_s = time.monotonic() - record.started
         record.end("finished", asdict(result))
     except BaseException as e:
-        record.end("stopped" if isinstance(e, KeyboardInterrupt) else "failed", {"error": (str(e) or type(e).__name__)[:500]})
+        record.fail(e)
         raise
     return result
 

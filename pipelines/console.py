@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Sequence
@@ -12,18 +11,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-if TYPE_CHECKING:
-    import polars as pl
+from catalogs.console import wide
 
+if TYPE_CHECKING:
     from catalogs.funnel import Funnel
-    from catalogs.tables import Catalog
     from pipelines import ingest
     from pipelines.caption import Captioned
     from pipelines.dedup import Deduplicated
     from pipelines.settings import Settings
+    from pipelines.what_if import WhatIf
 
 REFRESH_S = 0.5
-PIPED_WIDTH = 200
 
 
 class ProgressBar:
@@ -104,7 +102,7 @@ def show_plan(settings: Settings, sources: Sequence[str], catalog: str, as_json:
         return
     import yaml
 
-    console = _wide()
+    console = wide()
     console.print(f"Sources: {', '.join(sources)}\nCatalog: {catalog}\n", highlight=False)
     console.print(yaml.safe_dump(json.loads(settings.model_dump_json()), sort_keys=False).rstrip() + "\n", highlight=False, markup=False)
     table = Table("stage", "looks at", "fills", "fingerprint", "missing", title="Stages", title_justify="left")
@@ -200,6 +198,36 @@ def show_funnel(funnel: Funnel, as_json: bool) -> None:
     console.print(table)
 
 
+def show_what_if(found: WhatIf, as_json: bool) -> None:
+    """What a recipe would keep, beside what is kept now, and what each of its rules does alone."""
+    if as_json:
+        print(json.dumps(found.as_dict(), indent=1))
+        return
+    console = wide()
+    table = Table("", "clips", "hours", "now", "hours", title=f"Recipe {found.recipe}, nothing written", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for status, then in found.outcome.items():
+        now = found.now[status]
+        table.add_row(status, str(then.clips), _hours(then.hours), str(now.clips), _hours(now.hours))
+        if status == "kept":
+            table.add_row("  gained", f"+{found.gained.clips}", _hours(found.gained.hours), "", "")
+            table.add_row("  lost", f"−{found.lost.clips}", _hours(found.lost.hours), "", "")
+            for level, amount in found.levels.items() if len(found.levels) > 1 else ():
+                table.add_row(f"  level {level}", str(amount.clips), _hours(amount.hours), "", "")
+    if found.marked.clips:
+        table.add_row("marked by people", str(found.marked.clips), _hours(found.marked.hours), "", "")
+    console.print(table)
+    rules = Table("rule", "rejects", "hours", "alone", "hours", "waits", "kept without it", "keeps", title="Rules", title_justify="left")
+    for column in rules.columns[1:7]:
+        column.justify = "right"
+    for rule in found.rules:
+        more = rule.kept_without.clips - found.outcome["kept"].clips
+        rules.add_row(rule.rule, str(rule.rejects.clips), _hours(rule.rejects.hours), str(rule.only.clips), _hours(rule.only.hours),
+                      str(rule.waits.clips), f"+{more}", rule.keep)
+    console.print(rules)
+
+
 def show_score(counts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(counts, indent=1))
@@ -242,98 +270,6 @@ def show_dedup(found: Deduplicated, as_json: bool) -> None:
 def _show_statuses(statuses: dict[str, int] | None) -> None:
     if statuses:
         print(f"decided again: {_list(dict(sorted(statuses.items())))}")
-
-
-def show_catalog(catalog: Catalog, as_json: bool) -> None:
-    from catalogs import schema
-
-    tables = [
-        {"table": name, "version": handle.version(), "rows": catalog.scan(name).select(_count()).collect().item(),
-         "files": len(handle.file_uris())}
-        for name in schema.TABLES for handle in [catalog.table(name)]
-    ]
-    filled = catalog.finished_clips().count().collect().row(0, named=True)
-    clips = max(1, filled["clip_id"])
-    columns = {
-        name: [{"column": c.name, "type": str(c.type), "unit": c.unit, "meaning": c.meaning, "filled_by": c.filled_by,
-                **({"filled": filled[c.name] / clips} if name == "clips" else {})} for c in described]
-        for name, described in schema.TABLES.items()
-    }
-    if as_json:
-        print(json.dumps({"root": catalog.root, "tables": tables, "columns": columns}, indent=1))
-        return
-    console = _wide()
-    overview = Table("table", "version", "rows", "files", title=f"Catalog {catalog.root}", title_justify="left")
-    for t in tables:
-        overview.add_row(*(str(value) for value in t.values()))
-    console.print(overview)
-    for name in ("clips", *(t for t in schema.TABLES if t != "clips")):
-        share = ["filled"] if name == "clips" else []
-        table = Table("column", "type", "unit", "filled by", *share, "meaning", title=name, title_justify="left")
-        for c in columns[name]:
-            share = [f"{c['filled']:.0%}"] if name == "clips" else []
-            table.add_row(c["column"], _short_type(c["type"]), c["unit"], c["filled_by"], *share, c["meaning"])
-        console.print(table)
-    added = ", ".join([*schema.VIEW_FROM_VIDEOS, *(c.name for c in schema.VIEW_ADDED)])
-    console.print(f"`datakit catalog query` shows the view clips: the columns of clips and, joined to them, {added}.", markup=False)
-
-
-def show_rows(frame: pl.DataFrame, form: str, rows: int) -> None:
-    import polars as pl
-
-    from datakit.errors import ConfigError
-
-    frame = frame.with_columns(pl.col(pl.Binary).bin.encode("hex"))
-    if form == "csv":
-        nested = [name for name, kind in frame.schema.items() if kind.is_nested()]
-        flat = frame.with_columns([pl.col(n).map_elements(lambda v: json.dumps(_plain(v)), return_dtype=pl.String) for n in nested])
-        sys.stdout.write(flat.write_csv())
-    elif form == "jsonl":
-        sys.stdout.write(frame.write_ndjson())
-    elif form == "table":
-        console = _wide()
-        table = Table(*frame.columns)
-        for name, column in zip(frame.columns, table.columns):
-            if frame.schema[name].is_numeric():
-                column.justify = "right"
-        for row in frame.head(rows).iter_rows():
-            table.add_row(*(_cell(value) for value in row))
-        console.print(table)
-        if frame.height > rows:
-            console.print(f"{rows} of {frame.height} rows (--rows for more)")
-    else:
-        raise ConfigError(f"--format is table, csv or jsonl, not {form!r}")
-
-
-def _wide() -> Console:
-    """The terminal; or, into a file or a pipe, lines that are long enough for wide tables."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list):
-        return ", ".join(_cell(v) for v in value)
-    if isinstance(value, dict):
-        return " ".join(f"{k}={_cell(v)}" for k, v in value.items())
-    return str(value)
-
-
-def _plain(value: object) -> object:
-    return value.to_list() if hasattr(value, "to_list") else value
-
-
-def _count():
-    import polars as pl
-
-    return pl.len()
-
-
-def _short_type(text: str) -> str:
-    return text.split("<")[0] if "<" in text else text
 
 
 def _list(counts: dict[str, int]) -> str:

@@ -8,6 +8,8 @@ import json
 import polars as pl
 from pydantic import ValidationError
 
+from catalogs.funnel import Funnel, funnel
+from catalogs.runs import RunRecord
 from catalogs.tables import Catalog
 from catalogs.view import FROM_CAPTIONS
 from pipelines.caption_text import UNUSABLE
@@ -31,6 +33,19 @@ def decide(catalog: Catalog, recipe: Recipe) -> dict[str, int]:
         if undecided.select(pl.len()).collect().item() == 0:
             break
     return dict(catalog.clips(columns=["status"]).group_by("status").len().collect().iter_rows())
+
+
+def decide_and_record(catalog: Catalog, recipe: Recipe) -> Funnel:
+    """`decide` as a run of its own: it is in `runs`, and its recipe is the one in force from then on."""
+    record = RunRecord(catalog, "decide", {"recipe": recipe.label, "recipe_rules": recipe.file.model_dump()}).begin()
+    try:
+        decide(catalog, recipe)
+        counted = funnel(catalog)
+        record.end("finished", {"funnel": counted.as_dict()})
+    except BaseException as e:
+        record.fail(e)
+        raise
+    return counted
 
 
 def verdicts(catalog: Catalog, recipe: Recipe) -> pl.LazyFrame:

@@ -27,13 +27,13 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import polars as pl
 
+from catalogs.runs import RunRecord
 from catalogs.tables import Catalog, polars_schema, sql_list
 from catalogs.where import parse_where
 from datakit.errors import ConfigError
 from pipelines.alike import threshold_of
 from pipelines.decide import current_recipe, decide, verdicts
 from pipelines.duplicates import KINDS, Clips, Duplicates, find_duplicates
-from pipelines.runs import RunRecord
 from pipelines.settings import Settings
 
 COLUMNS = ("duplicate_group", "duplicate_of", "duplicate_kind", "duplicate_similarity", "split")
@@ -95,7 +95,7 @@ def dedup(root: str, settings: Settings = Settings(), where: str | None = None) 
         found.wall_s = time.monotonic() - started
         record.end("finished", asdict(found))
     except BaseException as e:
-        record.end("stopped" if isinstance(e, KeyboardInterrupt) else "failed", {"error": (str(e) or type(e).__name__)[:500]})
+        record.fail(e)
         raise
     return found
 

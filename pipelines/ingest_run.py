@@ -14,6 +14,7 @@ from typing import Callable, Iterator
 import polars as pl
 
 from catalogs.funnel import funnel
+from catalogs.runs import RunRecord
 from catalogs.tables import Catalog
 from datakit.errors import ConfigError, MediaError
 from pipelines.clip_files import file_counts, write_clips
@@ -25,7 +26,6 @@ from pipelines.jobs import Advance, DetectorOptions, PassJob
 from pipelines.ledger import Finished, Ledger, VideoTask
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.runner import Outcome
-from pipelines.runs import RunRecord
 from pipelines.score import fill, grid_stages, make_flow, wanted_positions, worker_limits
 from pipelines.session import RaySession
 from pipelines.settings import Settings
@@ -135,7 +135,7 @@ class IngestRun:
         self._stop.set()
         wait([self._scanning])
         if hasattr(self, "record"):
-            self.record.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed", {"error": (str(error) or type(error).__name__)[:500]})
+            self.record.fail(error)
 
     def _scan(self) -> None:
         """List, identify and register; the end of the queue is None or what went wrong."""

@@ -13,6 +13,7 @@ from typing import Callable, Iterator
 
 import polars as pl
 
+from catalogs.runs import RunRecord
 from catalogs.tables import Catalog
 from catalogs.where import parse_where
 from datakit.errors import ConfigError
@@ -24,7 +25,6 @@ from pipelines.embedding import derived, done, embedding_identity, fill_aestheti
 from pipelines.isolate import ToolSpec
 from pipelines.jobs import ClipSpan, ScoreJob
 from pipelines.runner import Flow, Outcome, StagePool
-from pipelines.runs import RunRecord
 from pipelines.session import RaySession
 from pipelines.settings import ImageStage, Settings
 from pipelines.stages import STAGES, enabled_stages, fingerprint, missing_requirements, options_of
@@ -71,7 +71,7 @@ def score(
         counts = {name: value for name, value in asdict(filled).items() if name != "cpu_s"} | {"statuses": decided}
         record.end("finished", counts)
     except BaseException as e:
-        record.end("stopped" if isinstance(e, KeyboardInterrupt) else "failed", {"error": (str(e) or type(e).__name__)[:500]})
+        record.fail(e)
         raise
     return {**counts, "stage_cpu_s": record.stage_cpu_s}
 

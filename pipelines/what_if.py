@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 import polars as pl
 
 from catalogs.tables import Catalog
+from catalogs.where import parse_where
 from datakit.errors import ConfigError
 from pipelines.decide import judged
 from pipelines.recipe import Recipe
@@ -71,19 +72,20 @@ class WhatIf:
         return asdict(self)
 
 
-def what_if(catalog: Catalog, recipe: Recipe, where: pl.Expr | None = None) -> WhatIf:
+def what_if(catalog: Catalog, recipe: Recipe, where: str | None = None) -> WhatIf:
     """Count what a recipe would decide.
 
     Args:
-        where: count only these clips; shares that a rule computes over the catalog stay those of all clips.
+        where: SQL condition: count only these clips; shares that a rule computes over the catalog stay those of all clips.
 
     Raises:
-        ConfigError: more rules than the masks have bits.
+        ConfigError: more rules than the masks have bits, or a condition that cannot be read.
     """
     names = list(recipe.levels[0])
     if len(names) > MOST_RULES:
         raise ConfigError(f"--what-if takes recipes of at most {MOST_RULES} rules, {recipe.name} has {len(names)}")
-    counted = _count(catalog, recipe, where)
+    with catalog.reading():
+        counted = _count(catalog, recipe, None if where is None else parse_where(where))
     status = _status(pl.col("rejects"), pl.col("waits"))
     counted = counted.with_columns(status.alias("then"))
     kept = counted.filter(pl.col("then") == "kept")

@@ -13,6 +13,7 @@ from copies import KINDS, clips_of, make_copies, remux, same_footage, score_of
 from films import part_of
 
 from catalogs.check import problems
+from catalogs.runs import RunRecord
 from catalogs.tables import Catalog
 from datakit import config
 from datakit.clip import clip_id
@@ -21,7 +22,6 @@ from pipelines.decide import decide
 from pipelines.dedup import COLUMNS, dedup
 from pipelines.ingest import ingest
 from pipelines.recipe import load_recipe
-from pipelines.runs import RunRecord
 from pipelines.score import score
 from pipelines.settings import Settings
 

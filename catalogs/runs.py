@@ -73,6 +73,10 @@ class RunRecord:
         }
         self._set(row)
 
+    def fail(self, error: BaseException) -> None:
+        """Complete the row of a run that an error or the user ended."""
+        self.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed", {"error": (str(error) or type(error).__name__)[:500]})
+
     def checkpoints(self, written: Sequence[tuple[str, int]]) -> None:
         """Record the checkpoints that the run has written and that exist: their paths or addresses, and steps."""
         now = datetime.now(timezone.utc)
