@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,6 +13,9 @@ from rich.table import Table
 if TYPE_CHECKING:
     import polars as pl
 
+    from catalogs.diff import Diff
+    from catalogs.selection import Selection
+    from catalogs.snapshots import Vacuumed
     from catalogs.tables import Catalog
 
 PIPED_WIDTH = 200
@@ -76,6 +80,64 @@ def show_rows(frame: pl.DataFrame, form: str, rows: int) -> None:
             console.print(f"{rows} of {frame.height} rows (--rows for more)")
     else:
         raise ConfigError(f"--format is table, csv or jsonl, not {form!r}")
+
+
+def show_selection(selection: Selection, as_json: bool) -> None:
+    clips, hours = selection.size
+    if as_json:
+        print(json.dumps({**selection.as_dict(), "clips": clips, "hours": hours}, indent=1))
+        return
+    print(f"{clips} clips, {hours:.3f} hours: {selection.where or 'every clip'}")
+    print(f"snapshot {','.join(f'{name}={version}' for name, version in selection.versions.items())}")
+    print(f"content {selection.content_hash}")
+
+
+def show_history(rows: pl.DataFrame, as_json: bool) -> None:
+    """Newest last, as one reads a log."""
+    if as_json:
+        sys.stdout.write(rows.write_ndjson())
+        return
+    table = Table(*rows.columns)
+    for row in rows.iter_rows(named=True):
+        table.add_row(*(f"{value:%Y-%m-%d %H:%M:%S}" if name == "time" else _cell(value) for name, value in row.items()))
+    wide().print(table)
+
+
+def show_diff(found: Diff, as_json: bool) -> None:
+    """What differs; a line for what does not."""
+    if as_json:
+        print(json.dumps(found.as_dict(), indent=1))
+        return
+    console = wide()
+    print(f"videos +{found.videos_added} −{found.videos_removed}")
+    print(f"clips +{found.clips_added} ({found.hours_added:.3f} h) −{found.clips_removed} ({found.hours_removed:.3f} h)")
+    print(f"captions +{found.captions_added} −{found.captions_removed} ~{found.captions_changed}, marks ~{found.marks_changed}")
+    if found.recipes[0] != found.recipes[1]:
+        print(f"recipe {', '.join(found.recipes[0]) or 'none'} → {', '.join(found.recipes[1]) or 'none'}")
+    if found.flips:
+        table = Table("status", "clips", "hours", "by", title="Changed status", title_justify="left")
+        for flip in found.flips:
+            rules = ", ".join(f"{rule} {count}" for rule, count in flip.rules.items())
+            table.add_row(f"{flip.before} → {flip.after}", str(flip.clips), f"{flip.hours:.3f}", rules)
+        console.print(table)
+    else:
+        print("no clip of both changed its status")
+    if found.scores:
+        table = Table("column", "filled", "cleared", "changed", "mean difference", "largest", title="Changed columns", title_justify="left")
+        for name, drift in found.scores.items():
+            table.add_row(name, *(_cell(value) for value in (drift.filled, drift.cleared, drift.changed, drift.mean, drift.largest)))
+        console.print(table)
+    else:
+        print("no score changed")
+
+
+def show_vacuumed(done: Vacuumed, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(asdict(done), indent=1))
+        return
+    size = "" if done.bytes is None else f", {done.bytes / 2**20:.1f} MiB"
+    kept = ", ".join(f"{name} {'/'.join(map(str, versions))}" for name, versions in done.referenced.items() if versions)
+    print(f"{done.files} files{size} {'would be deleted' if dry_run else 'deleted'}; kept for tags and runs: {kept or 'nothing'}")
 
 
 def wide() -> Console:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 import polars as pl
 
@@ -38,13 +39,17 @@ class RunRecord:
     started: float = field(default_factory=time.monotonic)
     selection: Selection | None = None
 
-    def begin(self) -> RunRecord:
+    def begin(self, finishing_restore: bool = False) -> RunRecord:
         """Enter the run.
+
+        Args:
+            finishing_restore: it is a restore: one that was interrupted is no obstacle.
 
         Raises:
             CatalogError: a restore was interrupted: it has to be finished before anything is written.
         """
-        check_writable(self.catalog)
+        if not finishing_restore:
+            check_writable(self.catalog)
         self.catalog.signature = {"run_id": self.run_id, "pipeline": self.pipeline, "author": author()}
         self.catalog.append("runs", [{
             "run_id": self.run_id, "pipeline": self.pipeline, "status": "running", "author": author(),
@@ -53,6 +58,18 @@ class RunRecord:
             "code_version": datakit.__version__,
         }])
         return self
+
+    @contextmanager
+    def running(self, finishing_restore: bool = False) -> Iterator[dict[str, Any]]:
+        """Around the whole run: enters it, completes its row with the counts put into what this gives, whatever happens."""
+        counts: dict[str, Any] = {}
+        self.begin(finishing_restore)
+        try:
+            yield counts
+        except BaseException as e:
+            self.fail(e)
+            raise
+        self.end("finished", counts)
 
     def spend(self, cpu_s: dict[str, float]) -> None:
         for stage, seconds in cpu_s.items():

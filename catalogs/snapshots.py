@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from catalogs.damage import require_whole
+from catalogs.history import commits
 from catalogs.schema import RECORDS, TABLES
 from catalogs.tables import RESTORING, Catalog, polars_schema
 from catalogs.upgrade import bring_up_to_date
@@ -47,7 +49,8 @@ def resolve(catalog: Catalog, snapshot: str | None) -> dict[str, int]:
     if snapshot is None or snapshot == "now":
         return catalog.versions()
     if "=" in snapshot:
-        return {**catalog.versions(), **_explicit(snapshot)}
+        chosen = _explicit(snapshot)
+        return {**catalog.versions(without=chosen), **chosen}
     tagged = catalog.scan("tags").filter((pl.col("name") == snapshot) & (pl.col("name") != RESTORING)).collect()
     if tagged.height:
         return _complete(json.loads(tagged["versions"][-1]))
@@ -72,7 +75,7 @@ def at_time(catalog: Catalog, moment: datetime) -> dict[str, int]:
     """
     found = {}
     for name in DATA:
-        before = [c["version"] for c in _commits(catalog, name) if c["time"] <= moment]
+        before = [c["version"] for c in commits(catalog, name) if c["time"] <= moment]
         if not before and name in ("videos", "clips"):
             raise CatalogError(f"the catalog is younger than {moment:%Y-%m-%d %H:%M:%S} UTC")
         found[name] = max(before, default=0)
@@ -120,20 +123,6 @@ def tags(catalog: Catalog) -> pl.DataFrame:
     return catalog.scan("tags").filter(pl.col("name") != RESTORING).sort("created_at").collect()
 
 
-def history(catalog: Catalog) -> pl.DataFrame:
-    """Every commit to a table of data, oldest first: `time` (UTC), `table`, `version`, `operation`, `run_id`, `pipeline`,
-    `author` (null: not by a run), `added`, `removed` rows, `tags` (names of tags at this very version)."""
-    commits = [row for name in DATA for row in _commits(catalog, name)]
-    tagged: dict[tuple[str, int], list[str]] = {}
-    for name, versions in tags(catalog).select("name", "versions").iter_rows():
-        for table, version in json.loads(versions).items():
-            tagged.setdefault((table, version), []).append(name)
-    rows = [{**c, "tags": tagged.get((c["table"], c["version"]), [])} for c in commits]
-    kinds = {"time": pl.Datetime("us", "UTC"), "table": pl.String, "version": pl.Int64, "operation": pl.String, "run_id": pl.String,
-             "pipeline": pl.String, "author": pl.String, "added": pl.Int64, "removed": pl.Int64, "tags": pl.List(pl.String)}
-    return pl.DataFrame(rows, schema=kinds).sort("time", "table", "version")
-
-
 @dataclass(frozen=True)
 class Restored:
     """Tables that were taken back: name -> (version before, version restored)."""
@@ -150,6 +139,7 @@ def restore(catalog: Catalog, snapshot: str) -> Restored:
         CatalogError: no such snapshot, or its files are not there any more.
     """
     target = resolve(catalog, snapshot)
+    require_whole(catalog, target)
     before = {name: catalog.table(name).version() for name in DATA}
     description = catalog.table("videos").metadata().description
     changes = {name: version for name, version in target.items() if _same_files(catalog, name, version, before[name]) is False}
@@ -209,33 +199,6 @@ def vacuum(catalog: Catalog, keep_days: float = 7.0, dry_run: bool = False) -> V
     kept = {name: sorted({v[name] for v in needed if name in v}) for name in TABLES}
     gone = [catalog.vacuum_table(name, keep_days, kept[name], dry_run) for name in TABLES]
     return Vacuumed(sum(len(paths) for paths, _ in gone), sum(size for _, size in gone) if catalog.is_local else None, kept)
-
-
-def _commits(catalog: Catalog, name: str) -> list[dict]:
-    rows = []
-    for info in catalog.table(name).history():
-        if info.get("operation", "").startswith("VACUUM"):
-            continue
-        metrics = info.get("operationMetrics") or {}
-        added, removed = _changed_rows(info.get("operation", ""), metrics)
-        rows.append({
-            "time": datetime.fromtimestamp(info["timestamp"] / 1000, timezone.utc), "table": name, "version": info["version"],
-            "operation": info.get("operation", ""), "run_id": info.get("run_id"), "pipeline": info.get("pipeline"),
-            "author": info.get("author"), "added": added, "removed": removed,
-        })
-    return rows
-
-
-def _changed_rows(operation: str, metrics: dict) -> tuple[int | None, int | None]:
-    """Rows that a commit added and removed, as far as its metrics say; an update counts as neither."""
-    def number(key: str) -> int | None:
-        return int(metrics[key]) if key in metrics else None
-
-    if operation == "MERGE":
-        return number("num_target_rows_inserted"), number("num_target_rows_deleted")
-    if operation == "DELETE":
-        return 0, number("num_deleted_rows")
-    return number("num_added_rows"), None
 
 
 def _explicit(text: str) -> dict[str, int]:

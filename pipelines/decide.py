@@ -37,14 +37,10 @@ def decide(catalog: Catalog, recipe: Recipe) -> dict[str, int]:
 
 def decide_and_record(catalog: Catalog, recipe: Recipe) -> Funnel:
     """`decide` as a run of its own: it is in `runs`, and its recipe is the one in force from then on."""
-    record = RunRecord(catalog, "decide", {"recipe": recipe.label, "recipe_rules": recipe.file.model_dump()}).begin()
-    try:
+    with RunRecord(catalog, "decide", {"recipe": recipe.label, "recipe_rules": recipe.file.model_dump()}).running() as counts:
         decide(catalog, recipe)
         counted = funnel(catalog)
-        record.end("finished", {"funnel": counted.as_dict()})
-    except BaseException as e:
-        record.fail(e)
-        raise
+        counts["funnel"] = counted.as_dict()
     return counted
 
 

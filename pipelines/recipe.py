@@ -24,6 +24,10 @@ from catalogs.where import parse_condition
 from datakit.errors import ConfigError
 
 
+MOST_RULES = 63
+"""Bits of the masks that rules become."""
+
+
 class Rule(BaseModel):
     """`keep`: one expression, or a mapping of level name to expression (levels without one inherit)."""
 
@@ -92,27 +96,50 @@ class Recipe:
         Returns:
             rows of the table `decisions`.
         """
-        first = self.levels[0]
-        failed = pl.col("errors").list.len() > 0
-        passes = [reduce(lambda a, b: a & b, level.values(), pl.lit(True)) for level in self.levels]
+        names = list(self.levels[0])
+        failed = pl.col("errors").list.len().fill_null(0) > 0
+        passes = [pl.all_horizontal(*level.values()).fill_null(False) for level in self.levels]
         level = reduce(lambda deeper, p: pl.when(p).then(1 + deeper).otherwise(0), reversed(passes), pl.lit(0))
-        rejecting = pl.concat_list([pl.when(~rule).then(pl.lit(name)) for name, rule in first.items()]).list.drop_nulls()
-        waiting = pl.concat_list([pl.when(rule.is_null()).then(pl.lit(name)) for name, rule in first.items()]).list.drop_nulls()
         broken = pl.col("errors").list.eval(pl.element().struct.field("stage")).list.unique(maintain_order=True)
+        judged = clips.select(
+            "clip_id", "shard", *self.masks(), level.alias("level"), failed.alias("failed"),
+            pl.when(failed).then("errors").otherwise(None).alias("errors"),
+        )
         status = (
-            pl.when(failed).then(pl.lit("quarantined"))
-            .when(rejecting.list.len() > 0).then(pl.lit("rejected"))
-            .when(waiting.list.len() > 0).then(pl.lit("pending"))
+            pl.when("failed").then(pl.lit("quarantined"))
+            .when(pl.col("rejects") != 0).then(pl.lit("rejected"))
+            .when(pl.col("waits") != 0).then(pl.lit("pending"))
             .otherwise(pl.lit("kept"))
         )
-        return clips.select(
+        telling = pl.when(pl.col("rejects") != 0).then("rejects").otherwise("waits")
+        reasons = telling.map_batches(lambda masks: _names(masks, names), return_dtype=pl.List(pl.String), is_elementwise=True)
+        return judged.select(
             "clip_id",
             "shard",
             status.alias("status"),
-            pl.when(failed).then(broken).when(rejecting.list.len() > 0).then(rejecting).otherwise(waiting).alias("reasons"),
+            pl.when("failed").then(broken).otherwise(reasons).alias("reasons"),
             pl.lit(self.label).alias("recipe"),
-            pl.when(status == "kept").then(level.fill_null(0)).otherwise(0).cast(pl.Int32).alias("level"),
+            pl.when(status == "kept").then("level").otherwise(0).cast(pl.Int32).alias("level"),
         )
+
+    def masks(self) -> tuple[pl.Expr, pl.Expr]:
+        """Two integers for each clip, `rejects` and `waits`: bit i is set where rule i of the first level rejects it,
+        or cannot tell."""
+        rules = list(self.levels[0].values())
+        return _mask([~rule for rule in rules]).alias("rejects"), _mask([rule.is_null() for rule in rules]).alias("waits")
+
+
+def _mask(conditions: list[pl.Expr]) -> pl.Expr:
+    return pl.sum_horizontal(*(c.fill_null(False).cast(pl.UInt64) * (1 << bit) for bit, c in enumerate(conditions)))
+
+
+def _names(masks: pl.Series, names: list[str]) -> pl.Series:
+    """Names of the bits that are set. There are few different masks, however many clips. Null (polars leaves out what a
+    `when` does not take): null."""
+    different = masks.drop_nulls().unique()
+    lists = [[name for bit, name in enumerate(names) if mask >> bit & 1] for mask in different]
+    known = pl.DataFrame({"mask": different, "names": pl.Series(lists, dtype=pl.List(pl.String))})
+    return pl.DataFrame({"mask": masks}).join(known, on="mask", how="left", maintain_order="left")["names"]
 
 
 def shipped_recipes() -> list[str]:
@@ -145,6 +172,8 @@ def build(file: RecipeFile) -> Recipe:
         levels.append(rules)
     if not levels or not levels[0]:
         raise ConfigError(f"recipe {file.name} has no rules at its first level")
+    if len(levels[0]) > MOST_RULES:
+        raise ConfigError(f"recipe {file.name} has {len(levels[0])} rules, {MOST_RULES} is the most")
     return Recipe(file, tuple(levels))
 
 

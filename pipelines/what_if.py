@@ -12,11 +12,9 @@ import polars as pl
 
 from catalogs.tables import Catalog
 from catalogs.where import parse_where
-from datakit.errors import ConfigError
 from pipelines.decide import judged
 from pipelines.recipe import Recipe
 
-MOST_RULES = 60
 STATUSES = ("kept", "rejected", "pending", "quarantined")
 
 
@@ -79,11 +77,9 @@ def what_if(catalog: Catalog, recipe: Recipe, where: str | None = None) -> WhatI
         where: SQL condition: count only these clips; shares that a rule computes over the catalog stay those of all clips.
 
     Raises:
-        ConfigError: more rules than the masks have bits, or a condition that cannot be read.
+        ConfigError: the condition cannot be read.
     """
     names = list(recipe.levels[0])
-    if len(names) > MOST_RULES:
-        raise ConfigError(f"--what-if takes recipes of at most {MOST_RULES} rules, {recipe.name} has {len(names)}")
     with catalog.reading():
         counted = _count(catalog, recipe, None if where is None else parse_where(where))
     status = _status(pl.col("rejects"), pl.col("waits"))
@@ -101,21 +97,14 @@ def what_if(catalog: Catalog, recipe: Recipe, where: str | None = None) -> WhatI
 def _count(catalog: Catalog, recipe: Recipe, where: pl.Expr | None) -> pl.DataFrame:
     """Clips and seconds for each combination of masks, present status, mark and level."""
     looked = {"start_s", "end_s", "status", "mark"} | (set(where.meta.root_names()) if where is not None else set())
-    first = list(recipe.levels[0].values())
     deeper = [pl.all_horizontal(*level.values()).fill_null(False) for level in recipe.levels]
     masks = judged(catalog, recipe, looked).with_columns(
-        rejects=_mask([~rule for rule in first]), waits=_mask([rule.is_null() for rule in first]),
-        failed=pl.col("errors").list.len().fill_null(0) > 0, level=sum(pl.all_horizontal(*deeper[: i + 1]).cast(pl.UInt8) for i in range(len(deeper))),
+        *recipe.masks(), failed=pl.col("errors").list.len().fill_null(0) > 0, level=sum(pl.all_horizontal(*deeper[: i + 1]).cast(pl.UInt8) for i in range(len(deeper))),
     )
     if where is not None:
         masks = masks.filter(where)
     keys = ["rejects", "waits", "failed", "status", "mark", "level"]
     return masks.group_by(keys).agg(clips=pl.len(), seconds=(pl.col("end_s") - pl.col("start_s")).sum()).collect(engine="streaming")
-
-
-def _mask(conditions: list[pl.Expr]) -> pl.Expr:
-    bits = [c.fill_null(False).cast(pl.UInt64) * (1 << bit) for bit, c in enumerate(conditions)]
-    return pl.sum_horizontal(*bits).cast(pl.UInt64)
 
 
 def _status(rejects: pl.Expr, waits: pl.Expr) -> pl.Expr:
