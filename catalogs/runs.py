@@ -89,6 +89,7 @@ class RunRecord:
             "snapshot": json.dumps(self.catalog.versions()),
         }
         self._set(row)
+        self.catalog.signature = {}
 
     def fail(self, error: BaseException) -> None:
         """Complete the row of a run that an error or the user ended."""

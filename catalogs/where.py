@@ -30,7 +30,7 @@ def parse_condition(text: str, what: str) -> pl.Expr:
         unknown = sorted(set(expression.meta.root_names()) - set(known))
         if unknown:
             raise ConfigError(f"{what}: {unknown_column(unknown[0], list(known))}")
-        kind = pl.LazyFrame(schema=known).select(expression.alias("condition")).collect_schema()["condition"]
+        kind = pl.DataFrame(schema=known).select(expression.alias("condition")).schema["condition"]
     except (pl.exceptions.PolarsError, ValueError) as e:
         raise ConfigError(f"{what}: cannot read {text!r}: {str(e).splitlines()[0]}") from e
     if kind not in (pl.Boolean, pl.Null):

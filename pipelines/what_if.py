@@ -83,7 +83,8 @@ def what_if(catalog: Catalog, recipe: Recipe, where: str | None = None) -> WhatI
     with catalog.reading():
         counted = _count(catalog, recipe, None if where is None else parse_where(where))
     status = _status(pl.col("rejects"), pl.col("waits"))
-    counted = counted.with_columns(status.alias("then"))
+    level = pl.when((pl.col("mark") == "keep").fill_null(False)).then(pl.max_horizontal("level", pl.lit(1))).otherwise("level")
+    counted = counted.with_columns(status.alias("then"), level.alias("level"))
     kept = counted.filter(pl.col("then") == "kept")
     return WhatIf(
         recipe=recipe.label, outcome=_by(counted, "then"), now=_by(counted, "status"),
