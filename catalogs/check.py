@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Iterator
 
 import polars as pl
 
 from catalogs import schema
+from catalogs.damage import damaged, require_whole
+from catalogs.forgotten import SPAN, Forgotten
 from catalogs.funnel import funnel
 from catalogs.tables import Catalog
 from datakit.clip import clip_id
@@ -21,6 +24,11 @@ def problems(catalog: Catalog, sources: bool = True) -> Iterator[str]:
         sources: also look whether local source files are where they were, unchanged in size.
     """
     broken = False
+    for line in _damage(catalog):  # first: what follows could not be read
+        broken = True
+        yield line
+    if broken:
+        return
     for name in schema.TABLES:
         for line in schema.missing_columns(name, [field.name for field in catalog.table(name).schema().fields]):
             broken = True
@@ -35,8 +43,30 @@ def problems(catalog: Catalog, sources: bool = True) -> Iterator[str]:
     yield from _overlaps(catalog)
     yield from _doubles(catalog)
     yield from _files(catalog)
+    yield from _forgotten(catalog)
     if sources:
         yield from _sources(catalog)
+
+
+def _damage(catalog: Catalog) -> Iterator[str]:
+    """Files that are missing or torn; versions that were recorded and that the tables do not have."""
+    newest = dict.fromkeys(schema.TABLES)
+    found = damaged(catalog, newest)
+    yield from (f"{d.path} is {d.what}" for d in found)
+    if found:
+        try:
+            require_whole(catalog, newest)
+        except CatalogError as e:
+            yield str(e).partition(": ")[2]
+        return
+    recorded: dict[str, int] = {}
+    for table, column in (("runs", "snapshot"), ("tags", "versions")):
+        for text in catalog.scan(table).select(column).drop_nulls().collect()[column]:
+            for name, version in json.loads(text).items():
+                recorded[name] = max(version, recorded.get(name, 0))
+    for name, version in recorded.items():
+        if version > (found_now := catalog.table(name).version()):
+            yield f"{name} had version {version} once, its newest is {found_now}: the newest entries of {name}/_delta_log are missing"
 
 
 def _identities(catalog: Catalog) -> Iterator[str]:
@@ -83,6 +113,16 @@ def _files(catalog: Catalog) -> Iterator[str]:
     missing = [c for c, path in paths.iter_rows() if not os.path.isfile(os.path.join(catalog.root, path))]
     if missing:
         yield f"{len(missing)} clip files are missing; first that of clip {missing[0]}"
+
+
+def _forgotten(catalog: Catalog) -> Iterator[str]:
+    """What was forgotten is gone; not yet, where a forget was killed or others wrote meanwhile."""
+    forgotten = Forgotten.read(catalog)
+    if forgotten.rows.is_empty():
+        return
+    back = forgotten.covers(catalog.scan("clips").select(SPAN).collect()).sum()
+    if back:
+        yield f"{back} rows of clips that were forgotten are there (`datakit catalog forget {catalog.root}` removes them)"
 
 
 def _sources(catalog: Catalog) -> Iterator[str]:

@@ -22,10 +22,19 @@ def mark(catalog: Catalog, clip_ids: Sequence[str], value: str | None, comment: 
     Raises:
         ConfigError: no such mark.
     """
-    if value is not None and value not in MARKS:
-        raise ConfigError(f"a mark is {' or '.join(MARKS)}, not {value!r}")
+    mark_each(catalog, [(clip, value, comment) for clip in clip_ids])
+
+
+def mark_each(catalog: Catalog, marks: Sequence[tuple[str, str | None, str | None]]) -> None:
+    """Mark clips in one commit, each in its own way: (clip_id, mark, comment). See `mark`.
+
+    Raises:
+        ConfigError: no such mark.
+    """
+    if unknown := sorted({value for _, value, _ in marks if value is not None} - set(MARKS)):
+        raise ConfigError(f"a mark is {' or '.join(MARKS)}, not {unknown[0]!r}")
     now, who = datetime.now(timezone.utc), author()
     catalog.append("marks", [
         {"mark_id": uuid.uuid4().hex, "clip_id": clip, "mark": value, "comment": comment or None, "author": who, "created_at": now}
-        for clip in clip_ids
+        for clip, value, comment in marks
     ])

@@ -14,9 +14,12 @@ from datakit.errors import CatalogError
 EVERY_COLUMN = re.compile(r"\*(?<!\bcount\(\*)|\bcolumns\s*\(", re.IGNORECASE)
 
 
-def query(catalog: Catalog, sql: str) -> pl.DataFrame:
+def query(catalog: Catalog, sql: str, limit: int | None = None) -> pl.DataFrame:
     """Run a SQL statement (polars' dialect) over `clips` (the view) and the tables; `captions` and `embeddings` hold the
     rows that count.
+
+    Args:
+        limit: most rows; None: all.
 
     Raises:
         CatalogError: the statement cannot be read or run.
@@ -29,7 +32,8 @@ def query(catalog: Catalog, sql: str) -> pl.DataFrame:
     }
     try:
         with catalog.reading():
-            return pl.SQLContext(frames).execute(sql).collect()
+            rows = pl.SQLContext(frames).execute(sql)
+            return (rows if limit is None else rows.head(limit)).collect()
     except pl.exceptions.ColumnNotFoundError as e:
         known = [c for name, frame in frames.items() for c in (catalog.view_columns() if name == "clips" else frame.collect_schema().names())]
         raise CatalogError(_unknown_column(str(e), known)) from e

@@ -15,6 +15,7 @@ import time
 from functools import cache
 from pathlib import Path
 from typing import Callable, ContextManager, Iterable, Sequence, TypeVar
+from urllib.parse import unquote
 
 import polars as pl
 import pyarrow as pa
@@ -31,6 +32,8 @@ ATTEMPTS = 40
 
 KEEP_HISTORY = {"delta.logRetentionDuration": "interval 36500 days", "delta.enableExpiredLogCleanup": "false"}
 """Properties of every table: Delta's default forgets versions after a month, and selections with them."""
+UNREADABLE = "%=[]"
+"""In a path: an escape, a partition, a host by its address."""
 RESTORING = "(restoring)"
 """Tag under which the snapshot lies that readers see while another one is being restored."""
 
@@ -64,8 +67,15 @@ class Catalog:
 
     @classmethod
     def create(cls, root: str | Path, shard_digits: int = 1) -> Catalog:
-        """Open the catalog at `root`, making what is missing of it. Safe to call from several processes."""
+        """Open the catalog at `root`, making what is missing of it. Safe to call from several processes.
+
+        Raises:
+            CatalogError: a path that Delta's or polars' readers would take for something else, or that cannot be written.
+        """
         root = str(root).rstrip("/")
+        odd = set(root if "://" in root else os.path.abspath(root)) & set(UNREADABLE)
+        if odd:
+            raise CatalogError(f"a catalog's path can have no {' '.join(sorted(odd))}: {root}")
         for name in (*(t for t in TABLES if t != "videos"), "videos"):  # videos last: it says "complete"
             description = json.dumps({"schema": schema.VERSION, "shard_digits": shard_digits})
             _retry(lambda: create_table(root, name, description))
@@ -83,6 +93,11 @@ class Catalog:
         return list(view_schema())
 
     @property
+    def is_snapshot(self) -> bool:
+        """Whether this is the catalog as it was, to read from only (see `at`)."""
+        return self._pinned is not None
+
+    @property
     def is_local(self) -> bool:
         return "://" not in self.root
 
@@ -90,36 +105,56 @@ class Catalog:
         """A fresh handle on the newest (or a given, or the pinned) version.
 
         Raises:
-            CatalogError: the folder or the object store cannot be read.
+            CatalogError: the folder or the object store cannot be read; the table's log is damaged, or has no such version.
         """
+        from catalogs.damage import check_entries, unreadable_log
+
         if version is None and self._pinned:
             version = self._pinned.get(name)
         try:
-            return DeltaTable(f"{self.root}/{name}", version=version)
+            handle = _Table(f"{self.root}/{name}", version=version)
+        except TableNotFoundError as e:
+            if name == "videos":  # the last that is made: there is no catalog
+                raise
+            made = "the next `datakit run ingest` makes an empty one"
+            raise CatalogError(f"the catalog at {self.root} has no table {name} any more; {made}") from e
         except OSError as e:
             raise CatalogError(f"cannot read the catalog at {self.root}: {_first_line(e)}") from e
+        except DeltaError as e:
+            raise unreadable_log(self.root, name, version, e) from e
+        if self.is_local:
+            check_entries(self.root, name, handle.version())
+        return handle
 
     def shard_of(self, video_id: str) -> str:
         return video_id[: self.shard_digits]
 
-    def versions(self) -> dict[str, int]:
+    def versions(self, without: Iterable[str] = ()) -> dict[str, int]:
         """The version of every table that holds data: what "the catalog now" means.
 
         `videos` is read first: its rows say which clips count, and those are in any later version of `clips`.
+
+        Args:
+            without: tables whose version is known, and that may be damaged.
         """
         if self._pinned is not None:
             return self._pinned
-        tagged = self.scan("tags").filter(pl.col("name") == RESTORING).select("versions").collect()
-        if tagged.height:
-            return json.loads(tagged.item(0, 0))
-        return {name: self.table(name).version() for name in TABLES if name not in RECORDS}
+        for _ in range(ATTEMPTS):
+            tags = self.table("tags")
+            tagged = self.scan("tags", tags.version()).filter(pl.col("name") == RESTORING).select("versions").collect()
+            if tagged.height:
+                return json.loads(tagged.item(0, 0))
+            found = {name: self.table(name).version() for name in TABLES if name not in RECORDS and name not in without}
+            if self.table("tags").version() == tags.version():  # no restore began or ended meanwhile
+                break
+        return found
 
     def scan(self, name: str, version: int | None = None) -> pl.LazyFrame:
         """A table as it is in the files, rows that do not count included. See `clips` for those that do.
 
         A version that is older than a column has nulls in it.
         """
-        rows = pl.scan_delta(self.table(name, version))
+        rows = pl.scan_delta(self._readable(self.table(name, version), name))
         have = set(rows.collect_schema().names())
         types = polars_schema(name)
         return rows.with_columns(pl.lit(None, types[c]).alias(c) for c in types if c not in have).select(*types, *(have - set(types)))
@@ -180,7 +215,7 @@ class Catalog:
             rows changed or added.
         """
         def attempt() -> int:
-            handle = self._writable(name)
+            handle = self._readable(self._writable(name), name)
             source, how = make(pl.scan_delta(handle))
             if source.is_empty():
                 return 0
@@ -202,7 +237,7 @@ class Catalog:
 
     def delete(self, name: str, predicate: str) -> int:
         """Remove rows by a SQL predicate; returns how many."""
-        return _retry(lambda: self._writable(name).delete(predicate, commit_properties=self._signed())["num_deleted_rows"])
+        return _retry(lambda: self._readable(self._writable(name), name).delete(predicate, commit_properties=self._signed())["num_deleted_rows"])
 
     def compact(self, name: str) -> None:
         """Join small files. Loses against a concurrent writer without harm: the next run tries again."""
@@ -228,6 +263,8 @@ class Catalog:
         handle = self._writable(name)
         how = {"retention_hours": round(keep_days * 24), "enforce_retention_duration": False, "keep_versions": list(keep_versions), "full": keep_days >= 1}
         gone = handle.vacuum(dry_run=True, **how)
+        if self.is_local:  # what an earlier vacuum deleted is listed again
+            gone = [path for path in gone if os.path.exists(f"{self.root}/{name}/{path}")]
         size = sum(os.path.getsize(f"{self.root}/{name}/{path}") for path in gone) if self.is_local else 0
         if gone and not dry_run:
             handle.vacuum(dry_run=False, commit_properties=self._signed(), **how)
@@ -239,6 +276,14 @@ class Catalog:
 
         return explained(self)
 
+    def _readable(self, table: DeltaTable, name: str) -> DeltaTable:
+        """The table, if its files are there as they were written. In object stores that takes too long: see `reading`."""
+        from catalogs.damage import check_files
+
+        if self.is_local:
+            check_files(self.root, name, table)
+        return table
+
     def _writable(self, name: str) -> DeltaTable:
         if self._pinned is not None:
             raise CatalogError("this is a snapshot of the catalog, to read from: write to the catalog as it is now")
@@ -247,6 +292,19 @@ class Catalog:
     def _signed(self) -> CommitProperties:
         """What `datakit catalog history` shows of who wrote."""
         return CommitProperties(custom_metadata=self.signature)
+
+
+class _Table(DeltaTable):
+    """Delta escapes what is special in names of folders (a space is enough); polars takes that for the names themselves."""
+
+    @property
+    def table_uri(self) -> str:
+        address = super().table_uri
+        return unquote(address) if address.startswith("file://") else address
+
+    def file_uris(self, *arguments, **options) -> list[str]:
+        paths = super().file_uris(*arguments, **options)
+        return [unquote(path) for path in paths] if super().table_uri.startswith("file://") else paths
 
 
 def create_table(root: str, name: str, description: str) -> None:

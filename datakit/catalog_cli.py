@@ -42,6 +42,43 @@ def catalog_funnel(catalog: CatalogArgument, snapshot: SnapshotOption = None, as
     show_funnel(funnel(opened(catalog, snapshot)), as_json)
 
 
+@catalog_app.command("report")
+def catalog_report(
+    catalog: CatalogArgument,
+    out: Annotated[str, typer.Option("--out", "-o", help="The page to write.")] = "report.html",
+    where: Annotated[Optional[str], typer.Option("--where", help="SQL condition over the view clips: only these.")] = None,
+    recipe: Annotated[Optional[str], typer.Option("--recipe", help="Whose thresholds to draw: a name or a YAML file; not given: those in force.")] = None,
+    snapshot: SnapshotOption = None,
+    thumbnails: Annotated[int, typer.Option("--thumbnails", min=0, max=12, help="In a row of the contact sheets; 0: no contact sheets.")] = 5,
+    patience_s: Annotated[float, typer.Option("--patience", min=1, help="Seconds for all thumbnails together.")] = 30,
+) -> None:
+    """One HTML page with charts, thresholds and contact sheets. It opens without a network."""
+    from catalogs.report import plain_rules, report
+    from catalogs.tables import Catalog
+    from pipelines.decide import current_recipe
+    from pipelines.recipe import load_recipe
+
+    chosen = load_recipe(recipe) if recipe else current_recipe(opened(catalog, snapshot))
+    rules = plain_rules({rule.name: rule.keep for rule in chosen.file.rules}) if chosen else ()
+    print(report(Catalog(catalog), out, rules=rules, recipe=chosen.label if chosen else None, where=where, snapshot=snapshot,
+                 thumbnails=thumbnails, pictures_s=patience_s))
+
+
+@catalog_app.command("browse")
+def catalog_browse(
+    catalog: CatalogArgument,
+    host: Annotated[str, typer.Option("--host", help="Address to serve on; others than 127.0.0.1 let other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 8642,
+    snapshot: SnapshotOption = None,
+    where: Annotated[Optional[str], typer.Option("--where", help="SQL condition over the view clips to start with.")] = None,
+    open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Also open it in a browser here.")] = False,
+) -> None:
+    """A local web app: filter, sort, play, mark, query, export. Snapshots are for looking only."""
+    from catalogs.browse import serve
+
+    serve(opened(catalog, snapshot), host, port, where, snapshot, open_browser)
+
+
 @catalog_app.command("query")
 def catalog_query(
     catalog: CatalogArgument,
@@ -55,6 +92,129 @@ def catalog_query(
     from catalogs.console import show_rows
 
     show_rows(query(opened(catalog, snapshot), sql), form, rows)
+
+
+@catalog_app.command("select")
+def catalog_select(
+    catalog: CatalogArgument,
+    where: Annotated[str, typer.Option("--where", help="SQL condition over the view clips.")] = "status = 'kept'",
+    columns: Annotated[Optional[str], typer.Option("--columns", help="Comma-separated; not given: what reading clips takes, and captions.")] = None,
+    snapshot: SnapshotOption = None,
+    tag_as: Annotated[Optional[str], typer.Option("--tag", help="Name the selection, so that its files are kept.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a training run would read: clips, hours, versions, content hash."""
+    from catalogs.console import show_selection
+    from catalogs.selection import COLUMNS, Selection
+    from catalogs.snapshots import tag
+    from catalogs.tables import Catalog
+
+    opened = Catalog(catalog)
+    names = [name.strip() for name in columns.split(",")] if columns else COLUMNS
+    selection = Selection(opened, snapshot, where, names)
+    if tag_as:
+        tag(opened, tag_as, selection=selection)
+    show_selection(selection, as_json)
+
+
+@catalog_app.command("history")
+def catalog_history(
+    catalog: CatalogArgument,
+    every: Annotated[bool, typer.Option("--all", help="Every commit of every table.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Which runs wrote what, and the snapshots they left."""
+    from catalogs import history
+    from catalogs.console import show_history
+    from catalogs.tables import Catalog
+
+    opened = Catalog(catalog)
+    show_history(history.history(opened) if every else history.runs(opened), as_json)
+
+
+@catalog_app.command("diff")
+def catalog_diff(
+    catalog: CatalogArgument,
+    a: Annotated[str, typer.Argument(help="Snapshot: a tag, a run id, a time, or clips=12,decisions=4.")],
+    b: Annotated[str, typer.Argument(help="Snapshot to compare with.")] = "now",
+    as_json: JsonOption = False,
+) -> None:
+    """What changed from snapshot A to B: clips, statuses and by which rule, scores, captions, marks."""
+    from catalogs.console import show_diff
+    from catalogs.diff import diff
+    from catalogs.snapshots import resolve
+    from catalogs.tables import Catalog
+
+    opened = Catalog(catalog)
+    show_diff(diff(opened, resolve(opened, a), resolve(opened, b)), as_json)
+
+
+@catalog_app.command("tag")
+def catalog_tag(
+    catalog: CatalogArgument,
+    name: Annotated[Optional[str], typer.Argument(help="Not given: list the tags.")] = None,
+    snapshot: SnapshotOption = None,
+    note: Annotated[str, typer.Option("--note", help="Why.")] = "",
+    delete: Annotated[bool, typer.Option("--delete", help="Remove the tag.")] = False,
+) -> None:
+    """Name a snapshot: it stays readable, vacuum or not."""
+    from catalogs.console import show_rows
+    from catalogs.snapshots import tag, tags, untag
+    from catalogs.tables import Catalog
+
+    opened = Catalog(catalog)
+    if name is None:
+        show_rows(tags(opened).drop("columns"), "table", sys.maxsize)
+    elif delete:
+        untag(opened, name)
+        print(f"tag {name} removed")
+    else:
+        versions = tag(opened, name, snapshot, note=note)
+        print(f"tag {name}: " + ", ".join(f"{table}={version}" for table, version in versions.items()))
+
+
+@catalog_app.command("restore")
+def catalog_restore(
+    catalog: CatalogArgument,
+    snapshot: Annotated[str, typer.Argument(help="A tag, a run id, a time, or clips=12,decisions=4.")],
+) -> None:
+    """Make the catalog what it was at a snapshot. Writes new versions: the state before stays in the history."""
+    from catalogs.damage import set_aside
+    from catalogs.runs import RunRecord
+    from catalogs.snapshots import restore
+    from catalogs.tables import Catalog
+
+    for path in set_aside(catalog):
+        print(f"given up: {path}, which cannot be read (it is kept as {path}.torn where it was not missing)", file=sys.stderr)
+    opened = Catalog(catalog)
+    with RunRecord(opened, "restore", {"snapshot": snapshot}).running(finishing_restore=True) as counts:
+        done = restore(opened, snapshot)
+        counts["tables"] = done.tables
+    changed = ", ".join(f"{name} {before} to {version}" for name, (before, version) in done.tables.items())
+    print(f"restored {snapshot}: {changed}" if changed else f"the catalog is as it was at {snapshot} already")
+
+
+@catalog_app.command("vacuum")
+def catalog_vacuum(
+    catalog: CatalogArgument,
+    keep_days: Annotated[float, typer.Option("--keep-days", min=0, help="Days that versions live which nothing references.")] = 7.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete files that only old versions need; what tags, training runs and their checkpoints reference stays."""
+    from catalogs.console import show_vacuumed
+    from catalogs.runs import RunRecord
+    from catalogs.snapshots import vacuum
+    from catalogs.tables import Catalog
+
+    opened = Catalog(catalog)
+    if dry_run:
+        show_vacuumed(vacuum(opened, keep_days, dry_run), dry_run, as_json)
+        return
+    with RunRecord(opened, "vacuum", {"keep_days": keep_days}).running() as counts:
+        done = vacuum(opened, keep_days)
+        counts.update(files=done.files, bytes=done.bytes)
+    show_vacuumed(done, dry_run, as_json)
 
 
 @catalog_app.command("validate")
@@ -100,3 +260,85 @@ def catalog_relink(
         print(f"not moved: {line}", file=sys.stderr)
     print(f"{result.moved} addresses moved, {len(result.failed)} not")
     raise typer.Exit(1 if result.failed else 0)
+
+
+@catalog_app.command("export")
+def catalog_export(
+    catalog: CatalogArgument,
+    form: Annotated[str, typer.Option("--format", help="open-sora-csv|-parquet, webdataset, huggingface, jsonl, parquet, lance.")],
+    out: Annotated[str, typer.Option("--out", help="Folder; or a file that the format is: x.csv, x.parquet, x.jsonl, x.lance.")],
+    where: Annotated[str, typer.Option("--where", help="SQL condition over the view clips.")] = "status = 'kept'",
+    snapshot: SnapshotOption = None,
+    columns: Annotated[Optional[str], typer.Option("--columns", help="Comma-separated, of the view; not given: the format's own.")] = None,
+    media: Annotated[Optional[str], typer.Option("--media", help="none, link (what is there), cut (re-encode), copy.")] = None,
+    style: Annotated[Optional[str], typer.Option("--style", help="Captions of this style; not given: those preferred.")] = None,
+    shard_size: Annotated[str, typer.Option("--shard-size", help="Of a WebDataset shard: 500MB, 1GB, or clips.")] = "1GB",
+    workers: Annotated[Optional[int], typer.Option("--workers", min=1, help="Processes that cut; not given: one per processor.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write clips for other tools: Open-Sora, WebDataset, Hugging Face, JSON lines, Parquet, Lance."""
+    from catalogs.interop import export
+    from catalogs.interop.console import show_exported
+    from pipelines.console import ClipBar
+
+    names = [name.strip() for name in columns.split(",") if name.strip()] if columns else None
+    with ClipBar("exporting", quiet=as_json) as bar:
+        done = export(catalog, out, form, where, snapshot, names, media, style, overwrite, shard_size, workers, bar.update)
+    show_exported(done, as_json)
+
+
+@catalog_app.command("import")
+def catalog_import(
+    src: Annotated[str, typer.Argument(metavar="SRC", help="File, folder, or shards as name-{000..012}.tar.")],
+    catalog: CatalogOption,
+    form: Annotated[str, typer.Option("--format", help="auto, open-sora, webdataset, huggingface; our jsonl, parquet, lance.")] = "auto",
+    media_root: Annotated[Optional[str], typer.Option("--media-root", help="Folder that relative paths start from.")] = None,
+    extract_to: Annotated[Optional[str], typer.Option("--extract-to", help="For videos of tar shards; not given: DIR-media.")] = None,
+    style: Annotated[str, typer.Option("--style", help="Name of the style of the captions that come along.")] = "imported",
+    limit: Annotated[Optional[int], typer.Option("--limit", min=1, help="Take at most this many rows.")] = None,
+    workers: Annotated[Optional[int], typer.Option("--workers", min=1, help="Processes that decode; not given: all processors.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Enter another tool's data set (made if there is no catalog): every file is a clip, captions and scores come along."""
+    from catalogs.interop import import_dataset
+    from catalogs.interop.console import show_imported
+    from catalogs.tables import Catalog
+    from pipelines.console import ClipBar
+    from pipelines.decide import redecide
+
+    with ClipBar("importing", quiet=as_json) as bar:
+        done = import_dataset(src, catalog, form, media_root, extract_to, style, limit, workers, bar.update)
+    show_imported(done, redecide(Catalog(catalog)), catalog, as_json)
+
+
+@catalog_app.command("forget")
+def catalog_forget(
+    catalog: CatalogArgument,
+    clip: Annotated[Optional[list[str]], typer.Option("--clip", help="A clip_id. Repeatable.")] = None,
+    source: Annotated[Optional[list[str]], typer.Option("--source", help="A whole video: its address or video_id. Repeatable.")] = None,
+    where: Annotated[Optional[str], typer.Option("--where", help="SQL condition over the view clips.")] = None,
+    reason: Annotated[Optional[str], typer.Option("--reason", help="Is recorded.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove clips or whole sources from every version, for good; run it when nobody writes. Naming nothing, it completes one that was interrupted."""
+    import json
+
+    from catalogs.forget import Forgetting, Request
+    from catalogs.forget_console import confirm, show_done, show_plan
+    from catalogs.tables import Catalog
+
+    forgetting = Forgetting(Catalog(catalog), Request(tuple(clip or ()), tuple(source or ()), where))
+    if not as_json:
+        show_plan(forgetting.plan)
+    elif dry_run:
+        print(json.dumps(forgetting.plan.as_dict(), indent=1))
+    if dry_run:
+        return
+    if forgetting.is_empty:
+        print("nothing to forget" if not as_json else json.dumps(forgetting.plan.as_dict(), indent=1))
+    elif confirm(yes):
+        waiting = forgetting.run(reason)
+        show_done(forgetting.plan, waiting, as_json)

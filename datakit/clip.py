@@ -81,3 +81,8 @@ def clip_id(video: str, stream: int, start_pts: int, end_pts: int) -> str:
     """Identity of a clip: hash of the video, the stream index and the span. 32 hex digits."""
     text = f"{video}/{stream}/{start_pts}/{end_pts}".encode()
     return hashlib.blake2b(text, digest_size=DIGEST_BYTES, person=b"datakit-clip").hexdigest()
+
+
+def caption_id(clip: str, style: str, model: str) -> str:
+    """Identity of a caption: hash of the clip, the style and the model that wrote it. 32 hex digits."""
+    return hashlib.blake2b(f"{clip}/{style}/{model}".encode(), digest_size=16, person=b"datakit-caption").hexdigest()

@@ -20,6 +20,7 @@ import polars as pl
 from catalogs.runs import RunRecord
 from catalogs.tables import Catalog, polars_schema
 from catalogs.where import parse_where
+from datakit.clip import caption_id
 from datakit.errors import ConfigError, ErrorKind, MissingDependency
 from datakit.models import locate, weights_hash
 from pipelines.backends import missing_backend
@@ -160,7 +161,8 @@ def fill_captions(
     """Ask about the clips that match and enter the answers; see `caption`."""
     asked = questions(settings, pipeline)
     section: LanguageModel = getattr(settings, pipeline)
-    todo = (_captions_to_refine if pipeline == "refine" else _clips_to_caption)(catalog, settings, asked, condition, retry_failed)
+    with catalog.reading():
+        todo = (_captions_to_refine if pipeline == "refine" else _clips_to_caption)(catalog, settings, asked, condition, retry_failed)
     result = Captioned(clips=todo.height)
     if not todo.height:
         return result
@@ -255,11 +257,6 @@ class _Writer:
             "fingerprint": clip.get("fingerprint") or self._asked[style].fingerprint, "made_from": clip.get("made_from"), "text": None, "flags": [],
             "error_kind": kind or str(ErrorKind.STAGE), "error": message,
         } for style in clip["styles"]]
-
-
-def caption_id(clip_id: str, style: str, model: str) -> str:
-    """Identity of a caption: 32 hex digits."""
-    return hashlib.blake2b(f"{clip_id}/{style}/{model}".encode(), digest_size=16, person=b"datakit-caption").hexdigest()
 
 
 def model_name(section: LanguageModel) -> str:

@@ -155,7 +155,7 @@ def _sentence(report: ingest.Report) -> str:
     c = {**c, "quarantined": c["quarantined"] + c["quarantined_at_once"]}
     words = {"quarantined": "quarantined", "done_before": "done before",
              "quarantined_before": "quarantined before (--retry-failed does them again)", "same_content": "with the content of another",
-             "done_by_another": "done by another run meanwhile"}
+             "done_by_another": "done by another run meanwhile", "forgotten": "forgotten (`datakit catalog forget`): left out"}
     parts += [f"{c[key]} {text}" for key, text in words.items() if c[key]]
     ignored = f"; {report.ignored_files} files without a media suffix ignored" if report.ignored_files else ""
     return f"{c['sources']} sources: {', '.join(parts)}{ignored}."

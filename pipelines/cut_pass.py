@@ -14,7 +14,7 @@ from datakit.video.address import is_remote
 from datakit.video.cut import copy, copy_suffix, cut
 from datakit.video.decode import VideoReader
 from pipelines.jobs import CLIP_FOLDER, ClipBatch, ClipSpan, FileJob, VideoFacts
-from pipelines.score_pass import check_content
+from datakit.source import check_content
 
 
 def materialise(job: FileJob) -> Iterator[ClipBatch | VideoFacts]:

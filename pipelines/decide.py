@@ -27,12 +27,13 @@ def decide(catalog: Catalog, recipe: Recipe) -> dict[str, int]:
     Returns:
         clips by status, people's marks counted in.
     """
-    for _ in range(ROUNDS):
-        catalog.replace("decisions", verdicts(catalog, recipe).collect())
-        undecided = catalog.finished_clips().join(catalog.scan("decisions"), on="clip_id", how="anti")
-        if undecided.select(pl.len()).collect().item() == 0:
-            break
-    return dict(catalog.clips(columns=["status"]).group_by("status").len().collect().iter_rows())
+    with catalog.reading():
+        for _ in range(ROUNDS):
+            catalog.replace("decisions", verdicts(catalog, recipe).collect())
+            undecided = catalog.finished_clips().join(catalog.scan("decisions"), on="clip_id", how="anti")
+            if undecided.select(pl.len()).collect().item() == 0:
+                break
+        return dict(catalog.clips(columns=["status"]).group_by("status").len().collect().iter_rows())
 
 
 def decide_and_record(catalog: Catalog, recipe: Recipe) -> Funnel:
@@ -60,20 +61,23 @@ def judged(catalog: Catalog, recipe: Recipe, columns: set[str]) -> pl.LazyFrame:
     clips = catalog.clips(versions, sorted(wanted - set(texts)))
     if not texts:
         return clips
-    chosen = preferred_captions(catalog, recipe, versions).select("clip_id", *(pl.col(theirs).alias(ours) for ours, theirs in texts.items()))
+    written = catalog.scan("captions", versions.get("captions")).select(
+        "caption_id", *(pl.col(theirs).alias(ours) for ours, theirs in texts.items()))
+    chosen = preferred_captions(catalog, recipe, versions).join(written, on="caption_id").drop("caption_id")
     return clips.join(chosen, on="clip_id", how="left")
 
 
 def preferred_captions(catalog: Catalog, recipe: Recipe, versions: dict[str, int] | None = None) -> pl.LazyFrame:
-    """For every clip that has usable captions the row of the one that the recipe prefers: by style, then the
-    one with fewest flags, then the newest."""
+    """`clip_id` and `caption_id` of the caption that the recipe prefers, for every clip that has usable ones: by style, then
+    the one with fewest flags, then the newest."""
     order = {style: rank for rank, style in enumerate(recipe.file.captions)}
     usable = pl.col("text").is_not_null() & pl.col("style").is_in(list(order))
     usable &= ~pl.col("flags").list.eval(pl.element().is_in(list(UNUSABLE))).list.any().fill_null(False)
-    ranked = catalog.captions(versions).filter(usable).with_columns(
-        pl.col("style").replace_strict(order, return_dtype=pl.Int32).alias("rank"), pl.col("flags").list.len().alias("flagged"))
+    rank = pl.col("style").replace_strict(order, return_dtype=pl.Int32, default=None)
+    ranked = catalog.captions(versions).filter(usable).select(
+        "clip_id", "caption_id", rank.alias("rank"), pl.col("flags").list.len().alias("flagged"), "created_at")
     ranked = ranked.sort("rank", "flagged", "created_at", "caption_id", descending=[False, False, True, False])
-    return ranked.unique("clip_id", keep="first", maintain_order=True)
+    return ranked.unique("clip_id", keep="first", maintain_order=True).select("clip_id", "caption_id")
 
 
 def redecide(catalog: Catalog) -> dict[str, int] | None:

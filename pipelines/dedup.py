@@ -135,7 +135,8 @@ def _read(catalog: Catalog, where: str | None) -> pl.DataFrame:
         *COLUMNS, pl.col("takes_part").fill_null(False),
     )
     order = {"pixels": True, "bit_rate": True, "aesthetic": True, "seconds": True, "clip_id": False}
-    return clips.sort(*order, descending=list(order.values()), nulls_last=True).collect()
+    with catalog.reading():
+        return clips.sort(*order, descending=list(order.values()), nulls_last=True).collect()
 
 
 def _participants(catalog: Catalog, where: str | None) -> pl.LazyFrame:

@@ -12,21 +12,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Sequence
 
 import polars as pl
 
+from catalogs.forgotten import Forgotten
+from catalogs.split import split_of
 from catalogs.tables import Catalog, polars_schema, sql_list
 from datakit.clip import unreadable_id
 from datakit.errors import ErrorKind, MediaError
+from datakit.source import Source, identify
 from pipelines.columns import embedding_rows
 from pipelines.embedding import derived, embedding_identity
 from pipelines.settings import Settings
-from pipelines.sources import Source, identify
 from pipelines.stages import STAGES, enabled_stages, fingerprint
 
 URI_TYPE = polars_schema("videos")["uris"]
@@ -56,6 +57,7 @@ class Counts:
     ok: int = 0
     quarantined: int = 0
     done_by_another: int = 0
+    forgotten: int = 0  # by `datakit catalog forget`: not registered
     clips: int = 0
 
 
@@ -104,13 +106,24 @@ class Ledger:
             found.setdefault(identity, []).append(source)
             if problem is not None:
                 problems.setdefault(identity, problem)
+        self._leave_out_forgotten(found)
         self._upsert(found, problems)
         if self._retry_failed:
             self._move_addresses({s.uri: identity for identity, sources in found.items() for s in sources})
         return self._choose(found, problems)
 
+    def _leave_out_forgotten(self, found: dict[str, list[Source]]) -> None:
+        """What was forgotten does not come back."""
+        for identity in Forgotten.read(self.catalog).videos & set(found):
+            del found[identity]
+            if identity not in self.seen:
+                self.seen.add(identity)
+                self.counts.forgotten += 1
+
     def finish(self, finished: Sequence[Finished]) -> None:
         """The commits of the protocol."""
+        forgotten = Forgotten.read(self.catalog)
+        finished = [replace(video, rows=forgotten.without(video.rows)) for video in finished]
         rows = [self._clip_row(row) for video in finished if video.failure is None for row in video.rows]
         self.catalog.append("embeddings", embedding_rows(rows, *self._embedding))
         self.catalog.append("clips", rows)
@@ -285,10 +298,3 @@ class Ledger:
             "status": "quarantined", "error_stage": failure.stage, "error_kind": str(failure.kind), "error": failure.message,
             "run_id": self.run_id, "finished_at": datetime.now(timezone.utc),
         }
-
-
-def split_of(group: str, val: float, test: float) -> str:
-    """train, val or test, by a hash of the group (a video, later a group of duplicates): fixed for ever."""
-    digest = hashlib.blake2b(group.encode(), digest_size=8, person=b"datakit-split").digest()
-    position = int.from_bytes(digest, "little") / 2**64
-    return "val" if position < val else "test" if position < val + test else "train"

@@ -46,7 +46,7 @@ class RecipeFile(BaseModel):
     name: str
     description: str
     levels: list[str] = ["kept"]
-    captions: list[str] = ["refined", "dense", "short"]
+    captions: list[str] = ["refined", "dense", "short", "imported"]
     rules: list[Rule]
 
 

@@ -6,7 +6,6 @@ stages it has not been through at their present fingerprint.
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Callable, Iterator
@@ -17,7 +16,7 @@ from catalogs.runs import RunRecord
 from catalogs.tables import Catalog
 from catalogs.where import parse_where
 from datakit.errors import ConfigError
-from datakit.video.address import is_remote, local_path
+from datakit.source import present
 from pipelines.caption_match import fill_caption_match
 from pipelines.columns import embedding_rows, failed_rows, scored_rows, write_columns, write_embeddings, write_errors
 from pipelines.decide import redecide
@@ -197,15 +196,6 @@ class _Writer:
         self._committed_at = time.monotonic()
 
 
-def present(addresses: list[dict]) -> dict:
-    """The first of a video's addresses where there is a file (or an object, which is not asked); else the first.
-
-    A video whose addresses all hold other content now has none left.
-    """
-    candidates = addresses or [{"uri": "no address that is left", "size": None}]
-    return next((a for a in candidates if is_remote(a["uri"]) or os.path.exists(local_path(a["uri"]))), candidates[0])
-
-
 def make_flow(session: RaySession, tool: ToolSpec, settings: Settings, names: list[str]) -> Flow:
     """A flow whose videos go through `tool` and whose clips go through the image stages among `names`."""
     limits = worker_limits(settings, tool.target)
@@ -272,7 +262,8 @@ def _todo(
     lacking = pl.concat_str(named, ignore_nulls=True) if named else pl.lit("")
     videos = catalog.scan("videos").select("video_id", "uris", pl.col("start_pts").alias("first_pts"))
     todo = clips.select("clip_id", "run_id", "video_id", "shard", "stream", "start_pts", "end_pts", *FACTS, lacking.alias("lacking"))
-    return todo.filter(pl.col("lacking") != "").join(videos, on="video_id").sort("lacking", "video_id", "start_pts").collect()
+    with catalog.reading():
+        return todo.filter(pl.col("lacking") != "").join(videos, on="video_id").sort("lacking", "video_id", "start_pts").collect()
 
 
 def _jobs(clips_of: dict[str, list[dict]], names: list[str], settings: Settings) -> Iterator:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from typing import Iterator
 
-from datakit.clip import Span, video_id
+from datakit.clip import Span
 from datakit.errors import ErrorKind, MediaError
-from datakit.video.address import open_bytes
+from datakit.source import check_content
 from datakit.video.decode import SEEK_AHEAD_S, VideoReader
+from datakit.video.facts import damage_errors
 from datakit.video.picture import Picture
 from pipelines.jobs import ClipBatch, ClipSpan, ScoreJob, VideoFacts
 from pipelines.measure import GridProbe, GridSummary
 from pipelines.stages.shots import ContentMeter
-from pipelines.video_pass import damage_errors
 
 
 def rescore(job: ScoreJob) -> Iterator[ClipBatch | VideoFacts]:
@@ -42,20 +42,6 @@ def rescore(job: ScoreJob) -> Iterator[ClipBatch | VideoFacts]:
             yield _batch(clip, span, summary, changes, seen, reader, job.jitter)
         spent = dict(probe.cpu_s)
         yield VideoFacts({}, len(job.clips), {"decode": max(0.0, time.process_time() - started - sum(spent.values())), **spent})
-
-
-def check_content(uri: str, size: int | None, expected: str) -> None:
-    """Raises:
-    MediaError: `source_changed` when the address holds other content than when it was ingested.
-    """
-    try:
-        with open_bytes(uri) as file:
-            found = video_id(file, size if size is not None else file.seek(0, 2))
-            grown = file.seek(0, 2) != size if size is not None else False
-    except OSError as e:
-        raise MediaError(ErrorKind.UNREADABLE, f"cannot read {uri}: {e.strerror or e} (moved? `datakit catalog relink`)") from e
-    if grown or found != expected:
-        raise MediaError(ErrorKind.SOURCE_CHANGED, f"{uri} holds other content than when it was ingested")
 
 
 def _batch(

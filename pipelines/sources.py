@@ -9,12 +9,12 @@ import csv
 import glob
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable, Iterator
 
-from datakit.clip import unreadable_id, video_id
-from datakit.errors import ConfigError, ErrorKind, MediaError
+from datakit.errors import ConfigError
+from datakit.source import Source, listed_object, look_at, look_at_file
 from datakit.video.address import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_remote, local_path, open_bytes
 
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
@@ -23,25 +23,6 @@ PATH_COLUMNS = ("path", "uri", "url", "video", "video_path", "file", "file_name"
 KNOWN_COLUMNS = {"license": "license", "licence": "license", "source_url": "source_url", "attribution": "attribution",
                  "source_caption": "source_caption", "caption": "source_caption", "text": "source_caption"}
 """Columns of a list that have a column of their own in `videos`; the others go to `extra`."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """An address with what is known without reading it.
-
-    Attributes:
-        uri: absolute path or URL.
-        size: bytes, None when it cannot be seen.
-        etag: changes when the content does: the store's ETag, or the modification time of a local file.
-        attributes: columns of `videos` that came with the list.
-        problem: why it cannot be read, if so.
-    """
-
-    uri: str
-    size: int | None = None
-    etag: str = ""
-    attributes: dict[str, str] = field(default_factory=dict)
-    problem: MediaError | None = None
 
 
 @dataclass
@@ -82,26 +63,6 @@ def check(specs: Iterable[str]) -> None:
             raise ConfigError(f"no such file or folder: {spec}")
 
 
-def identify(source: Source) -> tuple[str, MediaError | None]:
-    """The content identity of a source, by reading at most 2.4 MB of it.
-
-    Returns:
-        its id; and why it cannot be processed, if that is already clear (then the id may stand for its
-        address only).
-    """
-    if source.problem is not None:
-        return unreadable_id(source.uri), source.problem
-    try:
-        with open_bytes(source.uri) as file:
-            size = source.size if source.size is not None else file.seek(0, os.SEEK_END)
-            identity = video_id(file, size)
-    except Exception as e:  # object stores raise errors of their own making
-        return unreadable_id(source.uri), MediaError(ErrorKind.UNREADABLE, f"cannot read {source.uri}: {e}"[:500])
-    if size == 0:
-        return identity, MediaError(ErrorKind.EMPTY, "the file is empty")
-    return identity, None
-
-
 def _expand(spec: str, listing: Listing) -> Iterator[Source]:
     if is_remote(spec):
         yield from _expand_remote(spec, listing)
@@ -115,7 +76,7 @@ def _expand(spec: str, listing: Listing) -> Iterator[Source]:
     elif path.lower().endswith(LIST_SUFFIXES):
         yield from _read_list(path)
     elif os.path.lexists(path):
-        yield _local(path)
+        yield look_at_file(path)
     else:
         raise ConfigError(f"no such file or folder: {spec}")
 
@@ -130,19 +91,9 @@ def _walk(folder: str, listing: Listing) -> Iterator[Source]:
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(files):
             if Path(name).suffix.lower() in MEDIA_SUFFIXES and not name.startswith("."):
-                yield _local(os.path.join(root, name))
+                yield look_at_file(os.path.join(root, name))
             else:
                 listing.ignored += 1
-
-
-def _local(path: str, attributes: dict[str, str] | None = None) -> Source:
-    uri = os.path.abspath(path)
-    try:
-        stat = os.stat(uri)
-    except OSError as e:
-        problem = MediaError(ErrorKind.UNREADABLE, f"cannot read {uri}: {e.strerror}")
-        return Source(uri, attributes=attributes or {}, problem=problem)
-    return Source(uri, stat.st_size, f"mtime-{stat.st_mtime_ns}", attributes or {})
 
 
 def _expand_remote(spec: str, listing: Listing) -> Iterator[Source]:
@@ -167,14 +118,9 @@ def _expand_remote(spec: str, listing: Listing) -> Iterator[Source]:
     single = len(found) == 1
     for name, info in sorted(found.items()):
         if single or Path(name).suffix.lower() in MEDIA_SUFFIXES:
-            yield _remote(fs.unstrip_protocol(name), info)
+            yield listed_object(fs.unstrip_protocol(name), info)
         else:
             listing.ignored += 1
-
-
-def _remote(uri: str, info: dict[str, Any], attributes: dict[str, str] | None = None) -> Source:
-    etag = info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("LastModified") or info.get("created") or ""
-    return Source(uri, info.get("size"), str(etag).strip('"'), attributes or {})
 
 
 def _read_list(location: str) -> Iterator[Source]:
@@ -193,21 +139,12 @@ def _read_list(location: str) -> Iterator[Source]:
 
 
 def _listed(path: str, location: str, attributes: dict[str, str]) -> Source:
-    if is_remote(path):
-        import fsspec
-
-        try:
-            fs, inner = fsspec.core.url_to_fs(path)
-            return _remote(path, fs.info(inner), attributes)
-        except Exception as e:  # each store has its own exceptions
-            problem = MediaError(ErrorKind.UNREADABLE, f"cannot read {path}: {e}"[:500])
-            return Source(path, attributes=attributes, problem=problem)
-    path = local_path(path)
-    if not os.path.isabs(path):
-        if is_remote(location):
-            return _listed(f"{location.rsplit('/', 1)[0]}/{path}", location, attributes)
-        path = os.path.join(os.path.dirname(os.path.abspath(location)), path)
-    return _local(path, attributes)
+    if not is_remote(path):
+        path = local_path(path)
+        if not os.path.isabs(path):
+            folder = location.rsplit("/", 1)[0] if is_remote(location) else os.path.dirname(os.path.abspath(location))
+            path = f"{folder}/{path}"
+    return look_at(path, attributes)
 
 
 def _rows(location: str) -> Iterator[dict[str, Any]]:

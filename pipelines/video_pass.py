@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from fractions import Fraction
 from itertools import chain
 from typing import Iterator
 
-from datakit.clip import Span, clip_id
-from datakit.errors import ErrorKind, MediaError
+from datakit.clip import Span
 from datakit.video.decode import Damage, VideoReader
+from datakit.video.facts import Rhythm, check_whole, clip_columns, damage_errors, nominal_step, video_columns
 from datakit.video.picture import Picture
 from datakit.video.probe import VideoInfo, describe
 from pipelines.division import BLANK_SPREAD, Divider, FrameMark, Piece
@@ -26,10 +25,6 @@ from pipelines.measure import GridSummary
 from pipelines.stages.shots import Cut, make_detector
 
 CLIPS_PER_BATCH = 8
-SHORTFALL = 0.05
-"""A video whose last frame comes this share (and a second) before the header's end is truncated."""
-VFR_TOLERANCE = 0.1
-"""Frame intervals that differ by more than this share of their mean make a video variable-rate."""
 
 
 def analyse(job: PassJob) -> Iterator[ClipBatch | Advance | VideoFacts]:
@@ -53,7 +48,7 @@ class _VideoPass:
         self._cut_frames: set[int] = set()
         self._batch = ClipBatch([], [])
         self._clip_count = 0
-        self._rhythm = _Rhythm()
+        self._rhythm = Rhythm()
         self._cpu_s: dict[str, float] = {}
 
     def run(self) -> Iterator[ClipBatch | Advance | VideoFacts]:
@@ -71,7 +66,7 @@ class _VideoPass:
         for piece in self._drain():
             self._finish_clip(piece)
         columns = self._video_columns()
-        self._check_whole(columns)
+        check_whole(self.info, columns["duration_s"])
         if self._batch.rows:
             yield self._hand_over()
         here = time.process_time() - started - sum(self._cpu_s.values())
@@ -101,9 +96,8 @@ class _VideoPass:
         self.info: VideoInfo = describe(reader, first, self.job.size)
         self._first_pts = first.pts
         self._time_base = reader.time_base
-        rate = self.info.fps or 25.0
-        self._nominal = max(1, round(1 / (Fraction(rate).limit_denominator(1001) * self._time_base)))
-        self._detector = make_detector(self.job.detector, rate, self._time_base)
+        self._nominal = nominal_step(self.info, self._time_base)
+        self._detector = make_detector(self.job.detector, self.info.fps or 25.0, self._time_base)
         self._divider = Divider(self.job.min_s, self.job.max_s, self.job.trim_frames, self._time_base)
         self._longest_pause = self.job.max_s / self._time_base
         self._summary = GridSummary(self.job.stages, self.job.positions)
@@ -164,7 +158,7 @@ class _VideoPass:
     def _finish_clip(self, piece: Piece) -> None:
         span = Span(piece.start_pts, piece.end_pts, self._time_base)
         measured = self._summary.measure(span)
-        row = clip_columns(self.job.video_id, self.job.shard, self.info, span, piece, self._first_pts)
+        row = clip_columns(self.job.video_id, self.job.shard, self.info, span, (piece.start_frame, piece.end_frame), self._first_pts)
         errors = measured.errors + damage_errors(self._damage, span)
         self._batch.rows.append({**row, **measured.columns, "jitter": piece.change, "errors": errors})
         self._batch.images.append(measured.images)
@@ -175,91 +169,5 @@ class _VideoPass:
         return batch
 
     def _video_columns(self) -> dict[str, object]:
-        info, time_base = self.info, self._time_base
-        end = self._rhythm.last + (self._rhythm.step or self._nominal)
-        duration = float((end - self._first_pts) * time_base)
-        fps = info.fps or (None if info.kind == "image" else self._rhythm.rate(time_base))
-        pixels_per_s = info.width * info.height * (fps or 0)
-        return {
-            "kind": info.kind, "container": info.container, "codec": info.codec, "profile": info.profile,
-            "pix_fmt": info.pix_fmt, "bit_depth": info.bit_depth, "color_space": info.color_space,
-            "color_range": info.color_range, "color_transfer": info.color_transfer,
-            "color_primaries": info.color_primaries, "width": info.width, "height": info.height,
-            "rotation": info.rotation, "fps": fps, "vfr": self._rhythm.varies(),
-            "time_base": f"{time_base.numerator}/{time_base.denominator}", "start_pts": self._first_pts,
-            "num_frames": self._rhythm.count, "duration_s": duration, "bit_rate": info.bit_rate,
-            "bits_per_pixel": info.bit_rate / pixels_per_s if info.bit_rate and pixels_per_s else None,
-            "has_audio": info.has_audio,
-            "cuts": [{"frame": c.frame, "pts": c.pts, "score": c.score} for c in self.cuts],
-        }
-
-    def _check_whole(self, columns: dict[str, object]) -> None:
-        expected, got = self.info.expected_s, columns["duration_s"]
-        if self.info.kind == "video" and expected and expected - got > SHORTFALL * expected + 1.0:
-            raise MediaError(
-                ErrorKind.TRUNCATED, f"the header promises {expected:.1f} s of video, {got:.1f} s could be decoded"
-            )
-
-
-def damage_errors(damage: list[Damage], span: Span) -> list[dict[str, str]]:
-    """An entry of the `errors` column when a clip lies on damaged data."""
-    touching = [d for d in damage if d.touches(span)]
-    return [{"stage": "decode", "kind": str(ErrorKind.DECODE), "message": touching[0].message[:500]}] if touching else []
-
-
-def clip_columns(video_id: str, shard: str, info: VideoInfo, span: Span, piece: Piece, first_pts: int) -> dict:
-    """Identity and technical facts of a clip, as columns of `clips`."""
-    count = piece.end_frame - piece.start_frame
-    base = span.time_base
-    return {
-        "clip_id": clip_id(video_id, info.stream, span.start_pts, span.end_pts),
-        "video_id": video_id,
-        "shard": shard,
-        "stream": info.stream,
-        "start_pts": span.start_pts,
-        "end_pts": span.end_pts,
-        "time_base": f"{base.numerator}/{base.denominator}",
-        "start_s": float((span.start_pts - first_pts) * base),
-        "end_s": float((span.end_pts - first_pts) * base),
-        "start_frame": piece.start_frame,
-        "end_frame": piece.end_frame,
-        "num_frames": count,
-        "fps": None if info.kind == "image" else count / span.seconds,
-        "width": info.width,
-        "height": info.height,
-        "aspect_ratio": info.height / info.width,
-        "resolution": info.height * info.width,
-    }
-
-
-class _Rhythm:
-    """Counts frames and watches their spacing."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.last = 0
-        self.step = 0
-        self._first = 0
-        self._shortest = None
-        self._longest = 0
-
-    def add(self, pts: int) -> None:
-        if self.count:
-            self.step = pts - self.last
-            self._longest = max(self._longest, self.step)
-            self._shortest = self.step if self._shortest is None else min(self._shortest, self.step)
-        else:
-            self._first = pts
-        self.last = pts
-        self.count += 1
-
-    def rate(self, time_base: Fraction) -> float | None:
-        """Average frames per second."""
-        return float((self.count - 1) / ((self.last - self._first) * time_base)) if self.count > 1 else None
-
-    def varies(self) -> bool:
-        """Whether intervals differ by more than rounding to the time base and `VFR_TOLERANCE` explain."""
-        if self.count < 3:
-            return False
-        mean = (self.last - self._first) / (self.count - 1)
-        return self._longest - self._shortest > max(2, VFR_TOLERANCE * mean)
+        columns = video_columns(self.info, self._rhythm, self._first_pts, self._time_base)
+        return {**columns, "cuts": [{"frame": c.frame, "pts": c.pts, "score": c.score} for c in self.cuts]}

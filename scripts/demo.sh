@@ -16,4 +16,10 @@ echo "Clips:"
 .venv/bin/datakit catalog query "$catalog" "SELECT SPLIT_PART(uri, '/', -1) AS video, start_s, end_s, num_frames AS frames,
   status, reasons, motion, camera_motion AS camera, blur, brightness, ocr_area FROM clips ORDER BY video, start_s"
 echo
+echo "What a lower threshold on motion would keep (nothing is written):"
+.venv/bin/datakit run decide --catalog "$catalog" --rule "motion=motion between 0.1 and 200" --what-if
+echo
+.venv/bin/datakit catalog report "$catalog" -o "$catalog-report.html"
+echo
 echo "The catalog lies in $(realpath "$catalog"): plain Parquet, one folder per table."
+echo "Look at it:  .venv/bin/datakit catalog browse $catalog      and open $catalog-report.html"

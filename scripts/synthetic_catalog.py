@@ -93,7 +93,7 @@ def _clips(videos: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
     }
     nulls = rng.random(count) < 0.05
     return spread.with_columns(
-        clip_id=_hex(rng, count), stream=pl.lit(0), start_pts=pl.Series(number * 12800), end_pts=pl.Series(number * 12800) + pl.Series(seconds * 12800).cast(pl.Int64),
+        clip_id=_hex(rng, count), stream=pl.lit(0), start_pts=pl.Series(number * 1280), end_pts=pl.Series(number * 1280) + pl.Series(seconds * 6400).cast(pl.Int64),
         start_s=pl.Series(number * 0.0), end_s=pl.Series(seconds), start_frame=pl.lit(0), end_frame=pl.lit(100), num_frames=pl.Series((seconds * 25).astype(np.int64)),
         aspect_ratio=pl.col("height") / pl.col("width"), resolution=pl.col("height").cast(pl.Int64) * pl.col("width"), crop_x=pl.lit(0), crop_y=pl.lit(0),
         crop_width=pl.col("width"), crop_height=pl.col("height"), camera_motion=pl.Series(rng.choice(CAMERA, count)),

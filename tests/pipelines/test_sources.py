@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 
 from datakit.errors import ConfigError, ErrorKind
-from pipelines.sources import Listing, check, identify, sources
+from datakit.source import identify
+from pipelines.sources import Listing, check, sources
 
 
 @pytest.fixture

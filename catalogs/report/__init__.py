@@ -1,0 +1,112 @@
+"""One HTML page about a catalog: what is in it, what the recipe does to it, and what the clips look like.
+
+    from catalogs.report import report
+    report(catalog, "report.html", where="status = 'kept'")
+
+The page is one file that opens without a network: styles, scripts, charts and thumbnails are inside.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Sequence
+
+from catalogs.report.content import gather
+from catalogs.report.page import Page
+from catalogs.report.sections import write_sections
+from catalogs.report.sheets import pictures
+from catalogs.report.thresholds import Rule, plain_rules
+from catalogs.selection import Selection
+from catalogs.tables import Catalog
+from datakit.errors import CatalogError
+
+__all__ = ["Report", "Rule", "plain_rules", "report"]
+PICTURES_S = 30.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written. `pictures` were shown, `failed` of them could not be made."""
+
+    path: Path
+    bytes: int
+    clips: int
+    seconds: float
+    pictures: int
+    failed: int
+
+    def __str__(self) -> str:
+        missing = f", {self.failed} of {self.pictures} thumbnails could not be made" if self.failed else f", {self.pictures} thumbnails"
+        return f"{self.path}: {self.bytes / 2**20:.1f} MiB, {self.clips:,} clips, {self.seconds:.1f} s{missing}"
+
+
+def report(
+    catalog: Catalog, out: str | Path, *, rules: Sequence[Rule] = (), recipe: str | None = None, where: str | None = None,
+    snapshot: str | None = None, thumbnails: int = 5, side: int = 256, pictures_s: float = PICTURES_S,
+) -> Report:
+    """Write the page.
+
+    Args:
+        rules: of the recipe whose thresholds are drawn, (name, level, condition).
+        recipe: its name.
+        where: SQL condition over the view: only these clips.
+        snapshot: see `catalogs.snapshots.resolve`; None: now.
+        thumbnails: in a row of the contact sheets; 0: no contact sheets.
+        side: longer side of a thumbnail, px.
+        pictures_s: time for all thumbnails; what is not ready by then has a placeholder.
+
+    Raises:
+        ConfigError: the condition cannot be read.
+        CatalogError: no such snapshot, a table that cannot be read, or the page cannot be written.
+    """
+    began, out = time.monotonic(), Path(out)
+    _check_writable(out)
+    selection = Selection(catalog, snapshot, where, ("clip_id",))
+    with catalog.reading():
+        content = gather(selection, rules, recipe, snapshot, thumbnails)
+        shown = pictures(selection, content.pictured(), side, pictures_s)
+    page = Page(f"{_name(catalog)} – datakit report", pictures=shown)
+    write_sections(page, content)
+    size = _write(out, page.html())
+    failed = sum(p.jpeg is None for p in shown.values())
+    return Report(out, size, content.facts.clips, time.monotonic() - began, len(shown), failed)
+
+
+def _name(catalog: Catalog) -> str:
+    return catalog.root.rsplit("/", 1)[-1] or catalog.root
+
+
+def _check_writable(out: Path) -> None:
+    if out.is_dir():
+        raise CatalogError(f"{out} is a folder: give the page a file name, as report.html")
+    if not out.parent.is_dir():
+        raise CatalogError(f"the page cannot be written: there is no folder {out.parent}")
+
+
+def _write(out: Path, text: str) -> int:
+    """All of it or nothing: who opens the page while it is made again sees the old one."""
+    data = text.encode("utf-8", "replace")  # file names may hold bytes that are no text
+    try:
+        handle, partial = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
+    except OSError as e:
+        raise CatalogError(f"the page cannot be written: {e}") from e
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(partial, 0o666 & ~_umask())
+        os.replace(partial, out)
+    except OSError as e:
+        raise CatalogError(f"the page cannot be written: {e}") from e
+    finally:
+        Path(partial).unlink(missing_ok=True)
+    return len(data)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
