@@ -6,7 +6,7 @@ import time
 from typing import Iterator
 
 from datakit.clip import Span
-from datakit.errors import ErrorKind, MediaError
+from datakit.errors import ErrorKind
 from datakit.source import check_content
 from datakit.video.decode import SEEK_AHEAD_S, VideoReader
 from datakit.video.facts import damage_errors

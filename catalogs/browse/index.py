@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 
-from catalogs.browse.load import FACTS, QUARANTINED, SPREAD, STATUSES, read_clips, read_marks, read_videos
+from catalogs.browse.load import QUARANTINED, SPREAD, STATUSES, read_clips, read_marks, read_videos
 from catalogs.browse.recent import Recent
 from catalogs.marks import MARKS
 from catalogs.tables import Catalog, view_schema
