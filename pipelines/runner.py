@@ -345,6 +345,7 @@ class _Pool:
         self._all: list[Any] = []
         self.idle: deque[Any] = deque()  # an actor with several slots may be in it several times
         self.starting: dict[Any, Any] = {}  # ping -> actor
+        self._lost_starts = 0  # in a row
 
     @property
     def size(self) -> int:
@@ -366,8 +367,13 @@ class _Pool:
             if isinstance(e.cause, DatakitError):
                 raise e.cause from None
             raise
-        except self._ray.exceptions.RayError as e:
-            raise ConfigError(f"a Ray worker could not start: {' '.join(str(e).split())}") from e
+        except self._ray.exceptions.RayActorError as e:  # its node went, or Ray lost it before it ran: another takes its place
+            self.lose(actor)
+            self._lost_starts += 1
+            if self._lost_starts < NODE_ATTEMPTS:
+                return
+            raise ConfigError(f"a Ray worker could not start, {NODE_ATTEMPTS} times: {' '.join(str(e).split())}") from e
+        self._lost_starts = 0
         if version != datakit.__version__:
             raise ConfigError(f"a Ray worker runs datakit {version}, this is {datakit.__version__}: install the same")
         self.idle.extend([actor] * self.slots)

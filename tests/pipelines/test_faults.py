@@ -5,15 +5,17 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
+import ray
 from makevideo import encode, shots
 
 from catalogs.check import problems
 from catalogs.tables import Catalog
 from datakit import config
-from datakit.errors import CatalogError
+from datakit.errors import CatalogError, ConfigError
 from faulty import STAGE_CODE
 from pipelines import clip_files, ingest_run
 from pipelines.ingest import ingest
+from pipelines.runner import NODE_ATTEMPTS, _Pool
 from pipelines.settings import Settings
 from pipelines.stages import STAGES
 
@@ -148,3 +150,24 @@ def test_accounts_that_do_not_add_up_are_an_error(tmp_path, ray_address):
     catalog.delete("clips", "start_frame = 0")
     with pytest.raises(CatalogError, match="3 expected, 2 found"):
         funnel(catalog)
+
+
+def test_a_worker_that_is_lost_while_it_starts_is_replaced(tmp_path, footage, ray_address, monkeypatch):
+    """As when its node goes, or Ray gives its creation up; not for ever: see the message."""
+    lost, real = [], _Pool.want
+
+    def want(pool, work):
+        known = set(pool.starting)
+        real(pool, work)
+        for ping in set(pool.starting) - known:
+            if len(lost) < most:
+                lost.append(ping)
+                ray.kill(pool.starting[ping])
+
+    monkeypatch.setattr(_Pool, "want", want)
+    most = NODE_ATTEMPTS - 1
+    report = ingest([str(footage["bikes.mp4"])], str(tmp_path / "c"), settings("recipe=technical", "ocr.enabled=false"), ray_address)
+    assert len(lost) == most and report.funnel.videos_ok == 1 and report.funnel.clips > 3
+    most, lost[:] = 100, []
+    with pytest.raises(ConfigError, match=f"could not start, {NODE_ATTEMPTS} times"):
+        ingest([str(footage["bikes.mp4"])], str(tmp_path / "d"), settings("recipe=technical", "ocr.enabled=false"), ray_address)
