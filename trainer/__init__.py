@@ -1,1 +1,1 @@
-"""Training on a selection of the catalog. Nothing here yet."""
+"""The models and their maths. Training on a selection of the catalog is not here yet."""
