@@ -24,12 +24,13 @@ PIPED_WIDTH = 200
 def show_catalog(catalog: Catalog, as_json: bool) -> None:
     from catalogs import schema
 
-    tables = [
-        {"table": name, "version": handle.version(), "rows": catalog.scan(name).select(_count()).collect().item(),
-         "files": len(handle.file_uris())}
-        for name in schema.TABLES for handle in [catalog.table(name)]
-    ]
-    filled = catalog.finished_clips().count().collect().row(0, named=True)
+    with catalog.reading():
+        tables = [
+            {"table": name, "version": handle.version(), "rows": catalog.scan(name).select(_count()).collect().item(),
+             "files": len(handle.file_uris())}
+            for name in schema.TABLES for handle in [catalog.table(name)]
+        ]
+        filled = catalog.finished_clips().count().collect().row(0, named=True)
     clips = max(1, filled["clip_id"])
     columns = {
         name: [{"column": c.name, "type": str(c.type), "unit": c.unit, "meaning": c.meaning, "filled_by": c.filled_by,

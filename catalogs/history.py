@@ -34,8 +34,10 @@ def runs(catalog: Catalog) -> pl.DataFrame:
     steps = history(catalog).filter(~pl.col("operation").is_in(["CREATE TABLE"]))
     stretch = (pl.col("run_id").ne_missing(pl.col("run_id").shift()) & pl.col("run_id").is_null()).cum_sum()
     steps = steps.with_columns(pl.coalesce("run_id", pl.format("outside {}", stretch)).alias("part"))
-    tagged = _tags(catalog)
-    known = {row["run_id"]: row for row in catalog.scan("runs").select("run_id", "status", "counts", "snapshot").collect().iter_rows(named=True)}
+    with catalog.reading():
+        tagged = _tags(catalog)
+        listed = catalog.scan("runs").select("run_id", "status", "counts", "snapshot").collect()
+    known = {row["run_id"]: row for row in listed.iter_rows(named=True)}
     rows = [_row(group, known.get(group["run_id"][0]), tagged) for _, group in steps.group_by("part", maintain_order=True)]
     kinds = {"time": COMMITS["time"], "snapshot": pl.String, "pipeline": pl.String, "author": pl.String, "status": pl.String,
              "changes": pl.String, "clips": pl.Int64, "kept": pl.Int64, "tags": pl.List(pl.String)}
