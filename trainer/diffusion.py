@@ -1,4 +1,5 @@
-"""Rectified flow: the schedule, the guidance and the sampling loop of Open-Sora 2.0; one definition for training and sampling.
+"""Rectified flow: the objective, the schedule, the guidance and the sampling loop of Open-Sora 2.0; one definition for training
+and sampling.
 
 Time runs from 0 (data) to 1 (noise); the model gives the velocity from data to noise.
 """
@@ -10,8 +11,10 @@ from dataclasses import dataclass
 from typing import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+SIGMA_MIN = 1e-5
+"""Of the data that is left at time 1."""
 SHIFT_TOKENS = (256, 4096)
 SHIFT_RANGE = (1.0, 3.0)
 """Shift of one frame of so many tokens, linear between; times the root of the number of latent frames."""
@@ -78,6 +81,47 @@ def schedule(steps: int, alpha: float) -> Tensor:
     return shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), alpha)
 
 
+def noised(latents: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """What the model sees at times t, and the velocity that it should give: the objective of training.
+
+    Args:
+        latents, noise: [B, c, T, H, W].
+        t: [B] in 0 (data) to 1 (noise).
+    """
+    t = t.view(-1, *[1] * (latents.dim() - 1))
+    return (1 - t) * latents + (1 - (1 - SIGMA_MIN) * (1 - t)) * noise, (1 - SIGMA_MIN) * noise - latents
+
+
+def training_time(normal: Tensor, alpha: float) -> Tensor:
+    """Times to train at, from numbers of a standard normal distribution: their sigmoid, shifted as the sampling schedule is."""
+    return shifted(torch.sigmoid(normal), alpha)
+
+
+def losses(velocity: Tensor, target: Tensor) -> Tensor:
+    """Mean square error of each sample, [B], float32."""
+    return (velocity.float() - target.float()).square().flatten(1).mean(1)
+
+
+def velocity_of(model: nn.Module, patch: int = 2) -> Velocity:
+    """An MMDiT on latents: packs what goes in and unpacks what comes out.
+
+    Args:
+        model: takes `cond` or not, as its config says (`trainer.models.mmdit.MMDiT`).
+        patch: side of a token, in latents.
+    """
+
+    def velocity(x: Tensor, cond: Tensor, states: Tensor, pooled: Tensor, t: Tensor, guidance: Tensor | None = None) -> Tensor:
+        batch, _, frames, height, width = x.shape
+        found = model(
+            img=pack(x, patch), img_ids=positions(batch, frames, height, width, patch, x.device), txt=states,
+            txt_ids=torch.zeros(batch, states.shape[1], 3, device=x.device), timesteps=t, y_vec=pooled,
+            cond=pack(cond, patch) if cond is not None else None, guidance=guidance,
+        )
+        return unpack(found, frames, height, width, patch)
+
+    return velocity
+
+
 def condition(mask: Tensor, reference: Tensor) -> Tensor:
     """What the model is told of given frames: [B, 1, T, H, W] ones where they are, and latents [B, c, T, H, W], zero elsewhere."""
     return torch.cat((mask, reference), 1)
@@ -136,7 +180,7 @@ def unpack(tokens: Tensor, frames: int, height: int, width: int, patch: int = 2)
     return x.permute(0, 4, 1, 2, 5, 3, 6).reshape(b, -1, frames, height, width)
 
 
-def positions(batch: int, frames: int, height: int, width: int, patch: int = 2) -> Tensor:
+def positions(batch: int, frames: int, height: int, width: int, patch: int = 2, device: torch.device | None = None) -> Tensor:
     """[B, N, 3]: (t, h, w) of each token, in patches."""
-    axes = torch.meshgrid(torch.arange(frames), torch.arange(height // patch), torch.arange(width // patch), indexing="ij")
+    axes = torch.meshgrid(*(torch.arange(n, device=device) for n in (frames, height // patch, width // patch)), indexing="ij")
     return torch.stack(axes, -1).flatten(0, 2).float().expand(batch, -1, -1)

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Callable, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from trainer.models.attention import Attention, Kernel
 
 TIME_FEATURES = 256
 MAX_PERIOD = 10000.0
@@ -78,6 +82,24 @@ class MMDiT(nn.Module):
         self.single_blocks = nn.ModuleList(SingleBlock(config) for _ in range(config.depth_single_blocks))
         self.final_layer = FinalLayer(width, config.in_channels)
 
+    def use_kernel(self, kernel: Kernel | None) -> None:
+        """Attend by this kernel; None: by the best one at hand."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.kernel = kernel
+
+    def recompute(self, double: int, single: int, keep_attention: bool = True) -> None:
+        """Selective activation checkpointing: so many of the double and of the single blocks, from the first on, keep nothing of
+        their forward pass in training and compute it again in the backward pass.
+
+        Args:
+            keep_attention: all but the attention's output, which costs most to compute again: 81 % of the FLOPs of a pass at
+                576×1024×129, for one tensor of the block's width.
+        """
+        for blocks, count in ((self.double_blocks, double), (self.single_blocks, single)):
+            for i, block in enumerate(blocks):
+                block.recomputed = ("all but attention" if keep_attention else "all") if i < count else None
+
     def forward(
         self, img: Tensor, img_ids: Tensor, txt: Tensor, txt_ids: Tensor, timesteps: Tensor, y_vec: Tensor,
         cond: Tensor | None = None, guidance: Tensor | None = None,
@@ -118,21 +140,34 @@ class MMDiT(nn.Module):
         return self.final_layer(joint[:, text.shape[1]:], vec)
 
 
-class DoubleBlock(nn.Module):
+class Block(nn.Module):
+    """A block whose forward pass may be computed again in the backward pass, see `MMDiT.recompute`."""
+
+    recomputed: Literal["all", "all but attention"] | None = None
+
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        if self.recomputed is None or not torch.is_grad_enabled():
+            return self.run(*inputs)
+        keep = {"context_fn": partial(create_selective_checkpoint_contexts, _keep_attention)} if self.recomputed == "all but attention" else {}
+        return checkpoint(self.run, *inputs, use_reentrant=False, **keep)
+
+
+class DoubleBlock(Block):
     """Text and video have weights of their own and attend to each other."""
 
     def __init__(self, config: MMDiTConfig):
         super().__init__()
+        self.attend = Attention(turner(config))
         self.img_mod, self.txt_mod = Modulation(config.hidden_size, 6), Modulation(config.hidden_size, 6)
         self.img_attn, self.txt_attn = SelfAttention(config), SelfAttention(config)
         self.img_mlp, self.txt_mlp = mlp(config), mlp(config)
 
-    def forward(self, x: Tensor, text: Tensor, vec: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
+    def run(self, x: Tensor, text: Tensor, vec: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
         """x: [B, N, width]; text: [B, L, width]; vec: [B, width]; turns: see `rotations`."""
         of_x, of_text = self.img_mod(vec), self.txt_mod(vec)
         q, k, v = self.img_attn.qkv_heads(modulate(x, *of_x[:2]))
         text_q, text_k, text_v = self.txt_attn.qkv_heads(modulate(text, *of_text[:2]))
-        joint = attend(torch.cat((text_q, q), 2), torch.cat((text_k, k), 2), torch.cat((text_v, v), 2), turns, self.img_attn.interleaved)
+        joint = self.attend(torch.cat((text_q, q), 2), torch.cat((text_k, k), 2), torch.cat((text_v, v), 2), turns)
         length = text.shape[1]
         x = x + of_x[2] * self.img_attn.proj(joint[:, length:])
         x = x + of_x[5] * self.img_mlp(modulate(x, *of_x[3:5]))
@@ -141,14 +176,15 @@ class DoubleBlock(nn.Module):
         return x, text
 
 
-class SingleBlock(nn.Module):
+class SingleBlock(Block):
     """One stream; attention and MLP side by side."""
 
     def __init__(self, config: MMDiTConfig):
         super().__init__()
-        width, self.heads, self.interleaved = config.hidden_size, config.num_heads, config.layout == "fused"
+        width, self.heads, self.fused = config.hidden_size, config.num_heads, config.layout == "fused"
         self.mlp_size = config.mlp_size
-        if self.interleaved:
+        self.attend = Attention(turner(config))
+        if self.fused:
             self.linear1 = nn.Linear(width, 3 * width + config.mlp_size)
         else:
             self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
@@ -157,17 +193,17 @@ class SingleBlock(nn.Module):
         self.norm = QKNorm(width // config.num_heads)
         self.modulation = Modulation(width, 3)
 
-    def forward(self, x: Tensor, vec: Tensor, turns: Tensor) -> Tensor:
+    def run(self, x: Tensor, vec: Tensor, turns: Tensor) -> Tensor:
         """x: [B, L + N, width]."""
         shift, scale, gate = self.modulation(vec)
         q, k, v, wide = self._project(modulate(x, shift, scale))
         q, k = self.norm(split_heads(q, self.heads), split_heads(k, self.heads))
-        seen = attend(q, k, split_heads(v, self.heads), turns, self.interleaved)
+        seen = self.attend(q, k, split_heads(v, self.heads), turns)
         return x + gate * self.linear2(torch.cat((seen, F.gelu(wide, approximate="tanh")), 2))
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         width = x.shape[-1]
-        if self.interleaved:
+        if self.fused:
             return self.linear1(x).split([width, width, width, self.mlp_size], -1)
         return self.q_proj(x), self.k_proj(x), *self.v_mlp(x).split([width, self.mlp_size], -1)
 
@@ -178,8 +214,8 @@ class SelfAttention(nn.Module):
     def __init__(self, config: MMDiTConfig):
         super().__init__()
         width, bias = config.hidden_size, config.qkv_bias
-        self.heads, self.interleaved = config.num_heads, config.layout == "fused"
-        if self.interleaved:
+        self.heads, self.fused = config.num_heads, config.layout == "fused"
+        if self.fused:
             self.qkv = nn.Linear(width, 3 * width, bias=bias)
         else:
             self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width, bias=bias) for _ in range(3))
@@ -188,7 +224,7 @@ class SelfAttention(nn.Module):
 
     def qkv_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, N, width] -> three of [B, heads, N, head width], q and k normalised."""
-        q, k, v = self.qkv(x).chunk(3, -1) if self.interleaved else (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        q, k, v = self.qkv(x).chunk(3, -1) if self.fused else (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         return *self.norm(split_heads(q, self.heads), split_heads(k, self.heads)), split_heads(v, self.heads)
 
 
@@ -259,12 +295,6 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, turns: Tensor, interleaved: bool) -> Tensor:
-    """Rotate q and k by position, attend without a mask. [B, heads, N, d] -> [B, N, heads · d]."""
-    q, k = rotate(q, turns, interleaved), rotate(k, turns, interleaved)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
 def sinusoid(t: Tensor, dtype: torch.dtype) -> Tensor:
     """[B] in 0..1 -> [B, 256]: cosines, then sines, of 1000·t at periods up to 10000 · 2π."""
     half = TIME_FEATURES // 2
@@ -290,10 +320,28 @@ def rotations(ids: Tensor, config: MMDiTConfig) -> Tensor:
     return torch.stack((angle.cos(), angle.sin())).float()
 
 
-def rotate(x: Tensor, turns: Tensor, interleaved: bool) -> Tensor:
-    """Turn pairs of features, neighbours or those half a head apart; in float32. [B, heads, N, d]."""
+def turner(config: MMDiTConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    """How a layout turns its heads."""
+    return turn_pairs if config.layout == "fused" else turn_halves
+
+
+def turn_pairs(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn neighbouring features of a head; in float32. [B, heads, N, d]."""
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack(_turned(a, b, turns), -1).flatten(-2).to(x.dtype)
+
+
+def turn_halves(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn features half a head apart; in float32. [B, heads, N, d]."""
+    a, b = x.float().chunk(2, -1)
+    return torch.cat(_turned(a, b, turns), -1).to(x.dtype)
+
+
+def _turned(a: Tensor, b: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
     cos, sin = turns
-    wide = x.float()
-    a, b = wide.unflatten(-1, (-1, 2)).unbind(-1) if interleaved else wide.chunk(2, -1)
-    turned = a * cos - b * sin, b * cos + a * sin
-    return (torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1)).to(x.dtype)
+    return a * cos - b * sin, b * cos + a * sin
+
+
+def _keep_attention(context, op, *args, **kwargs) -> CheckpointPolicy:
+    """Of a checkpointed block, keep what attention kernels give."""
+    return CheckpointPolicy.MUST_SAVE if "attn" in op.__name__ or "attention" in op.__name__ else CheckpointPolicy.PREFER_RECOMPUTE
