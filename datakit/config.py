@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Sequence, TypeVar
+from typing import Any, Sequence, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,17 +21,19 @@ class Section(BaseModel):
 M = TypeVar("M", bound=BaseModel)
 
 
-def load(model: type[M], file: str | Path | None = None, sets: Sequence[str] = ()) -> M:
+def load(model: type[M], file: str | Path | Sequence[str | Path] | None = None, sets: Sequence[str] = ()) -> M:
     """Settings of type `model`.
 
     Args:
-        file: YAML mapping of sections to options.
+        file: YAML mapping of sections to options; of several, later ones win, option by option.
         sets: `section.option=value` strings; values are YAML (`true`, `2.5`, `[0.1, 0.9]`, text).
 
     Raises:
         ConfigError: unknown key, wrong type, unreadable file.
     """
-    values = _read_yaml(file) if file else {}
+    values: dict = {}
+    for each in [file] if isinstance(file, (str, Path)) else file or []:
+        values = _merge(values, _read_yaml(each))
     for assignment in sets:
         path, separator, text = assignment.partition("=")
         if not separator or not path:
@@ -59,6 +61,11 @@ def _read_yaml(file: str | Path) -> dict:
     return values
 
 
+def _merge(below: dict, above: dict) -> dict:
+    """Sections one in the other; what is no section replaces."""
+    return below | {k: _merge(below[k], v) if isinstance(v, dict) and isinstance(below.get(k), dict) else v for k, v in above.items()}
+
+
 def _assign(values: dict, path: list[str], value: Any, assignment: str) -> None:
     for key in path[:-1]:
         values = values.setdefault(key, {})
@@ -71,10 +78,29 @@ def _explain(model: type[BaseModel], error: dict) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] != "extra_forbidden":
         return f"{where}: {error['msg']} (got {error.get('input')!r})"
-    section = model
-    for part in error["loc"][:-1]:
-        section = section.model_fields[part].annotation
+    section = _section(model, error["loc"][:-1])
+    if section is None:
+        return f"unknown setting {where}"
     known = list(section.model_fields)
     close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
     return f"unknown setting {where}: {hint}"
+
+
+def _section(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel] | None:
+    """The settings at a path, through lists and unions; None where it leads to no section."""
+    found: Any = model
+    for part in path:
+        if isinstance(part, int):
+            continue  # an item of the list that the annotation was of
+        found = _model_of(found.model_fields[part].annotation) if part in getattr(found, "model_fields", {}) else None
+        if found is None:
+            return None
+    return found
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    """The settings in an annotation such as `Section | None` or `list[Section]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for each in get_args(annotation) if (found := _model_of(each))), None)
