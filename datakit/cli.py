@@ -14,6 +14,9 @@ import typer
 
 from datakit.catalog_cli import CatalogOption, JsonOption, catalog_app
 from datakit.errors import ConfigError, DatakitError
+from trainer.encode_cli import run_encode
+from trainer.plan_cli import plan
+from trainer.train_cli import train_app
 
 INTERRUPTED = 130
 """The exit code that Typer makes of Ctrl-C."""
@@ -26,6 +29,9 @@ models_app = typer.Typer(no_args_is_help=True, help="Weights: which there are, w
 app.add_typer(run_app, name="run")
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(models_app, name="models")
+app.add_typer(train_app, name="train")
+app.command("plan")(plan)
+run_app.command("encode")(run_encode)
 
 ConfigOption = Annotated[Optional[Path], typer.Option("--config", help="YAML file of settings.")]
 SetOption = Annotated[Optional[list[str]], typer.Option("--set", help="One setting: STAGE.option=value. Repeatable.")]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Mapping
+from typing import TYPE_CHECKING, Mapping
 
 import torch
 from torch import Tensor
 
 from trainer.diffusion import condition
-from trainer.models.autoencoder import Autoencoder
+
+if TYPE_CHECKING:
+    from trainer.models.autoencoder import Autoencoder
+    from trainer.models.tiling import Tiles
 
 LONG, EASY = 33, 65
 """Frames that a video to be continued gives (arXiv:2503.09642; its code)."""
@@ -59,7 +62,7 @@ def latent_frames(given: Given, autoencoder: Autoencoder) -> Given:
     return Given(*(_padded(n, autoencoder)[1] for n in (given.head, given.tail)))
 
 
-def given_condition(video: Tensor, given: Given, autoencoder: Autoencoder, latents: Tensor | None = None, tiles=None) -> Tensor:
+def given_condition(video: Tensor, given: Given, autoencoder: Autoencoder, latents: Tensor | None = None, tiles: Tiles | None = None) -> Tensor:
     """The condition of one mode, for a batch of videos.
 
     The frames at the end are encoded by themselves, so that their latents know nothing of the frames before, that sampling does
@@ -87,7 +90,7 @@ def given_condition(video: Tensor, given: Given, autoencoder: Autoencoder, laten
     return condition(mask, reference)
 
 
-def _encoded(frames: Tensor, autoencoder: Autoencoder, tiles) -> Tensor:
+def _encoded(frames: Tensor, autoencoder: Autoencoder, tiles: Tiles | None) -> Tensor:
     """Means of frames by themselves; the last frame is repeated until their number is one that the autoencoder takes."""
     wanted, _ = _padded(frames.shape[2], autoencoder)
     frames = torch.cat((frames, frames[:, :, -1:].expand(-1, -1, wanted - frames.shape[2], -1, -1)), 2)

@@ -23,6 +23,7 @@ TIME_FEATURES = 256
 MAX_PERIOD = 10000.0
 TIME_FACTOR = 1000.0
 NORM_EPS = 1e-6
+EMBEDDING_STD = 0.02
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,27 @@ class MMDiT(nn.Module):
         self.double_blocks = nn.ModuleList(DoubleBlock(config) for _ in range(config.depth))
         self.single_blocks = nn.ModuleList(SingleBlock(config) for _ in range(config.depth_single_blocks))
         self.final_layer = FinalLayer(width, config.in_channels)
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Random weights to train from, as DiT's (facebookresearch/DiT, models.py): gates and the last layer are zero, so that every
+        block starts as the identity and the velocity as zero; the rest Xavier uniform, embeddings normal."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, RMSNorm):
+                nn.init.ones_(module.scale)
+        for embedder in (m for m in self.modules() if isinstance(m, MLPEmbedder)):
+            nn.init.normal_(embedder.in_layer.weight, std=EMBEDDING_STD)
+            nn.init.normal_(embedder.out_layer.weight, std=EMBEDDING_STD)
+        for modulation in (m for m in self.modules() if isinstance(m, Modulation)):
+            nn.init.zeros_(modulation.lin.weight)
+        nn.init.zeros_(self.final_layer.adaLN_modulation[1].weight)
+        nn.init.zeros_(self.final_layer.linear.weight)
+        if self.config.cond_embed:
+            nn.init.zeros_(self.cond_in.weight)
 
     def use_kernel(self, kernel: Kernel | None) -> None:
         """Attend by this kernel; None: by the best one at hand."""
