@@ -51,6 +51,7 @@ def catalog_report(
     snapshot: SnapshotOption = None,
     thumbnails: Annotated[int, typer.Option("--thumbnails", min=0, max=12, help="In a row of the contact sheets; 0: no contact sheets.")] = 5,
     patience_s: Annotated[float, typer.Option("--patience", min=1, help="Seconds for all thumbnails together.")] = 30,
+    run: Annotated[Optional[str], typer.Option("--run", help="Training run whose losses to show; not given: the newest.")] = None,
 ) -> None:
     """One HTML page with charts, thresholds and contact sheets. It opens without a network."""
     from catalogs.report import plain_rules, report
@@ -61,7 +62,7 @@ def catalog_report(
     chosen = load_recipe(recipe) if recipe else current_recipe(opened(catalog, snapshot))
     rules = plain_rules({rule.name: rule.keep for rule in chosen.file.rules}) if chosen else ()
     print(report(Catalog(catalog), out, rules=rules, recipe=chosen.label if chosen else None, where=where, snapshot=snapshot,
-                 thumbnails=thumbnails, pictures_s=patience_s))
+                 thumbnails=thumbnails, pictures_s=patience_s, run=run))
 
 
 @catalog_app.command("browse")

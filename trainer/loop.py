@@ -184,7 +184,7 @@ class Loop:
         if self.record:
             self.back.commit(path)
             there = [(str(p.absolute()), int(p.name.removeprefix("step-"))) for p in whole(self.checkpoints.folder)]
-            self.record.checkpoints(there, {"step": self.step})
+            self.record.checkpoints(there, {"steps": step, **self.back.counts()})
 
     def _write(self, values: dict[str, float]) -> dict[str, float]:
         if self.log:

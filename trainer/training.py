@@ -134,7 +134,7 @@ def train(prepared: Prepared, job: Job, latents: Latents | None = None, flops_kn
             record.fail(e)
         raise
     if record:
-        record.end(ended.status, {"step": ended.step, **ended.values})
+        record.end(ended.status, {"steps": ended.step, **prepared.back.counts(), **ended.values})
     return ended
 
 
@@ -144,7 +144,7 @@ def _train(prepared: Prepared, job: Job, latents: Latents | None, flops_known: b
     found = resume(job.engines, folder / "checkpoints", plan.hash) if prepared.request.resume else None
     start = found.step if found else 0
     if found and prepared.back:
-        prepared.back.resume(latest(folder / "checkpoints"), found.loop["write_back"], start)
+        prepared.back.resume(latest(folder / "checkpoints"), found.loop.get("write_back"), start)
     state = {**found.loop["position"], "replaced": found.loop["replaced"]} if found else {"epoch": 0, "step": 0, "replaced": []}
     hashes = tuple(part.selection["content_hash"] for part in plan.parts)
     checkpoints = Checkpoints(

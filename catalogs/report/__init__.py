@@ -46,7 +46,7 @@ class Report:
 
 def report(
     catalog: Catalog, out: str | Path, *, rules: Sequence[Rule] = (), recipe: str | None = None, where: str | None = None,
-    snapshot: str | None = None, thumbnails: int = 5, side: int = 256, pictures_s: float = PICTURES_S,
+    snapshot: str | None = None, thumbnails: int = 5, side: int = 256, pictures_s: float = PICTURES_S, run: str | None = None,
 ) -> Report:
     """Write the page.
 
@@ -58,16 +58,17 @@ def report(
         thumbnails: in a row of the contact sheets; 0: no contact sheets.
         side: longer side of a thumbnail, px.
         pictures_s: time for all thumbnails; what is not ready by then has a placeholder.
+        run: training run whose losses are shown: its id, or how that begins; None: the newest that has any.
 
     Raises:
         ConfigError: the condition cannot be read.
-        CatalogError: no such snapshot, a table that cannot be read, or the page cannot be written.
+        CatalogError: no such snapshot or run, a table that cannot be read, or the page cannot be written.
     """
     began, out = time.monotonic(), Path(out)
     _check_writable(out)
     selection = Selection(catalog, snapshot, where, ("clip_id",))
     with catalog.reading():
-        content = gather(selection, rules, recipe, snapshot, thumbnails)
+        content = gather(selection, rules, recipe, snapshot, thumbnails, run)
         shown = pictures(selection, content.pictured(), side, pictures_s)
     page = Page(f"{_name(catalog)} – datakit report", pictures=shown)
     write_sections(page, content)

@@ -129,20 +129,35 @@ def plain_bars(pairs: Sequence[tuple[str, float]], unit: str, colour: str = ACCE
 
 
 def loss_dots(rows: pl.DataFrame) -> Figure:
-    """Mean loss of each slice with its standard error, and the line of no excess."""
+    """Mean excess loss of each slice with its standard error, the first on top, and the line of no excess."""
+    rows = rows.reverse()
     ids = list(range(rows.height))
-    hover = [f"{plain(str(n))}<br>{mean:+.4f} ± {error:.4f}<br>{clips:,} clips"
-             for n, mean, error, clips in rows.select("name", "mean", "error", "clips").iter_rows()]
+    hover = [f"{plain(str(n))}<br>{mean:+.4f}{'' if error is None else f' ± {error:.4f}'}<br>{clips:,} clips, {samples:,} samples"
+             for n, mean, error, clips, samples in rows.select("name", "mean", "error", "clips", "samples").iter_rows()]
     dots = {
         "type": "scatter", "mode": "markers", "y": ids, "x": rows["mean"].to_list(), "marker": {"color": ACCENT, "size": 9},
-        "error_x": {"type": "data", "array": rows["error"].to_list(), "color": ACCENT, "thickness": 1.5, "width": 0},
+        "error_x": {"type": "data", "array": rows["error"].fill_null(0).to_list(), "color": ACCENT, "thickness": 1.5, "width": 0},
         "text": hover, "hovertemplate": "%{text}<extra></extra>"}
     zero = {"type": "line", "x0": 0, "x1": 0, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": LINE, "width": 1, "dash": "dot"}}
     layout = _bar_layout(rows["name"].to_list()) | {"shapes": [zero], "showlegend": False}
-    layout["xaxis"] = {"nticks": 5, "title": {"text": "loss above the mean", "standoff": 6}}
+    layout["xaxis"] = {"nticks": 5, "title": {"text": "excess loss", "standoff": 6}}
     layout["margin"] = layout["margin"] | {"b": 40}
     layout["height"] += 32
     return {"data": [dots], "layout": layout}
+
+
+def level_lines(levels: dict[str, Sequence[float | None]]) -> Figure:
+    """Mean loss over the noise level, a line for each bucket."""
+    data = [{
+        "type": "scatter", "mode": "lines+markers", "name": plain(name), "x": [(n + 0.5) / len(means) for n in range(len(means))],
+        "y": list(means), "line": {"color": colour, "width": 2}, "marker": {"color": colour, "size": 6},
+        "hovertemplate": f"{plain(name)}<br>at %{{x:.2f}}: %{{y:.4f}}<extra></extra>",
+    } for (name, means), colour in zip(levels.items(), (ACCENT, WARM, "--pending", "--quarantined", LINE))]
+    return {"data": data, "layout": {
+        "height": 260, "margin": {"l": 52, "r": 12, "t": 8 + 22 * (len(data) > 1), "b": 42}, "showlegend": len(data) > 1,
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "xaxis": {"range": [0, 1], "dtick": 0.2, "showgrid": False, "title": {"text": "noise level", "standoff": 6}},
+        "yaxis": {"rangemode": "tozero", "nticks": 6, "title": {"text": "loss", "standoff": 6}}}}
 
 
 def plain(text: str) -> str:

@@ -9,9 +9,9 @@ from typing import Sequence
 import polars as pl
 
 from catalogs.report.facts import Duplicates, Facts, Failure, decided_by, duplicates, facts, failures, runs
-from catalogs.report.losses import losses
 from catalogs.report.numbers import Density, Distribution, Side, density, distribution, score_columns
 from catalogs.report.thresholds import DURATION, Rule, Threshold, Unread, extract, resolved
+from catalogs.report.training import Training, training
 from catalogs.report.words import Words, words
 from catalogs.selection import Selection
 
@@ -46,7 +46,7 @@ class Content:
     density: Density | None
     failures: tuple[list[Failure], list[Failure]]
     words: Words
-    losses: dict[str, pl.DataFrame]
+    training: Training | None
     duplicates: Duplicates
     runs: pl.DataFrame
     stages: list[tuple[str, float]]
@@ -54,7 +54,9 @@ class Content:
 
     def pictured(self) -> list[str]:
         """Ids of the clips on contact sheets."""
-        return [clip_id for score in self.scores for row in score.picks for clip_id, _, _ in row.clips]
+        trained = [*self.training.worst, *self.training.best] if self.training else []
+        scored = [clip_id for score in self.scores for row in score.picks for clip_id, _, _ in row.clips]
+        return [*scored, *(clip.clip_id for clip in trained)]
 
 
 def no_clips(content: Content) -> str:
@@ -62,8 +64,14 @@ def no_clips(content: Content) -> str:
     return "No clip matches the condition." if content.where is not None else "There are no clips."
 
 
-def gather(selection: Selection, rules: Sequence[Rule], recipe: str | None, snapshot: str | None, thumbnails: int) -> Content:
-    """Compute everything. The memory it takes is some hundred bytes a clip."""
+def gather(
+    selection: Selection, rules: Sequence[Rule], recipe: str | None, snapshot: str | None, thumbnails: int, run: str | None = None,
+) -> Content:
+    """Compute everything. The memory it takes is some hundred bytes a clip.
+
+    Args:
+        run: see `catalogs.report.training.training`.
+    """
     thresholds, unread = extract(rules)
     every = resolved(thresholds, selection.catalog, selection.versions)
     thresholds = [t for t in every if t.value is not None]
@@ -78,7 +86,8 @@ def gather(selection: Selection, rules: Sequence[Rule], recipe: str | None, snap
         made_at=datetime.now(timezone.utc),
         recipe=recipe, decided_by=decided_by(selection), rules=tuple(rules), unread=unread, facts=counted, scores=scores, blank=blank,
         duration_sides=_sides(counted.seconds, [t for t in thresholds if t.column == DURATION]), density=dense,
-        failures=failures(selection), words=words(selection), losses=losses(selection), duplicates=duplicates(selection),
+        failures=failures(selection), words=words(selection), training=training(selection, run, thumbnails),
+        duplicates=duplicates(selection),
         runs=table, stages=stages, thumbnails=thumbnails)
 
 

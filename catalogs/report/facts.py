@@ -98,6 +98,15 @@ def resolution_class() -> pl.Expr:
     return found.otherwise(pl.lit("≥ 2160"))
 
 
+def aspect_class() -> pl.Expr:
+    """The name of the nearest usual shape."""
+    ratio = pl.col("width") / pl.col("height")
+    found = pl.when(ratio.is_null()).then(pl.lit(UNKNOWN))
+    for name, value in ASPECTS:
+        found = found.when((ratio / value - 1).abs() < ASPECT_TOLERANCE).then(pl.lit(name))
+    return found.otherwise(pl.lit("other"))
+
+
 def _clips(selection: Selection) -> pl.DataFrame:
     """One small row a clip: names become categories."""
     columns = ["status", "reasons", "level", "start_s", "end_s", "width", "height", "fps", "camera_motion", "split", "caption_style"]
@@ -153,16 +162,12 @@ def _reasons(clips: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def _kinds(clips: pl.DataFrame, by_video: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    ratio = pl.col("width") / pl.col("height")
-    aspect = pl.when(ratio.is_null()).then(pl.lit(UNKNOWN))
-    for name, value in ASPECTS:
-        aspect = aspect.when((ratio / value - 1).abs() < ASPECT_TOLERANCE).then(pl.lit(name))
     rate = pl.when(pl.col("fps").is_null()).then(pl.lit("none (image)")).otherwise(pl.col("fps").cast(pl.String).str.replace(r"\.0$", ""))
     sizes = [*(name for _, name in SHORT_SIDES), "≥ 2160", UNKNOWN]
     by_size = tally(clips, resolution_class())
     return {
         "Shorter side, px": by_size.sort(pl.col("name").replace_strict({name: i for i, name in enumerate(sizes)}, return_dtype=pl.Int32)),
-        "Aspect ratio": tally(clips, aspect.otherwise(pl.lit("other"))),
+        "Aspect ratio": tally(clips, aspect_class()),
         "Frame rate, frames/s": tally(clips, rate),
         "Codec": tally(by_video, pl.col("codec").fill_null(UNKNOWN)),
         "Camera motion": tally(clips, pl.col("camera_motion").cast(pl.String).fill_null("not measured")),

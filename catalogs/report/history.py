@@ -8,15 +8,16 @@ from catalogs.report import charts
 from catalogs.report.content import Content, no_clips
 from catalogs.report.facts import STATUSES
 from catalogs.report.page import Page, card, count, grid, hours, nothing, share, table, text
+from catalogs.report.training_section import write_training
 from catalogs.report.words import SAMPLE
 
 MOST_RUNS = 50
 
 
 def write_history(page: Page, content: Content) -> None:
-    """Captions, losses, duplicates and splits, runs."""
+    """Captions, training, duplicates and splits, runs."""
     _captions(page, content)
-    _losses(page, content)
+    write_training(page, content)
     _duplicates(page, content)
     _runs(page, content)
 
@@ -49,14 +50,6 @@ def _captions(page: Page, c: Content) -> None:
     flags = table(("flag", "captions", "share"), flagged, (1, 2)) if flagged else nothing("No caption is flagged.")
     tables.append(card("Flags", flags))
     page.section("captions", "Captions", lead, grid(*cards, f'<div>{"".join(tables)}</div>', kind="fit"))
-
-
-def _losses(page: Page, c: Content) -> None:
-    if not c.losses:
-        return
-    lead = ("Which clips training finds hard: the loss above (right) or below (left) the mean of its noise level and bucket, "
-            "by kinds of clips, with its standard error.")
-    page.section("loss", "Training loss", lead, grid(*(page.chart(charts.loss_dots(rows), title) for title, rows in c.losses.items())))
 
 
 def _duplicates(page: Page, c: Content) -> None:

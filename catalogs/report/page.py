@@ -52,8 +52,8 @@ class Page:
             title=text(self.title), header=self.header, contents=contents, sections=body, style=_file("page.css"), pictures=styles,
             plotly=get_plotlyjs().replace("</script", "<\\/script"), charts=_json(self.charts), script=_file("page.js"))
 
-    def thumb(self, clip_id: str, caption: str, badge: str = "") -> str:
-        """The picture of a clip, or why there is none. `caption` and `badge` are HTML."""
+    def thumb(self, clip_id: str, caption: str, badge: str = "", below: str = "") -> str:
+        """The picture of a clip, or why there is none. `caption`, `badge` and `below`, a few lines under it, are HTML."""
         picture = self.pictures.get(clip_id)
         title = text(picture.title if picture else clip_id)
         if clip_id in self._places:
@@ -61,7 +61,8 @@ class Page:
         else:
             problem = text(picture.problem if picture else "not in the catalog")
             inner = f'<div class="thumb missing" title="{title}"><b>no picture</b><span>{problem}</span></div>'
-        return f"<figure>{inner}<figcaption>{caption}{badge}</figcaption></figure>"
+        words = f'<p class="words">{below}</p>' if below else ""
+        return f"<figure>{inner}<figcaption>{caption}{badge}</figcaption>{words}</figure>"
 
 
 def text(value: Any) -> str:

@@ -131,8 +131,8 @@ def test_what_else_is_counted(demo):
     frequent = dict(c.words.frequent)
     assert frequent["dog"] == 1.0 and frequent["far"] == pytest.approx(2 / 3) and "a" not in frequent
     assert c.words.length_quantiles[1] == 8  # a dog runs script alert x script far
-    losses = c.losses["Camera motion"]
-    assert losses["clips"].to_list() == [8] and losses["mean"][0] == pytest.approx(sum(n / 20 for n in range(8)) / 8)
+    t = c.training
+    assert (t.run.run_id, t.clips, t.samples, t.mean) == ("t", 8, 16, pytest.approx(sum(n / 20 for n in range(8)) / 8))
     assert c.stages == [(EVIL, 1.0), ("motion", 0.5)] and c.density.y.name == "aesthetic" and c.density.clips == 11
 
 
