@@ -150,6 +150,16 @@ def test_a_block_is_one_graph_forward_and_back(recomputed):
     assert torch.allclose(model(**random_inputs()), random_model()(**random_inputs()), atol=1e-5) and set(model.state_dict()) == names
 
 
+def test_blocks_are_compiled_for_every_bucket():
+    """Twelve sizes: torch by itself gives up after eight."""
+    torch._dynamo.reset()
+    model = random_model()
+    compile_blocks(model, "eager")
+    for frames in range(1, 13):
+        inputs = random_inputs(batch=1, size=(frames, 4, 2))
+        assert torch.equal(model(**inputs), random_model()(**inputs))
+
+
 def test_wrong_gradients_of_a_compiler_are_told_by_name():
     """A compiler whose modulation of the first block learns nothing."""
     model, calls = random_model(), []

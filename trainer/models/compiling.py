@@ -11,12 +11,16 @@ import contextlib
 import math
 from typing import Callable, Iterator
 
+import torch
+import torch._dynamo
 from torch import Tensor, nn
 
 from datakit.errors import DatakitError
 
 TOLERANCE = 5e-2
 """Relative difference of a gradient in bf16 that is no error: the worst seen of sound ones is 1.1e-2."""
+SHAPES = 512
+"""Different inputs (buckets, full and last batches) that blocks are compiled for; torch gives up after 8."""
 LEAST = 1e-2
 """Of the root mean square of all gradients: gradients below (of the bias of k, that softmax hardly feels) are measured by it."""
 Loss = Callable[[nn.Module], Tensor]
@@ -41,6 +45,7 @@ def compile_blocks(model: nn.Module, backend: str = "inductor", mix_order_reduct
     Args:
         backend: of torch.compile; `aot_eager` traces a block forward and back as one graph without generating code.
     """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)  # the only place it can be set
     options = {"triton.mix_order_reduction": mix_order_reduction} if backend == "inductor" and _has_mix_order_reduction() else None
     for block in (*model.double_blocks, *model.single_blocks):
         block.compile(fullgraph=True, dynamic=False, backend=backend, options=options)
