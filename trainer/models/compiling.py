@@ -11,8 +11,6 @@ import contextlib
 import math
 from typing import Callable, Iterator
 
-import torch
-import torch._dynamo
 from torch import Tensor, nn
 
 from datakit.errors import DatakitError
@@ -45,7 +43,9 @@ def compile_blocks(model: nn.Module, backend: str = "inductor", mix_order_reduct
     Args:
         backend: of torch.compile; `aot_eager` traces a block forward and back as one graph without generating code.
     """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)  # the only place it can be set
+    import torch._dynamo.config as dynamo  # takes a second
+
+    dynamo.recompile_limit = max(dynamo.recompile_limit, SHAPES)  # the only place it can be set
     options = {"triton.mix_order_reduction": mix_order_reduction} if backend == "inductor" and _has_mix_order_reduction() else None
     for block in (*model.double_blocks, *model.single_blocks):
         block.compile(fullgraph=True, dynamic=False, backend=backend, options=options)
