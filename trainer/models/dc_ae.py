@@ -11,6 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from datakit.errors import ConfigError
+from trainer.models.autoencoder import Autoencoder
+from trainer.models.tiling import Tiles
+
 HEAD = 32
 SCALE = 5
 EXPANSION = 4
@@ -36,6 +40,11 @@ class DCAEConfig:
     halves_time: tuple[bool, ...] = (False, False, False, True, True, False)
     scaling: float = 0.493
 
+    def __post_init__(self) -> None:
+        for name in ("encoder_depths", "decoder_depths", "attention", "halves_time"):
+            if len(getattr(self, name)) != len(self.widths):
+                raise ConfigError(f"the autoencoder dc-ae has {len(self.widths)} widths, but {len(getattr(self, name))} {name}")
+
     @property
     def space(self) -> int:
         """Compression of height and width."""
@@ -47,37 +56,25 @@ class DCAEConfig:
         return 2 ** sum(self.halves_time[:-1])
 
 
-class DCAE(nn.Module):
-    """Videos to latents and back."""
+class DCAE(Autoencoder):
+    """Videos to latents and back. There is no spread: an autoencoder, not a VAE.
+
+    An image is a video of one frame, with one latent frame: as in the reference, nothing happens to its time. So one latent
+    frame decodes to one frame, and videos begin at 8 frames.
+    """
+
+    kind = "dc-ae"
+    tiles = Tiles(32, 256, 256)
 
     def __init__(self, config: DCAEConfig = DCAEConfig()):
-        super().__init__()
-        self.config = config
+        super().__init__(config, config.latent_channels, (config.time, config.space, config.space), 1 / config.scaling, 0.0, causal=False)
         self.encoder, self.decoder = Encoder(config), Decoder(config)
 
-    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """[c, T, H, W] of a video's latents.
+    def moments(self, video: Tensor) -> Tensor:
+        return self.encoder(video)
 
-        Raises:
-            ValueError: sizes that are no multiples of the compression.
-        """
-        c = self.config
-        if frames % c.time or height % c.space or width % c.space or not frames * height * width:
-            raise ValueError(f"{frames} frames of {height}×{width}: frames must be a multiple of {c.time}, height and width of {c.space}")
-        return c.latent_channels, frames // c.time, height // c.space, width // c.space
-
-    def encode(self, video: Tensor) -> Tensor:
-        """[B, 3, T, H, W] in −1..1 -> latents [B, c, T/4, H/32, W/32]. There is no spread: an autoencoder, not a VAE.
-
-        Raises:
-            ValueError: see `latent_shape`.
-        """
-        self.latent_shape(*video.shape[2:])
-        return self.encoder(video) / self.config.scaling
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """The way back."""
-        return self.decoder(latents * self.config.scaling)
+    def pixels(self, latents: Tensor) -> Tensor:
+        return self.decoder(latents)
 
 
 class Encoder(nn.Module):
@@ -139,7 +136,9 @@ class Ops(nn.Module):
 class Conv(nn.Module):
     """Convolution, then a norm if it has no bias, in [B, C, T, H, W]."""
 
-    def __init__(self, channels: int, out: int, kernel: int, stride: int | tuple[int, ...] = 1, groups: int = 1, bias: bool = True, norm: bool = False):
+    def __init__(
+        self, channels: int, out: int, kernel: int, stride: int | tuple[int, ...] = 1, groups: int = 1, bias: bool = True, norm: bool = False,
+    ):
         super().__init__()
         self.conv = nn.Conv3d(channels, out, kernel, stride, kernel // 2, groups=groups, bias=bias)
         if norm:
@@ -186,7 +185,7 @@ class Down(Residual):
         super().__init__(Conv(channels, out, 3, stride=self.factors))
 
     def shortcut(self, x: Tensor) -> Tensor:
-        return _mean_groups(_to_channels(x, self.factors), self.out)
+        return _mean_groups(_to_channels(x, _factors(self.factors, x)), self.out)
 
 
 class Up(Residual):
@@ -198,8 +197,9 @@ class Up(Residual):
         super().__init__(UpConv(channels, out, self.factors))
 
     def shortcut(self, x: Tensor) -> Tensor:
-        wanted = self.out * self.factors[0] * self.factors[1] * self.factors[2]
-        return _to_pixels(x.repeat_interleave(wanted // x.shape[1], 1), self.factors)
+        factors = _factors(self.factors, x)
+        wanted = self.out * factors[0] * factors[1] * factors[2]
+        return _to_pixels(x.repeat_interleave(wanted // x.shape[1], 1), factors)
 
 
 class UpConv(nn.Module):
@@ -209,7 +209,7 @@ class UpConv(nn.Module):
         self.conv = Conv(channels, out, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=tuple(map(float, self.factors)), mode="nearest"))
+        return self.conv(F.interpolate(x, scale_factor=tuple(map(float, _factors(self.factors, x))), mode="nearest"))
 
 
 class Out(Residual):
@@ -267,7 +267,8 @@ class LinearAttention(nn.Module):
         wide, heads = 3 * width, width // HEAD
         self.qkv = Conv(width, wide, 1, bias=False)
         self.aggreg = nn.ModuleList([nn.Sequential(
-            nn.Conv3d(wide, wide, SCALE, padding=SCALE // 2, groups=wide, bias=False), nn.Conv3d(wide, wide, 1, groups=3 * heads, bias=False))])
+            nn.Conv3d(wide, wide, SCALE, padding=SCALE // 2, groups=wide, bias=False),
+            nn.Conv3d(wide, wide, 1, groups=3 * heads, bias=False))])
         self.proj = Conv(2 * width, width, 1, bias=False, norm=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -292,6 +293,11 @@ class GatedConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x, gate = self.depth_conv(F.silu(self.inverted_conv(x))).chunk(2, 1)
         return self.point_conv(x * F.silu(gate))
+
+
+def _factors(factors: tuple[int, int, int], x: Tensor) -> tuple[int, int, int]:
+    """The time of an image stays."""
+    return (1, *factors[1:]) if x.shape[2] == 1 else factors
 
 
 def _mean_groups(x: Tensor, out: int) -> Tensor:

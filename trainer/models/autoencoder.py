@@ -1,0 +1,202 @@
+"""Autoencoders behind one interface: videos to latents and back, whole or in tiles.
+
+`build_autoencoder` makes HunyuanVideo's (hunyuan.py), the Video DC-AE (dc_ae.py) or a small one for CPUs (tiny_ae.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from datakit.errors import ConfigError
+from trainer.models.tiling import Piece, Tiles, pieces, tiled
+from trainer.models.weights import load_weights
+
+Kind = Literal["hunyuan", "dc-ae", "tiny"]
+LOG_VARIANCE = (-30.0, 20.0)
+"""Where log variances end; latent diffusion's (CompVis/latent-diffusion, DiagonalGaussianDistribution), which HunyuanVideo took over."""
+CONFIG_KEY = "datakit.autoencoder"
+"""Under this a file's metadata holds kind and config as JSON, see `described`."""
+EMBEDDED = {"tiny": Path(__file__).parent / "weights_tiny" / "tiny_ae.safetensors"}
+"""Weights that come with datakit, by kind; their origin is in the README beside them."""
+
+
+class Encoded(NamedTuple):
+    """The Gaussian that a video is encoded to; both [B, c, T', H', W'], scaled: (raw − shift) · scale.
+
+    Attributes:
+        std: zeros where the autoencoder has no spread.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Latents, from standard normal noise."""
+        return self.mean + self.std * noise
+
+
+class Autoencoder(nn.Module):
+    """A video autoencoder. Videos are [B, 3, T, H, W] in −1..1, latents [B, c, T', H', W'], scaled.
+
+    Each kind brings two networks: `moments` (video to raw mean and, with a spread, raw log variance, in channels), most of which
+    is the module `encoder`, and `pixels` (raw latents to video), most of which is `decoder`.
+
+    Attributes:
+        config: a frozen dataclass; its fields are the `sizes` of `build_autoencoder`.
+        channels: of latents.
+        compression: in time, height and width.
+        scale, shift: latents are (raw − shift) · scale.
+        causal: the first frame has a latent of its own: videos of 4k + 1 frames, an image is one. Otherwise images, and
+            multiples of 4 frames from 8 on: one latent frame is an image.
+        tiles: what the authors use where memory is short.
+    """
+
+    kind: Kind
+    tiles: Tiles
+
+    def __init__(self, config: Any, channels: int, compression: tuple[int, int, int], scale: float, shift: float, causal: bool):
+        super().__init__()
+        self.config, self.channels, self.compression = config, channels, compression
+        self.scale, self.shift, self.causal = scale, shift, causal
+
+    def moments(self, video: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Encoded]:
+        """The video again, from the mean or, with noise, from a sample; and what it was encoded to. For training: what wraps
+        a module (DDP, ZeRO) sees this call only."""
+        encoded = self.encode(video)
+        return self.decode(encoded.mean if noise is None else encoded.sample(noise)), encoded
+
+    def encode(self, video: Tensor, tiles: Tiles | None = None) -> Encoded:
+        """Latents of videos; with tiles, in memory bounded by one tile and the result.
+
+        Raises:
+            ValueError: sizes that do not fit, see `latent_shape`; tiles too small.
+        """
+        _, *latent = self.latent_shape(*video.shape[2:])
+        raw = tiled(self.moments, video, self._axes(latent, tiles, encoding=True)) if tiles else self.moments(video)
+        mean = (raw[:, : self.channels] - self.shift) * self.scale
+        spread = raw[:, self.channels :]
+        std = (0.5 * spread.clamp(*LOG_VARIANCE)).exp() * self.scale if spread.shape[1] else torch.zeros_like(mean)
+        return Encoded(mean, std)
+
+    def decode(self, latents: Tensor, tiles: Tiles | None = None) -> Tensor:
+        """Videos of latents. Values may leave −1..1 a little."""
+        raw = latents / self.scale + self.shift
+        return tiled(self.pixels, raw, self._axes(latents.shape[2:], tiles, encoding=False)) if tiles else self.pixels(raw)
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """[c, T', H', W'] of a video's latents.
+
+        Raises:
+            ValueError: sizes that do not fit; the message has the nearest that do.
+        """
+        t, h, w = self.compression
+        if self.causal:
+            length = round((frames - 1) / t) + 1
+        else:
+            length = 1 if frames <= 1 else max(2, round(frames / t))
+        latent = tuple(max(1, size) for size in (length, round(height / h), round(width / w)))
+        fits = (self.frames_of(latent[0]), latent[1] * h, latent[2] * w)
+        if fits != (frames, height, width):
+            lengths = f"{t}k + 1 frames" if self.causal else f"1 frame or a multiple of {t} from {2 * t} on"
+            raise ValueError(
+                f"{self.kind} takes {lengths}, height in multiples of {h} and width of {w}, not {frames} of {height}×{width}; "
+                f"the nearest is {fits[0]} of {fits[1]}×{fits[2]}")
+        return self.channels, *latent
+
+    def frames_of(self, latent_frames: int) -> int:
+        """Frames that so many latent frames decode to."""
+        if self.causal or latent_frames == 1:
+            return (latent_frames - 1) * self.compression[0] + 1
+        return latent_frames * self.compression[0]
+
+    def _axes(self, latent: list[int] | torch.Size, tiles: Tiles, encoding: bool) -> list[list[Piece]]:
+        sizes = [size // by for size, by in zip((tiles.frames, tiles.height, tiles.width), self.compression)]
+        least = (1 if self.causal else 2, 1, 1)  # a lone latent frame is an image
+        if any(size < few for size, few in zip(sizes, least)):
+            t, h, w = (few * by for few, by in zip(least, self.compression))
+            raise ValueError(
+                f"{self.kind} needs tiles of at least {t} frames of {h}×{w}, not {tiles.frames} of {tiles.height}×{tiles.width}")
+        return [pieces(length, size, tiles.overlap, (by, 1) if encoding else (1, by), lead)
+                for length, size, by, lead in zip(latent, sizes, self.compression, (int(self.causal), 0, 0))]
+
+
+def build_autoencoder(kind: Kind, weights: str | Path | None = None, **sizes: Any) -> Autoencoder:
+    """An autoencoder.
+
+    Args:
+        weights: see `trainer.models.weights.read_weights`; `embedded`: those that come with datakit; None: random.
+        sizes: fields of the kind's config, for other than the released sizes; those that the weights' file records need not be given.
+
+    Raises:
+        ConfigError: a kind or size that does not exist, weights that do not fit.
+        MissingDependency: hunyuan without diffusers.
+    """
+    model_class, config_class = _classes(kind)
+    if weights == "embedded":
+        if kind not in EMBEDDED:
+            raise ConfigError(f"no weights of the autoencoder {kind} come with datakit, only of {', '.join(EMBEDDED)}: give a file, folder or name")
+        weights = EMBEDDED[kind]
+    known = [field.name for field in dataclasses.fields(config_class)]
+    if unknown := sorted(set(sizes) - set(known)):
+        raise ConfigError(f"the autoencoder {kind} has no size {unknown[0]!r}: it has {', '.join(known)}")
+    sizes = {**(_recorded(weights, kind) if weights is not None else {}), **sizes}
+    hashable = {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
+    model = model_class(config_class(**hashable))
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def described(model: Autoencoder) -> str:
+    """Kind and config, for the metadata of a file of its weights."""
+    return json.dumps({"kind": model.kind, "config": dataclasses.asdict(model.config)}, sort_keys=True)
+
+
+def _recorded(weights: str | Path, kind: str) -> dict[str, Any]:
+    """The config that a file of weights has in its metadata, if any."""
+    from trainer.models.weights import read_metadata
+
+    found = json.loads(read_metadata(weights).get(CONFIG_KEY, "{}"))
+    if found and found["kind"] != kind:
+        raise ConfigError(f"{weights} has weights of the autoencoder {found['kind']}, not of {kind}")
+    return found.get("config", {})
+
+
+def autoencoder_hash(model: Autoencoder) -> str:
+    """32 hex digits of the kind, the config and every weight as it is now (in bf16 another than in float32)."""
+    digest = hashlib.blake2b(digest_size=16, person=b"datakit-autoenc")
+    digest.update(json.dumps([model.kind, dataclasses.asdict(model.config)], sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _classes(kind: str) -> tuple[type[Autoencoder], type]:
+    """Imported here: they import this module."""
+    if kind == "hunyuan":
+        from trainer.models.hunyuan import HunyuanConfig, HunyuanVAE
+
+        return HunyuanVAE, HunyuanConfig
+    if kind == "dc-ae":
+        from trainer.models.dc_ae import DCAE, DCAEConfig
+
+        return DCAE, DCAEConfig
+    if kind == "tiny":
+        from trainer.models.tiny_ae import TinyAE, TinyConfig
+
+        return TinyAE, TinyConfig
+    raise ConfigError(f"there is no autoencoder {kind!r}: hunyuan, dc-ae or tiny")
