@@ -77,14 +77,13 @@ def fill(plane: av.video.plane.VideoPlane, data: np.ndarray) -> None:
 def to_codes(rgb: np.ndarray, matrix: str, full_range: bool) -> list[np.ndarray]:
     """Y', Cb, Cr codes by the definition in ITU-R BT.601/709."""
     kr, kb = KR_KB[matrix]
-    r, g, b = (rgb[..., i].astype(float) / 255 for i in range(3))
-    y = kr * r + (1 - kr - kb) * g + kb * b
-    cb, cr = (b - y) / (2 * (1 - kb)), (r - y) / (2 * (1 - kr))
-    if full_range:
-        scaled = [y * 255, cb * 255 + 128, cr * 255 + 128]
-    else:
-        scaled = [y * 219 + 16, cb * 224 + 128, cr * 224 + 128]
-    return [np.clip(np.rint(p), 0, 255).astype(np.uint8) for p in scaled]
+    luma = np.array([kr, 1 - kr - kb, kb])
+    blue, red = np.array([0, 0, 1]), np.array([1, 0, 0])
+    cb, cr = (blue - luma) / (2 * (1 - kb)), (red - luma) / (2 * (1 - kr))
+    of_luma, of_chroma, black = (255, 255, 0) if full_range else (219, 224, 16)
+    weights = np.stack([luma * of_luma, cb * of_chroma, cr * of_chroma]) / 255
+    codes = cv2.transform(rgb.astype(np.float32), np.hstack([weights, [[black], [128], [128]]]))
+    return list(cv2.split(cv2.convertScaleAbs(codes)))  # rounds to the nearest, clips at 255; none is negative
 
 
 def texture(height: int, width: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
@@ -120,7 +119,7 @@ def moving(
     return frames
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)  # one for each size that tests go through
 def _world(size: int, seed: int, scale: float) -> np.ndarray:
     return texture(size, size, seed, scale)
 
