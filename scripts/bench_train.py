@@ -34,6 +34,7 @@ from trainer.flops import forward_flops
 from trainer.loader import Batch, Loader, LoaderOptions, Position
 from trainer.models.mmdit import MMDiT, MMDiTConfig
 from trainer.order import Order
+from trainer.plan import Bucket
 
 WIDE = MMDiTConfig(depth=4, depth_single_blocks=8)
 SMALL = dataclasses.replace(WIDE, hidden_size=256, num_heads=2, depth=1, depth_single_blocks=1)
@@ -109,7 +110,8 @@ def train(bench: Bench, plugin: str, size: str, batch: int, steps: int, compile_
     shape = (bench.config.in_channels // bench.config.patch_size**2, (frames - 1) // COMPRESSION[0] + 1, height // COMPRESSION[1], width // COMPRESSION[2])
     inputs = make_inputs(bench, size, batch)
     with tempfile.TemporaryDirectory() as folder, flash_attention(flash and bench.device.type == "cuda"):
-        plan, latents = synthetic_latents(Path(folder), height, width, frames, shape, batch, count=4 * batch)
+        bucket = Bucket(size, height, width, frames, batch, inputs["img"].shape[1] + bench.text)
+        plan, latents = synthetic_latents(Path(folder), bucket, shape, count=max(64, 4 * batch))
         with Loader(plan, Order(plan, 0), 0, 1, Position(0, 0), LoaderOptions(workers=2), latents) as loader:
             for _ in range(3):
                 step(engine, next(loader)[1][0], inputs, bench)
