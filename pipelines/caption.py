@@ -25,11 +25,10 @@ from datakit.errors import ConfigError, ErrorKind, MissingDependency
 from datakit.models import locate, weights_hash
 from pipelines.backends import missing_backend
 from pipelines.caption_text import UNUSABLE, repeated_texts
-from pipelines.caption_pass import CLIPS_A_BATCH
 from pipelines.decide import redecide
 from pipelines.isolate import ToolSpec
 from pipelines.language import check_language
-from pipelines.jobs import CaptionJob, ClipSpan
+from pipelines.jobs import CLIPS_A_BATCH, CaptionJob, ClipSpan
 from pipelines.prompting import FACTS as FACTS_OF_PROMPTS
 from pipelines.prompting import Prompt, load_prompt
 from pipelines.row_pass import RowJob

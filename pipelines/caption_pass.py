@@ -12,12 +12,8 @@ from datakit.clip import Span
 from datakit.errors import ErrorKind, MediaError
 from datakit.video.decode import VideoReader
 from datakit.video.picture import fit
-from pipelines.jobs import CaptionJob, ClipBatch, ClipSpan, VideoFacts
+from pipelines.jobs import CLIPS_A_BATCH, CaptionJob, ClipBatch, ClipSpan, VideoFacts
 from pipelines.score_pass import check_content
-
-
-CLIPS_A_BATCH = 4
-"""Clips that travel to the model together: halves what Ray takes of a caption."""
 
 
 def sample(job: CaptionJob) -> Iterator[ClipBatch | VideoFacts]:

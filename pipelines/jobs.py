@@ -120,6 +120,8 @@ class CaptionJob:
     side: int
 
 
+CLIPS_A_BATCH = 4
+"""Clips that travel to a language model together: halves what Ray takes of a caption."""
 CLIP_FOLDER = "clip_files"
 """Of a catalog; not inside the table `clips`, whose vacuum deletes what is not its own."""
 

@@ -11,19 +11,19 @@ import polars as pl
 
 HALF, SMALL = "scale=trunc(iw/4)*2:trunc(ih/4)*2", "scale=480:-2"
 LOGO = "drawbox=x=iw*0.82:y=ih*0.06:w=iw*0.13:h=ih*0.1:color=white:t=fill,drawbox=x=iw*0.84:y=ih*0.08:w=iw*0.09:h=ih*0.06:color=red:t=fill"
-KINDS: dict[str, tuple[list[str], str, int]] = {
-    "half": ([], HALF, 23),
-    "crf35": ([], SMALL, 35),
-    "grey": ([], f"{SMALL},hue=s=0", 23),
-    "logo": ([], f"{SMALL},{LOGO}", 23),
-    "crop": ([], f"crop=trunc(iw*0.475)*2:trunc(ih*0.475)*2,{SMALL}", 23),
-    "shift": (["-ss", "1"], SMALL, 23),
-    "off-grid": (["-ss", "1.3"], SMALL, 23),
-    "bars": ([], f"{SMALL},pad=iw:trunc(ih*0.65)*2:0:(oh-ih)/2:black", 23),
+KINDS: dict[str, tuple[float, str, int]] = {
+    "half": (0.0, HALF, 23),
+    "crf35": (0.0, SMALL, 35),
+    "grey": (0.0, f"{SMALL},hue=s=0", 23),
+    "logo": (0.0, f"{SMALL},{LOGO}", 23),
+    "crop": (0.0, f"crop=trunc(iw*0.475)*2:trunc(ih*0.475)*2,{SMALL}", 23),
+    "shift": (1.0, SMALL, 23),
+    "off-grid": (1.3, SMALL, 23),
+    "bars": (0.0, f"{SMALL},pad=iw:trunc(ih*0.65)*2:0:(oh-ih)/2:black", 23),
 }
-"""Options before the input, filters, constant rate factor. A corner logo, opaque; 5 % cropped; the start trimmed by
+"""Seconds trimmed from the start, filters, constant rate factor. A corner logo, opaque; 5 % cropped; the start trimmed by
 whole steps of the grid and by 0.6 of one; letterboxed."""
-TRIMMED = {"shift": 1.0, "off-grid": 1.3}
+TRIMMED = {kind: start for kind, (start, _, _) in KINDS.items() if start}
 
 
 class Clip(NamedTuple):
@@ -38,11 +38,23 @@ class Clip(NamedTuple):
 
 
 def make_copies(source: Path, folder: Path) -> None:
-    """All kinds of copies, named STEM.KIND.mp4, in one run of ffmpeg each."""
-    for kind, (before, filters, rate) in KINDS.items():
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *before, "-i", str(source), "-an", "-vf", filters]
-        target = folder / f"{source.stem}.{kind}.mp4"
-        subprocess.run([*command, "-c:v", "libx264", "-preset", "ultrafast", "-crf", str(rate), str(target)], check=True)
+    """All kinds of copies, named STEM.KIND.mp4. One run of ffmpeg, which decodes and scales once for all of them."""
+    small = [kind for kind, (_, filters, _) in KINDS.items() if filters.startswith(SMALL)]
+    others = [kind for kind in KINDS if kind not in small]
+    graph = [f"[0:v]split={len(others) + 1}[large]{_inputs(others)}", f"[large]{SMALL},split={len(small)}{_inputs(small)}"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(source)]
+    outputs = []
+    for kind, (start, filters, rate) in KINDS.items():
+        steps = [f"trim=start={start},setpts=PTS-{start}/TB"] if start else []
+        rest = filters.removeprefix(SMALL).removeprefix(",")
+        graph.append(f"[{kind}]{','.join([*steps, rest or 'null'])}[{kind} made]")
+        outputs += ["-map", f"[{kind} made]", "-an", "-c:v", "libx264", "-preset", "ultrafast", "-crf", str(rate)]
+        outputs.append(str(folder / f"{source.stem}.{kind}.mp4"))
+    subprocess.run([*command, "-filter_complex", ";".join(graph), *outputs], check=True)
+
+
+def _inputs(kinds: Sequence[str]) -> str:
+    return "".join(f"[{kind}]" for kind in kinds)
 
 
 def remux(source: Path, target: Path) -> Path:

@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 
@@ -84,6 +84,29 @@ def gather(engine: Engine, count: int, wait_s: float = 120.0) -> dict[str, Reply
             assert reply.key not in replies, f"second reply to {reply.key}"
             replies[reply.key] = reply
     return replies
+
+
+def texts(replies: dict[str, Reply]) -> dict[str, str]:
+    """Those of replies without errors."""
+    assert all(reply.error is None for reply in replies.values())
+    return {key: reply.text for key, reply in replies.items()}
+
+
+def at_endpoint(url: str, **changes: Any) -> Engine:
+    """An engine that asks an endpoint, with patience."""
+    return make_engine(options("openai", VllmServer.name, base_url=url, **{"patience_s": 120.0, "timeout_s": 60.0, **changes}))
+
+
+def assert_down(call: Callable[[], Any], *said: str) -> None:
+    """The call ends with one line that says all of this."""
+    try:
+        call()
+    except EngineDown as e:
+        text = str(e)
+    else:
+        raise AssertionError("it did not end")
+    assert "\n" not in text and len(text) < 500
+    assert all(part in text for part in said), text
 
 
 class EngineApart:
@@ -168,7 +191,6 @@ class VllmServer:
         environment = {
             **os.environ, "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the model's worker lives in the engine's process: one import of vLLM less
-            "PYTHONDONTWRITEBYTECODE": "",  # compiled files halve the time of an import
         }
         for name, value in arguments.items():
             command += [name, str(value)]

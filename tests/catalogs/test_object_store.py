@@ -124,6 +124,35 @@ def test_commands(catalog):
         pl.col("status") == "kept").collect().height
 
 
+def test_latents(catalog, tmp_path):
+    """Written in the order of the plan, each once; found and read from the bucket by what loaders have."""
+    from catalogs.latents import Latents, windows_of
+    from catalogs.selection import Selection
+    from trainer.latent_reading import LatentReader
+    from trainer.latents import locate
+    from trainer.mix import COLUMNS
+    from trainer.plan_settings import PlanSettings
+    from trainer.planning import make_plan
+
+    chosen = PlanSettings(fps=25, resolutions=["64px"], frames=[9], captions="optional")
+    plan = make_plan(Selection(catalog, where="split = 'train'", columns=COLUMNS), chosen, tmp_path / "plan")
+    facts = ("clip_id", "video_id", "stream", "start_pts", "end_pts", "geometry", "first", "frames", "fps")
+    windows = plan.rows(range(plan.windows.num_rows), facts)
+    rows = [{**w, "shard": "0", "bucket": plan.buckets[0].name, "dtype": "float32", "shape": [1, 1, 1, 250_000], "std": bytes(1_000_000),
+             "mean": i.to_bytes(1) * 1_000_000} for i, w in enumerate(windows)]
+    one, other = Latents(catalog, "ae"), Latents(catalog, "ae")
+    assert len(rows) > 2 and one.add(rows) == len(rows) and other.add(rows[1:]) == 0
+    (address,) = catalog.table("latents").file_uris()
+    keys = windows_of(address, ("geometry",))
+    assert keys["geometry"].to_list() == [w["geometry"] for w in windows] and keys["row"].to_list()[:3] == [0, 1, 0]  # two of 2 MB a group
+    located = locate(plan, "ae", tmp_path / "latents.arrow")
+    assert (located.found, located.missing) == (len(rows), 0)
+    reader = LatentReader(located.index, 1 << 20)
+    for i, window in enumerate(windows):
+        place = reader.find(i)
+        assert place.file == address and bytes(reader.read(place, window["geometry"], window["clip_id"]).mean) == rows[i]["mean"]
+
+
 def test_forgetting(catalog, store):
     from catalogs.check import problems
     from catalogs.forget import Forgetting, Request

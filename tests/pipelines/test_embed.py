@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections import Counter
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -48,6 +49,24 @@ def two_hundred(tmp_path_factory) -> Path:
         frames = [np.roll(frame, 7 * number, 1) for frame in shots([12 + number] * 40, 96, 128)]
         encode(folder / f"v{number}.mp4", frames, 10, pix_fmt="yuv420p", options={"crf": "24", "preset": "ultrafast"})
     return folder
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory) -> str:
+    """An aesthetic head for the small model."""
+    return head_for(tmp_path_factory.mktemp("head"), 32)
+
+
+@pytest.fixture(scope="module")
+def embedded(footage, tiny_clip, head, tmp_path_factory, ray_address) -> Path:
+    """A catalog of the six shots of bikes.mp4, embedded and rated in the pass of its ingest; to be copied."""
+    root = tmp_path_factory.mktemp("embedded") / "c"
+    ingest([str(footage["bikes.mp4"])], str(root), embedding(tiny_clip, head), ray_address)
+    return root
+
+
+def embedding(tiny_clip: Path, head: str) -> Settings:
+    return settings("embed.enabled=true", "aesthetic.enabled=true", f"embed.model={tiny_clip}", f"aesthetic.head={head}")
 
 
 def settings(*sets: str) -> Settings:
@@ -143,11 +162,9 @@ def test_an_image_pass_does_each_frame_once_and_a_rerun_none(two_hundred, tiny_c
         score(root, settings(f"embed.model={tiny_clip}", f"aesthetic.head={head_for(tmp_path, 7)}"), ["aesthetic"], ray=ray_address)
 
 
-def test_ingest_embeds_in_its_pass_and_score_gives_the_same(footage, tiny_clip, tmp_path, ray_address):
-    head = head_for(tmp_path, 32)
-    chosen = settings("embed.enabled=true", "aesthetic.enabled=true", f"embed.model={tiny_clip}", f"aesthetic.head={head}")
-    root = str(tmp_path / "c")
-    ingest([str(footage["bikes.mp4"])], root, chosen, ray_address)
+def test_ingest_embeds_in_its_pass_and_score_gives_the_same(footage, embedded, tiny_clip, head, tmp_path, ray_address):
+    chosen = embedding(tiny_clip, head)
+    root = str(shutil.copytree(embedded, tmp_path / "c"))
     first, rated = embeddings(root), Catalog(root).clips().sort("clip_id").collect()
     assert first.height == rated.height > 5
     weight, bias = load_head(head)
@@ -161,11 +178,9 @@ def test_ingest_embeds_in_its_pass_and_score_gives_the_same(footage, tiny_clip, 
     assert ingest([str(footage["bikes.mp4"])], root, chosen, ray_address).stage_cpu_s == {}, "the second ingest had nothing to do"
 
 
-def test_caption_match_is_the_mean_cosine_and_follows_the_caption(footage, tiny_clip, tmp_path, ray_address):
-    root = str(tmp_path / "c")
-    ingest([str(footage["bikes.mp4"])], root, settings(), ray_address)
+def test_caption_match_is_the_mean_cosine_and_follows_the_caption(embedded, tiny_clip, tmp_path, ray_address):
+    root = str(shutil.copytree(embedded, tmp_path / "c"))
     chosen = settings(f"embed.model={tiny_clip}")
-    score(root, chosen, ["embed"], "num_frames > 0", ray=ray_address)
     catalog = Catalog(root)
     clips = catalog.clips().sort("clip_id").collect()
     write_captions(catalog, {row["clip_id"]: (row["shard"], f"clip number {i}") for i, row in enumerate(clips.iter_rows(named=True))})
@@ -198,13 +213,12 @@ def test_without_weights_one_line_says_what_to_do(tmp_path, caplog):
     assert "Using efficientnet-lite0 instead" in caplog.text and len(caplog.text.strip().splitlines()) == 1
 
 
-def test_weights_that_do_not_load_end_the_run_and_quarantine_nothing(footage, tiny_clip, tmp_path, ray_address):
+def test_weights_that_do_not_load_end_the_run_and_quarantine_nothing(embedded, tiny_clip, tmp_path, ray_address):
     broken = tmp_path / "broken-clip"
     broken.mkdir()
     (broken / "open_clip_config.json").write_text((tiny_clip / "open_clip_config.json").read_text())
     (broken / "open_clip_pytorch_model.bin").write_bytes(b"no weights")
-    root = str(tmp_path / "c")
-    ingest([str(footage["bikes.mp4"])], root, settings(), ray_address)
+    root = str(shutil.copytree(embedded, tmp_path / "c"))
     with pytest.raises(ConfigError, match="a stage cannot start .Embed.") as error:
         score(root, settings(f"embed.model={broken}"), ["embed"], "num_frames > 0", ray=ray_address)
     assert "\n" not in str(error.value)
