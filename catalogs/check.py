@@ -94,8 +94,13 @@ def _overlaps(catalog: Catalog) -> Iterator[str]:
 
 
 def _doubles(catalog: Catalog) -> Iterator[str]:
-    """One caption per clip, style and model; one embedding per clip and model; choices that exist."""
-    keys = {"captions": (catalog.captions(), ["clip_id", "style", "model"]), "embeddings": (catalog.embeddings(), ["clip_id", "model"])}
+    """One caption per clip, style and model; one embedding per clip and model; one latent per window and autoencoder; choices that
+    exist."""
+    encoded = catalog.scan("latents").filter(pl.col("error_kind").is_null())
+    keys = {
+        "captions": (catalog.captions(), ["clip_id", "style", "model"]), "embeddings": (catalog.embeddings(), ["clip_id", "model"]),
+        "latents": (encoded, ["clip_id", "geometry", "autoencoder"]),
+    }
     for table, (rows, key) in keys.items():
         doubles = rows.select(key).filter(pl.struct(key).is_duplicated()).collect()
         if doubles.height:
@@ -120,9 +125,10 @@ def _forgotten(catalog: Catalog) -> Iterator[str]:
     forgotten = Forgotten.read(catalog)
     if forgotten.rows.is_empty():
         return
-    back = forgotten.covers(catalog.scan("clips").select(SPAN).collect()).sum()
-    if back:
-        yield f"{back} rows of clips that were forgotten are there (`datakit catalog forget {catalog.root}` removes them)"
+    for table, what in (("clips", "clips"), ("latents", "latents of clips")):
+        back = forgotten.covers(catalog.scan(table).select(SPAN).collect()).sum()
+        if back:
+            yield f"{back} rows of {what} that were forgotten are there (`datakit catalog forget {catalog.root}` removes them)"
 
 
 def _sources(catalog: Catalog) -> Iterator[str]:

@@ -253,6 +253,7 @@ class Forgetting:
         which clips and which addresses a video has goes after what has to be found by that."""
         shards = self._shards()
         edits = {name: Edit(self._keys(name), self._keep_others, shards if name in PARTITIONED else None) for name in BY_CLIP}
+        edits["latents"] = Edit(("clip_id", *SPAN), self._keep_other_latents)
         edits["clips"] = Edit(SPAN, lambda rows: (~self._all.covers(rows), {}), shards)
         edits["runs"] = Edit(("config", "counts"), self._without_addresses)
         edits["videos"] = Edit(("video_id", "run_id", "status", "clip_count"), self._keep_other_videos)
@@ -266,6 +267,10 @@ class Forgetting:
         if "video_id" in rows.columns:
             goes = goes | rows["video_id"].is_in(list(self._all.videos))
         return ~goes.fill_null(False), {}
+
+    def _keep_other_latents(self, rows: pl.DataFrame) -> tuple[pl.Series, dict[str, pl.Series]]:
+        """They know their spans: also those of clips that no version has any more go."""
+        return ~(self._all.covers(rows) | rows["clip_id"].is_in(self._id_series())), {}
 
     def _id_series(self) -> pl.Series:
         return pl.Series(list(self._ids), dtype=pl.String).implode()

@@ -56,7 +56,7 @@ def commits(catalog: Catalog, name: str) -> list[dict]:
         rows.append({
             "time": datetime.fromtimestamp(info["timestamp"] / 1000, timezone.utc), "table": name, "version": info["version"],
             "operation": operation, **{key: info.get(key) for key in ("run_id", "pipeline", "author")},
-            **_changed_rows(operation, info.get("operationMetrics") or {}),
+            **_changed_rows(operation, info.get("operationMetrics") or info),
         })
     return rows
 

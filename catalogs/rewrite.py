@@ -192,7 +192,7 @@ def _write_without(storage: Storage, path: str, edit: Edit) -> NewFile:
     name = f"{_base(path)}-forgot-{hashlib.blake2b(data, digest_size=8).hexdigest()}{_ending(path)}"
     if storage.stat(name) is None or storage.read(name) != data:
         storage.replace(name, data)
-    return NewFile(name, len(data), json.dumps(_stats(pq.read_metadata(io.BytesIO(data))), separators=(",", ":")))
+    return NewFile(name, len(data), json.dumps(statistics_of(pq.read_metadata(io.BytesIO(data))), separators=(",", ":")))
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -214,7 +214,7 @@ def _ending(path: str) -> str:
     return "." + os.path.basename(path).split(".", 1)[1]
 
 
-def _stats(about: pq.FileMetaData) -> dict:
+def statistics_of(about: pq.FileMetaData) -> dict:
     """Delta's statistics of a file: of numbers, truth values and short texts."""
     lows: dict[str, object] = {}
     highs: dict[str, object] = {}

@@ -12,7 +12,7 @@ from typing import Iterable
 
 import pyarrow as pa
 
-VERSION = 3
+VERSION = 4
 
 S, I4, I8, F4, F8, B = pa.string(), pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.bool_()
 TIME = pa.timestamp("us", "UTC")
@@ -181,6 +181,29 @@ MARKS = (
     Column("created_at", TIME, "UTC", "when", "browse"),
 )
 
+LATENTS = (
+    Column("clip_id", S, "", "the clip", "encode"),
+    Column("video_id", S, "", "its video", "encode"),
+    Column("shard", S, "", "of the clip", "encode"),
+    Column("stream", I4, "", "of the clip: stream index in the container", "encode"),
+    Column("start_pts", I8, "pts", "of the clip: first frame", "encode"),
+    Column("end_pts", I8, "pts", "of the clip: end of the last frame", "encode"),
+    Column("geometry", S, "", "of the plan: hash of everything that decides the window's pixels", "encode"),
+    Column("autoencoder", S, "", "hash of its kind, sizes and weights; partition", "encode"),
+    Column("bucket", S, "", "height × width × frames; partition", "encode"),
+    Column("first", I4, "frames", "index of the window's first frame inside the clip", "encode"),
+    Column("frames", I4, "frames", "of the window", "encode"),
+    Column("fps", F8, "frames/s", "of the window's frames (0: an image)", "encode"),
+    Column("dtype", S, "", "of the numbers: bfloat16 or float32", "encode"),
+    Column("shape", pa.list_(I4), "", "channels, time, height, width", "encode"),
+    Column("mean", pa.binary(), "", "scaled mean: little-endian, C order (null: see error)", "encode"),
+    Column("std", pa.binary(), "", "scaled spread (zeros where the autoencoder has none)", "encode"),
+    Column("error_kind", S, "", "why there is no latent; see datakit.errors.ErrorKind", "encode"),
+    Column("error", S, "", "what happened", "encode"),
+    Column("run_id", S, "", "run that wrote it", "encode"),
+    Column("created_at", TIME, "UTC", "when", "encode"),
+)
+
 LOSSES = (
     Column("clip_id", S, "", "the clip", "train"),
     Column("shard", S, "", "of the clip; the partition", "train"),
@@ -236,9 +259,11 @@ RUNS = (
 
 TABLES: dict[str, tuple[Column, ...]] = {
     "videos": VIDEOS, "clips": CLIPS, "decisions": DECISIONS, "captions": CAPTIONS, "embeddings": EMBEDDINGS,
-    "marks": MARKS, "losses": LOSSES, "runs": RUNS, "tags": TAGS, "forgotten": FORGOTTEN,
+    "marks": MARKS, "latents": LATENTS, "losses": LOSSES, "runs": RUNS, "tags": TAGS, "forgotten": FORGOTTEN,
 }
-PARTITIONED = {"clips": ["shard"], "captions": ["shard"], "embeddings": ["shard"], "losses": ["shard"]}
+PARTITIONED = {
+    "clips": ["shard"], "captions": ["shard"], "embeddings": ["shard"], "losses": ["shard"], "latents": ["autoencoder", "bucket"],
+}
 RECORDS = ("runs", "tags", "forgotten")
 """Tables about the catalog itself: no snapshot holds them, nothing restores them."""
 

@@ -56,6 +56,13 @@ class Storage:
             return open(f"{self.root}/{path}", "rb")
         return self._fs.open(f"{self._base}/{path}", "rb")
 
+    def create(self, path: str) -> BinaryIO:
+        """A file to write to, one piece after another; it is whole when it is closed."""
+        if not self.is_local:
+            return self._fs.open(f"{self._base}/{path}", "wb")
+        os.makedirs(os.path.dirname(f"{self.root}/{path}"), exist_ok=True)
+        return open(f"{self.root}/{path}", "wb")
+
     def replace(self, path: str, data: bytes, modified: float | None = None) -> None:
         """Write a file whole or not at all: readers see the one before, or this one.
 

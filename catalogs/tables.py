@@ -246,6 +246,10 @@ class Catalog:
         except CommitFailedError:
             return
 
+    def write(self, name: str, action: Callable[[DeltaTable], T]) -> T:
+        """What an action on a fresh handle gives; it is done again on conflict, on another one."""
+        return _retry(lambda: action(self._writable(name)))
+
     def restore_table(self, name: str, version: int) -> None:
         """Put the rows of an older version in place of those of the newest, as a new version."""
         _retry(lambda: self._writable(name).restore(version, commit_properties=self._signed()))
@@ -326,8 +330,7 @@ def as_arrow(name: str, rows: Sequence[dict] | pl.DataFrame) -> pa.Table:
     unknown = sorted(set(columns) - set(types))
     if unknown:
         raise CatalogError(f"table {name} has no column {', '.join(unknown)}")
-    if not isinstance(rows, pl.DataFrame):
-        rows = pl.DataFrame(rows, schema=types)
+    rows = rows if isinstance(rows, pl.DataFrame) else pl.DataFrame(rows, schema=types)
     missing = [pl.lit(None, types[n]).alias(n) for n in types if n not in rows.columns]
     return rows.with_columns(missing).select(list(types)).to_arrow().cast(schema.arrow_schema(name))
 

@@ -125,7 +125,7 @@ def sizes_of(area: int, aspects: Sequence[str], multiples: tuple[int, int]) -> t
 def tokens_of(frames: int, height: int, width: int, settings: PlanSettings) -> int:
     """Of a sample: video tokens and text."""
     time, down, across = settings.compression
-    latent_frames = (frames - 1) // time + 1 if settings.causal else frames // time
+    latent_frames = (frames - 1) // time + 1 if settings.causal else max(1, frames // time)
     return latent_frames * (height // (down * settings.patch)) * (width // (across * settings.patch)) + settings.text_tokens
 
 
@@ -179,11 +179,11 @@ def _check_frames(frames: int, settings: PlanSettings) -> None:
         below = (frames - 1) // time * time + 1
         raise ConfigError(
             f"windows of {frames} frames: a causal autoencoder takes {time}k + 1 frames, for example {below} or {below + time}")
-    if not settings.causal and (frames % time or frames < time):
-        below = max(frames // time * time, time)
+    if not settings.causal and frames != 1 and (frames % time or frames < 2 * time):
+        below = max(frames // time * time, 2 * time)
         raise ConfigError(
-            f"windows of {frames} frames: this autoencoder (plan.causal: false) takes multiples of {time} frames, for example {below} or "
-            f"{below + time}")
+            f"windows of {frames} frames: this autoencoder (plan.causal: false) takes images and multiples of {time} frames from {2 * time} on, "
+            f"for example {below} or {below + time}")
 
 
 def _check_weights(settings: PlanSettings, buckets: Sequence[Bucket]) -> None:

@@ -102,5 +102,8 @@ def _padded(frames: int, autoencoder: Autoencoder) -> tuple[int, int]:
     if not frames:
         return 0, 0
     step = autoencoder.compression[0]
-    count = -(-(frames - 1) // step) + 1 if autoencoder.causal else -(-frames // step)
+    if autoencoder.causal:
+        count = -(-(frames - 1) // step) + 1
+    else:
+        count = 1 if frames == 1 else max(2, -(-frames // step))
     return autoencoder.frames_of(count), count

@@ -15,6 +15,7 @@ from trainer.conditions import MODES, given_condition
 from trainer.config import AutoencoderSettings, DiTModelSettings, DiTSettings
 from trainer.diffusion import Guidance, Text, condition, denoise, losses, noised, shift, training_time, velocity_of
 from trainer.draws import draw
+from trainer.encoding import pixels
 from trainer.loader import Batch
 from trainer.models.autoencoder import Autoencoder, build_autoencoder
 from trainer.models.export import load_mmdit
@@ -148,8 +149,7 @@ class DiTTask:
         return losses(velocity_of(model, self.patch)(seen, cond, text.states, text.pooled, times), target)
 
     def _video(self, batch: Batch) -> Tensor:
-        weights = next(self.autoencoder.parameters())
-        return batch.video.to(self.device).to(weights.dtype) / 127.5 - 1
+        return pixels(batch.video.to(self.device), self.autoencoder)
 
     def _condition(self, batch: Batch, modes: Sequence[str], mean: Tensor) -> Tensor:
         """[B, c + 1, T', H', W'], of each sample by its mode."""

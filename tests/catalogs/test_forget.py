@@ -81,9 +81,15 @@ def build(root: Path) -> Catalog:
     return catalog
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Catalog:
+    """To be copied."""
+    return build(tmp_path_factory.mktemp("built") / "a catalog äß")
+
+
 @pytest.fixture
-def catalog(tmp_path) -> Catalog:
-    return build(tmp_path / "a catalog äß")
+def catalog(built, tmp_path) -> Catalog:
+    return copied(built, tmp_path / "a catalog äß")
 
 
 def versions_of(catalog: Catalog, name: str) -> dict[int, pl.DataFrame]:

@@ -1,6 +1,7 @@
-"""A catalog of schema version 1 opens after an upgrade, with its rows as they were."""
+"""A catalog of an earlier schema version opens after an upgrade, with its rows as they were."""
 
 import json
+import shutil
 
 import pytest
 from deltalake import DeltaTable, write_deltalake
@@ -49,6 +50,23 @@ def test_an_old_catalog_says_what_to_do_and_opens_after_it(old):
     assert (view["motion"][0], view["status"][0], view["content_hash"][0], view["caption"][0]) == (4.0, "kept", None, None)
     assert not list(problems(Catalog(old), sources=False))
     assert upgrade(old) == []
+
+
+def test_version_3_lacks_latents_only(old):
+    upgrade(old)
+    shutil.rmtree(f"{old}/latents")
+    for name in schema.TABLES:
+        if name != "latents":
+            DeltaTable(f"{old}/{name}").alter.set_table_description(json.dumps({"schema": 3, "shard_digits": 1}))
+    with pytest.raises(CatalogError, match="has schema version 3.*catalog upgrade"):
+        Catalog(old)
+    before = {name: DeltaTable(f"{old}/{name}").version() for name in ("clips", "captions")}
+    assert upgrade(old) == ["table latents"]
+    catalog = Catalog(old)
+    assert catalog.scan("latents").collect().is_empty()
+    assert catalog.table("latents").metadata().partition_columns == ["autoencoder", "bucket"]
+    assert catalog.at(before).clips(before, ["clip_id"]).collect().height == 1  # snapshots from before the upgrade
+    assert not list(problems(catalog, sources=False)) and upgrade(old) == []
 
 
 def test_an_upgrade_that_was_interrupted_goes_on(old):

@@ -14,7 +14,7 @@ from datakit.errors import ConfigError
 from trainer.conditions import MODES, given_condition, latent_frames
 from trainer.config import DiTSettings, load_settings
 from trainer.dit import DiTTask, build_model
-from trainer.dit_run import DiTJob, train_dit
+from trainer.dit_run import train_dit
 from trainer.loader import Batch, Loader, LoaderOptions, Position
 from trainer.loop import NotFinite
 from trainer.models.autoencoder import build_autoencoder

@@ -137,7 +137,8 @@ class Conv(nn.Module):
     """Convolution, then a norm if it has no bias, in [B, C, T, H, W]."""
 
     def __init__(
-        self, channels: int, out: int, kernel: int, stride: int | tuple[int, ...] = 1, groups: int = 1, bias: bool = True, norm: bool = False,
+        self, channels: int, out: int, kernel: int, stride: int | tuple[int, ...] = 1, groups: int = 1, bias: bool = True,
+        norm: bool = False,
     ):
         super().__init__()
         self.conv = nn.Conv3d(channels, out, kernel, stride, kernel // 2, groups=groups, bias=bias)
