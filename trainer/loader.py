@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import prod
@@ -140,7 +141,7 @@ class Loader:
         broken = [Broken(r.window, r.kind, r.message) for r in replaced]
         self._reader = SampleReader(spec, broken)
         self._patience = Patience(options.retries, options.backoff_s, options.deadline_s)
-        self._pin = options.pin and torch.cuda.is_available()
+        self._pin_for = torch.cuda.current_device() if options.pin and torch.cuda.is_available() else None
         self._sizes = [self._sample_bytes(i) for i in range(len(plan.buckets))]
         self._ahead: Prefetcher[_Landed] | None = None
         self._coming = self._flights(self.position)
@@ -241,7 +242,9 @@ class Loader:
         """[parts, *shape] of copied bytes; None of nothing. By NumPy: torch would wake its threads for each."""
         if not parts:
             return None
-        whole = torch.empty((len(parts), parts[0].nbytes), dtype=torch.uint8, pin_memory=self._pin)
+        # In the thread that reads ahead the current device would be the first, whatever the rank's is.
+        with nullcontext() if self._pin_for is None else torch.cuda.device(self._pin_for):
+            whole = torch.empty((len(parts), parts[0].nbytes), dtype=torch.uint8, pin_memory=self._pin_for is not None)
         np.stack(parts, out=whole.numpy())
         return whole.view(getattr(torch, dtype)).view(len(parts), *shape)
 

@@ -143,10 +143,6 @@ class Crew:
         self._failures: dict[int, int] = {}
         self._false_starts = 0
 
-    @property
-    def pids(self) -> list[int]:
-        return [w.process.pid for w in self._workers if w is not None]
-
     def give(self, task: Task) -> None:
         self._waiting[task.worker].append(task)
 

@@ -211,7 +211,7 @@ def test_a_source_that_was_exchanged_is_broken(films, tmp_path):
 
 def test_processes_bring_what_this_one_does_and_leave_nothing_behind(plan, unbroken):
     seen, states, replaced = unbroken
-    shared, children = set(os.listdir("/dev/shm")), set(psutil.Process().children(recursive=True))
+    children = set(psutil.Process().children(recursive=True))
     with Loader(plan, Order(plan, 5), 0, 1, START, LoaderOptions(workers=2, prefetch_mb=1)) as loader:
         first = [samples(batches) for _, batches in islice(loader, 4)]
         processes = set(psutil.Process().children(recursive=True)) - children
@@ -220,6 +220,7 @@ def test_processes_bring_what_this_one_does_and_leave_nothing_behind(plan, unbro
             libraries = Path(f"/proc/{process.pid}/maps").read_text()
             assert "libavcodec" in libraries  # it does read
             assert "deltalake" not in libraries and "libtorch" not in libraries
+            assert "memfd:datakit-loader" in libraries and "/dev/shm" not in libraries
         # One of them dies of it: another takes its place, and nothing is lost.
         os.kill(next(iter(processes)).pid, signal.SIGKILL)
         assert first + [samples(batches) for _, batches in islice(loader, STEPS - 4)] == seen
@@ -227,11 +228,16 @@ def test_processes_bring_what_this_one_does_and_leave_nothing_behind(plan, unbro
         # What was read ahead is not in the state.
         assert loader.state() == states_after(plan, states)
         assert loader.waited_s > 0
-    assert set(os.listdir("/dev/shm")) == shared
+    assert "datakit-loader" not in Path("/proc/self/maps").read_text()
+    assert not any("datakit-loader" in os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if fd_is_open(fd))
     assert set(psutil.Process().children(recursive=True)) <= children
     with pytest.raises(DatakitError, match="closed"):
         next(loader)
         next(loader)
+
+
+def fd_is_open(fd: str) -> bool:
+    return os.path.lexists(f"/proc/self/fd/{fd}")
 
 
 def states_after(plan, states: dict[int, dict]) -> dict:
