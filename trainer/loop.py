@@ -196,14 +196,10 @@ class Loop:
 
     def _rates(self) -> dict[str, float]:
         """This rank's rates and those of the others: work adds up, the wait is the mean."""
-        rates = self.meter.read()
-        names = list(rates)
-        total = torch.tensor([rates[name] for name in names], dtype=torch.float64)
-        dist.all_reduce(total)
-        world = dist.get_world_size()
+        world, total = dist.get_world_size(), _added(self.meter.read())
         copies = world / self._engine.world  # ranks that share their samples
         add_up = {"samples_per_s", "tokens_per_s"}
-        return {name: value / (copies if name in add_up else world) for name, value in zip(names, total.tolist())}
+        return {name: value / (copies if name in add_up else world) for name, value in total.items()}
 
 
 class _Sums:
@@ -221,14 +217,20 @@ class _Sums:
 
     def read(self, engine: Engine) -> dict[str, float]:
         """Means over the steps, of all ranks."""
-        names = list(self._values)
-        total = torch.stack([self._values[name] for name in names]).cpu()
-        dist.all_reduce(total)
+        values = {name: value.item() for name, value in self._values.items()}
         copies = dist.get_world_size() / engine.world
-        found = {name: value / copies / self._steps for name, value in zip(names, total.tolist())}
+        found = {name: value / copies / self._steps for name, value in _added(values).items()}
         found |= {"norm": self._norm / self._steps, "lr": engine.rate}
         self.__init__()
         return found
+
+
+def _added(values: dict[str, float]) -> dict[str, float]:
+    """By name, over all ranks: one that had nothing real to do may lack some."""
+    everywhere: list[dict[str, float]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(everywhere, values)
+    names = dict.fromkeys(name for each in everywhere for name in each)
+    return {name: sum(each.get(name, 0.0) for each in everywhere) for name in names}
 
 
 def _union(replaced: list[dict]) -> list[dict]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from handplans import bucket, window
 from makevideo import encode
 
@@ -183,6 +184,27 @@ def shards(folder: Path) -> list[torch.Tensor]:
     from safetensors.torch import load_file
 
     return [tensor for path in sorted(folder.rglob("*.safetensors")) for _, tensor in sorted(load_file(path).items())]
+
+
+def test_any_number_of_processes_trains_on_the_same(home, tmp_path, monkeypatch):
+    """Two processes through the command line (the last step of an epoch has work for one of them only), then one: the losses of one all along."""
+    from trainer.launch import on_this_machine
+
+    settings = settings_for(home, "steps=6", "checkpoint.every=3", "validation.every=3")
+    train_dit(Request(tmp_path / "one", plan=home / "plan", quiet=True), settings)
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    on_this_machine(2, ["train", "dit", "--plan", str(home / "plan"), "--config", str(file), "--set", "steps=3", "--out", str(tmp_path / "two")], tmp_path / "two")
+    assert sum(path.name.startswith("shard") and path.suffix == ".safetensors" for path in (tmp_path / "two" / "checkpoints" / "step-000003").rglob("*")) == 2
+    train_dit(Request(tmp_path / "two", resume=True, quiet=True), settings)
+    for name, within in (("loss", 1e-4), ("val_loss", 1e-4), ("norm", 1e-3)):
+        one, two = (numbers(tmp_path / run / "log.jsonl", name) for run in ("one", "two"))
+        assert one.keys() == two.keys() and all(two[step] == pytest.approx(one[step], rel=within) for step in one), name
+
+
+def numbers(log: Path, name: str) -> dict[int, float]:
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return {line["step"]: line[name] for line in lines if name in line}
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_clip(home, tmp_path, monkeypatch):
