@@ -15,6 +15,7 @@ import typer
 from datakit.catalog_cli import CatalogOption, JsonOption, catalog_app
 from datakit.errors import ConfigError, DatakitError
 from trainer.encode_cli import run_encode
+from trainer.eval_cli import vae as eval_vae
 from trainer.plan_cli import plan
 from trainer.train_cli import train_app
 
@@ -25,12 +26,15 @@ app = typer.Typer(
     help="Raw video in, a versioned Parquet catalog of scored clips out.",
 )
 run_app = typer.Typer(no_args_is_help=True, help="Pipelines, on Ray.")
+eval_app = typer.Typer(no_args_is_help=True, help="How good a model is.")
 models_app = typer.Typer(no_args_is_help=True, help="Weights: which there are, where they lie, and bringing them here.")
 app.add_typer(run_app, name="run")
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(models_app, name="models")
 app.add_typer(train_app, name="train")
+app.add_typer(eval_app, name="eval")
 app.command("plan")(plan)
+eval_app.command("vae")(eval_vae)
 run_app.command("encode")(run_encode)
 
 ConfigOption = Annotated[Optional[Path], typer.Option("--config", help="YAML file of settings.")]

@@ -147,7 +147,8 @@ def build_autoencoder(kind: Kind, weights: str | Path | None = None, **sizes: An
     model_class, config_class = _classes(kind)
     if weights == "embedded":
         if kind not in EMBEDDED:
-            raise ConfigError(f"no weights of the autoencoder {kind} come with datakit, only of {', '.join(EMBEDDED)}: give a file, folder or name")
+            raise ConfigError(
+                f"no weights of the autoencoder {kind} come with datakit (of {', '.join(EMBEDDED)} do): give a file, folder or name")
         weights = EMBEDDED[kind]
     known = [field.name for field in dataclasses.fields(config_class)]
     if unknown := sorted(set(sizes) - set(known)):
