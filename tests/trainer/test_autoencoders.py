@@ -293,8 +293,8 @@ def trained(footage):
 @pytest.mark.parametrize("weights", ["trained", "random"])
 @pytest.mark.parametrize(("tiles", "clip", "most"), [
     (Tiles(64, 64, 128, 0.25), "wide", 1e-6),  # a quarter of what tiles share is more than pixels know of their neighbourhood
-    (Tiles(64, 64, 64, 0.5), "wide", 1.5e-2),
-    (Tiles(24, 64, 64, 0.25), "long", 1.5e-2)])
+    (Tiles(64, 64, 64, 0.5), "wide", 2e-2),
+    (Tiles(24, 64, 64, 0.25), "long", 2e-2)])
 def test_tiles_of_the_tiny_one_are_as_the_whole(trained, weights, tiles, clip, most):
     """Largest differences anywhere, in parts of the range of pixels; measured 0, 0.6 % to 1 %, 0.5 % to 1.4 %, and on average
     below 0.05 %. Without overlap they are far larger: the test can fail."""
