@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -359,8 +360,9 @@ def kill_who_opens(pipe: Path, over: threading.Event) -> None:
             time.sleep(0.02)
             continue
         for process in psutil.Process().children():
-            if "trainer.reader_process" in process.cmdline():  # other tests' Ray is a child as well
-                process.kill()
+            with suppress(psutil.NoSuchProcess):  # gone already
+                if "trainer.reader_process" in process.cmdline():  # other tests' Ray is a child as well
+                    process.kill()
         os.close(writer)
 
 

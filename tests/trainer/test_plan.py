@@ -535,7 +535,7 @@ def test_the_planned_frames_are_there_in_real_files(tmp_path):
     for rate in (25, 30, 50, 60):
         encode(tmp_path / "v" / f"{rate}.mp4", frames(60), rate)
     uneven = [round(i * 1000 / 30) for i in range(60) if i % 7]
-    encode(tmp_path / "v" / "vfr.mkv", frames(len(uneven)), 30, pts=uneven, time_base=Fraction(1, 1000))
+    encode(tmp_path / "v" / "vfr.mp4", frames(len(uneven)), 30, pts=uneven, time_base=Fraction(1, 1000))
     table = tmp_path / "table.csv"
     table.write_text("path,text\n" + "".join(f"{path},a\n" for path in sorted((tmp_path / "v").iterdir())))
     import_dataset(str(table), str(tmp_path / "c"))
