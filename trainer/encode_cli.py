@@ -12,6 +12,7 @@ import typer
 
 from datakit.catalog_cli import JsonOption
 from datakit.errors import ConfigError
+from datakit.extras import require
 
 if TYPE_CHECKING:
     from trainer.encode import Encoded, EncodeSettings, Estimate
@@ -30,6 +31,7 @@ def run_encode(
     as_json: JsonOption = False,
 ) -> None:
     """Encode the windows of plans with an autoencoder, once: training then reads latents and not videos."""
+    require("encoding", "train", "torch", "safetensors")
     from pipelines.console import ClipBar
     from trainer.encode import encode
 

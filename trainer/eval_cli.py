@@ -13,6 +13,7 @@ import typer
 
 from datakit.catalog_cli import JsonOption, SnapshotOption
 from datakit.errors import ConfigError
+from datakit.extras import require
 
 if TYPE_CHECKING:
     from trainer.evaluate_vae import Evaluation, Interval
@@ -52,6 +53,7 @@ def vae(
     as_json: JsonOption = False,
 ) -> None:
     """How good an autoencoder is on clips: PSNR, SSIM, LPIPS, and its rate. Without --split, on clips that no training sees."""
+    require("evaluation", "train", "torch", "safetensors")
     import torch
 
     from trainer.config import AutoencoderSettings

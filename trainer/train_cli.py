@@ -11,6 +11,7 @@ import typer
 
 from datakit.catalog_cli import JsonOption, SnapshotOption
 from datakit.errors import ConfigError
+from datakit.extras import require
 
 train_app = typer.Typer(no_args_is_help=True, help="Training, from a catalog's clips.")
 KEPT = "status = 'kept'"
@@ -35,6 +36,7 @@ def dit(
     resume: ResumeOption = False, nproc: NprocOption = 1, ray: RayOption = None, as_json: JsonOption = False,
 ) -> None:
     """Train a video diffusion transformer (MMDiT) by rectified flow."""
+    require("training", "train", "torch", "colossalai", "peft", "safetensors")
     from trainer.config import DiTSettings
 
     chosen = _settings(DiTSettings, out, preset, config, settings or [], resume)
@@ -48,6 +50,7 @@ def vae(
     resume: ResumeOption = False, nproc: NprocOption = 1, ray: RayOption = None, as_json: JsonOption = False,
 ) -> None:
     """Train a video autoencoder: L1, perceptual distance, divergence, and a discriminator from a step on."""
+    require("training", "train", "torch", "colossalai", "peft", "safetensors")
     from trainer.vae_settings import VAESettings
 
     chosen = _settings(VAESettings, out, preset, config, settings or [], resume)
