@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import math
 from pathlib import Path
 
 import av
@@ -267,37 +266,22 @@ def test_gradients_pass_through_tiles(models):
 
 @pytest.fixture(scope="module")
 def trained(footage):
-    """The tiny one after 120 steps on real frames, and clips of the same film: 5 × 64 × 256 and 49 × 64 × 64."""
+    """The tiny one that comes with datakit, and real clips: 5 × 64 × 256 and 49 × 64 × 64."""
     with av.open(str(footage["bikes.mp4"])) as file:
-        frames = np.stack([frame.to_ndarray(format="rgb24") for frame, _ in zip(file.decode(video=0), range(110))])
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame, _ in zip(file.decode(video=0), range(200))])
     film = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-    torch.manual_seed(0)
-    model = build_autoencoder("tiny")
-    optimizer = torch.optim.Adam(model.parameters(), 4e-3)
-    draw = torch.Generator().manual_seed(0)
-    for _ in range(120):
-        t, y, x = (int(torch.randint(0, high, (), generator=draw)) for high in (110 - 9, film.shape[3] - 64, film.shape[4] - 64))
-        clip = film[:, :, t : t + 9, y : y + 64, x : x + 64]
-        loss = (model(clip)[0] - clip).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    clips = {"wide": film[:, :, 60:65, 100:164, 200:456], "long": film[:, :, 60:109, 100:164, 200:264]}
-    with torch.no_grad():
-        error = (model(clips["wide"])[0] - clips["wide"]).square().mean()
-    assert 10 * math.log10(RANGE**2 / error) > 16  # untrained: 9
-    return model, clips
+    return build_autoencoder("tiny", "embedded"), {"wide": film[:, :, 60:65, 100:164, 200:456], "long": film[:, :, 150:199, 100:164, 0:64]}
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("weights", ["trained", "random"])
 @pytest.mark.parametrize(("tiles", "clip", "most"), [
     (Tiles(64, 64, 128, 0.25), "wide", 1e-6),  # a quarter of what tiles share is more than pixels know of their neighbourhood
-    (Tiles(64, 64, 64, 0.5), "wide", 2e-2),
-    (Tiles(24, 64, 64, 0.25), "long", 2e-2)])
+    (Tiles(64, 64, 64, 0.5), "wide", 1e-2),
+    (Tiles(24, 64, 64, 0.25), "long", 1e-2)])
 def test_tiles_of_the_tiny_one_are_as_the_whole(trained, weights, tiles, clip, most):
-    """Largest differences anywhere, in parts of the range of pixels; measured 0, 0.6 % to 1 %, 0.5 % to 1.4 %, and on average
-    below 0.05 %. Without overlap they are far larger: the test can fail."""
+    """Largest differences anywhere, in parts of the range of pixels; measured 0, 0.2 % to 0.7 %, 0.6 % to 1.2 % (of random weights,
+    which may differ half as much again), and on average below 0.05 %. Without overlap they are far larger: the test can fail."""
     model, clips = trained
     if weights == "random":
         torch.manual_seed(0)
@@ -306,7 +290,7 @@ def test_tiles_of_the_tiny_one_are_as_the_whole(trained, weights, tiles, clip, m
     latents = model.encode(video).mean
     whole = model.decode(latents)
     difference = (model.decode(model.encode(video, tiles).mean, tiles) - whole).abs() / RANGE
-    assert difference.max() <= most and difference.mean() <= 1e-3
+    assert difference.max() <= (most if weights == "trained" else 1.5 * most) and difference.mean() <= 1e-3
     hard = Tiles(tiles.frames, tiles.height, tiles.width, 0.0)
     assert (model.decode(latents, hard) - whole).abs().max() / RANGE >= 3e-2
 
