@@ -21,6 +21,7 @@ from trainer.flops import forward_flops
 from trainer.latents import locate
 from trainer.loader import Batch, Loader, Position, Replacement
 from trainer.loop import Ended, Stepped
+from trainer.models.attention import describe
 from trainer.models.autoencoder import Autoencoder, autoencoder_hash
 from trainer.models.compiling import check_gradients
 from trainer.models.mmdit import MMDiT, MMDiTConfig
@@ -49,6 +50,9 @@ def train_dit(request: Request, settings: DiTSettings) -> Ended:
     model = build_model(settings.model, autoencoder, encoder, settings.seed).to(prepared.device)
     if settings.engine.compile and settings.check_compile:
         check_compiled(model, max(prepared.plan.buckets, key=lambda b: b.tokens), task, prepared.device)
+    if prepared.main and not request.quiet:
+        dtype = torch.bfloat16 if settings.engine.precision == "bf16" else torch.float32
+        print(describe(prepared.device, dtype, settings.model.hidden_size // settings.model.num_heads), flush=True)
     job = DiTJob(prepared, task, Engine(model, settings.engine, settings.optimizer, prepared.device), model.config)
     return train(prepared, job, latents_of(prepared, autoencoder), flops_known=True)
 

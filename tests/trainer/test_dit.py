@@ -220,10 +220,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_clip(home, tmp_pat
         train_dit(Request(tmp_path / "run", plan=home / "plan", quiet=True), settings_for(home, "steps=5"))
 
 
-def test_previews_are_videos_of_captions(home, tmp_path):
-    train_dit(Request(tmp_path / "run", plan=home / "plan", quiet=True), settings_for(home, "steps=1", "preview.every=1", "preview.steps=2", "validation.every=0"))
+def test_previews_are_videos_of_captions(home, tmp_path, capsys):
+    train_dit(Request(tmp_path / "run", plan=home / "plan"), settings_for(home, "steps=1", "preview.every=1", "preview.steps=2", "validation.every=0"))
     from datakit.video.probe import probe
 
+    said = capsys.readouterr().out
+    assert "attention: torch's scaled_dot_product_attention on cpu" in said and "step 1/1: loss" in said
     made = sorted((tmp_path / "run" / "previews" / "step-000001").glob("*.mp4"))
     assert [path.name for path in made] == ["00.mp4", "01.mp4"]
     facts = probe(str(made[0]))
