@@ -41,16 +41,24 @@ def on_this_machine(count: int, arguments: Sequence[str], folder: Path) -> None:
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
     processes: list[subprocess.Popen] = []
     logs = [folder / "ranks" / f"rank-{rank}.log" for rank in range(count)]
+    asked: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        asked.append(number)
+        _tell(processes, number)
+
     previous = {}
     try:
+        for number in (signal.SIGINT, signal.SIGTERM):  # before a process starts that a signal would not reach
+            previous[number] = signal.signal(number, stop)
         for rank in range(count):
             environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             with open(logs[rank] if rank else os.devnull, "w") as log:
                 said = {} if rank == 0 else {"stdout": log, "stderr": log}
                 # of its own session, so that Ctrl-C at the terminal comes once, from here
                 processes.append(subprocess.Popen([sys.executable, "-m", "datakit.cli", *arguments], env=environment, start_new_session=True, **said))
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, lambda number, frame: _tell(processes, number))
+            for number in asked:
+                _tell(processes[-1:], number)
         codes = _wait(processes)
     finally:
         for number, handler in previous.items():

@@ -1,11 +1,9 @@
 """Around the loop: numbers, the watchdog, processes on this machine."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -90,18 +88,39 @@ def test_processes_of_this_machine(tmp_path, monkeypatch):
     program.write_text(
         "import os, sys, time\nrank = os.environ['RANK']\nopen(f'{sys.argv[2]}/{rank}', 'w').write(os.environ['WORLD_SIZE'])\n"
         "if sys.argv[1] == 'fail' and rank == '1':\n    print('some more'); sys.exit('datakit: rank one has no heart')\n"
-        "if sys.argv[1] == 'fail' or sys.argv[1] == 'wait':\n    time.sleep(60)\n")
-    before = signal.getsignal(signal.SIGTERM)
+        "if sys.argv[1] == 'fail':\n    time.sleep(60)\n")
     monkeypatch.setattr(sys, "executable", _without_module(tmp_path, program))
     on_this_machine(3, ["pass", str(tmp_path)], tmp_path)
     assert [(tmp_path / str(rank)).read_text() for rank in range(3)] == ["3"] * 3
     started = time.monotonic()
     with pytest.raises(DatakitError, match="rank 1 of 2 ended with code 1: datakit: rank one has no heart"):
         on_this_machine(2, ["fail", str(tmp_path)], tmp_path)
-    threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    with pytest.raises(DatakitError, match="rank 0 of 2 ended with code -15"):
-        on_this_machine(2, ["wait", str(tmp_path)], tmp_path)
-    assert time.monotonic() - started < 30 and signal.getsignal(signal.SIGTERM) == before
+    assert time.monotonic() - started < 30
+
+
+def test_signals_reach_all_processes(tmp_path):
+    """In a process of its own, so that a signal never comes to the one that runs the tests."""
+    program = tmp_path / "program.py"
+    program.write_text("import os, sys, time\nopen(f'{sys.argv[2]}/{os.environ[\"RANK\"]}', 'w').close()\ntime.sleep(60)\n")
+    code = f"""
+import signal, sys
+from pathlib import Path
+from trainer.launch import on_this_machine
+from datakit.errors import DatakitError
+before = signal.getsignal(signal.SIGTERM)
+sys.executable = {_without_module(tmp_path, program)!r}
+try:
+    on_this_machine(2, ["wait", {str(tmp_path)!r}], Path({str(tmp_path)!r}))
+except DatakitError as e:
+    print(e, signal.getsignal(signal.SIGTERM) == before)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not all((tmp_path / str(rank)).exists() for rank in range(2)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=30)
+    assert said == "rank 0 of 2 ended with code -15 True\n"
 
 
 def _without_module(folder: Path, program: Path) -> str:
