@@ -12,7 +12,7 @@ from typing import Iterable
 
 import pyarrow as pa
 
-VERSION = 4
+VERSION = 5
 
 S, I4, I8, F4, F8, B = pa.string(), pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.bool_()
 TIME = pa.timestamp("us", "UTC")
@@ -216,6 +216,44 @@ LOSSES = (
     Column("to_step", I8, "steps", "step after the last", "train"),
 )
 
+SAMPLES = (
+    Column("sample_id", S, "", "hash of everything that decides its pixels: prompts, references, seed, number, options, weights", "sample"),
+    Column("status", S, "", "queued, encoded, denoised, done, failed", "sample"),
+    Column("error_kind", S, "", "why it failed; see datakit.errors.ErrorKind", "sample"),
+    Column("error", S, "", "what happened", "sample"),
+    Column("name", S, "", "of its file, without suffix", "sample"),
+    Column("path", S, "", "file or folder, relative to the catalog (null: not done)", "sample"),
+    Column("video_id", S, "", "row of `videos` (null: not done, or not a video file)", "sample"),
+    Column("clip_id", S, "", "row of `clips`", "sample"),
+    Column("prompt", S, "", "as it was given", "sample"),
+    Column("refined", S, "", "as a language model rewrote it (null: it did not)", "sample"),
+    Column("text", S, "", "what the model was told, frame rate and motion score included", "sample"),
+    Column("negative", S, "", "negative prompt; empty: none", "sample"),
+    Column("motion", I4, "", "motion score told (null: none)", "sample"),
+    Column("mode", S, "", "t2v, i2v_head, i2v_tail, i2v_loop, v2v_head …; see trainer.conditions", "sample"),
+    Column("references", pa.list_(S), "", "pictures and videos that were given", "sample"),
+    Column("source_clip", S, "", "clip_id whose caption and frames these are (null: none)", "sample"),
+    Column("seed", I8, "", "of the run", "sample"),
+    Column("number", I4, "", "of the samples of one prompt and seed", "sample"),
+    Column("num_frames", I4, "frames", "of the video", "sample"),
+    Column("height", I4, "px", "of the video", "sample"),
+    Column("width", I4, "px", "of the video", "sample"),
+    Column("fps", F8, "frames/s", "of the video", "sample"),
+    Column("steps", I4, "steps", "of the schedule", "sample"),
+    Column("guidance", F8, "", "scale on the text", "sample"),
+    Column("image_guidance", F8, "", "scale on the references", "sample"),
+    Column("options", S, "", "everything else that decides the result, JSON", "sample"),
+    Column("checkpoint", S, "", "weights of the model, as they were named", "sample"),
+    Column("checkpoint_hash", S, "", "of their content", "sample"),
+    Column("encode_s", F8, "s", "its share of encoding text and references", "sample"),
+    Column("denoise_s", F8, "s", "its share of its batch", "sample"),
+    Column("decode_s", F8, "s", "decoding and writing", "sample"),
+    Column("forwards", I4, "", "of the model, for this sample", "sample"),
+    Column("run_id", S, "", "run that made it", "sample"),
+    Column("created_at", TIME, "UTC", "when its row was entered", "sample"),
+    Column("finished_at", TIME, "UTC", "when its file was written", "sample"),
+)
+
 TAGS = (
     Column("name", S, "", "of the snapshot", "tag"),
     Column("versions", S, "", "the version of every table, JSON", "tag"),
@@ -259,7 +297,7 @@ RUNS = (
 
 TABLES: dict[str, tuple[Column, ...]] = {
     "videos": VIDEOS, "clips": CLIPS, "decisions": DECISIONS, "captions": CAPTIONS, "embeddings": EMBEDDINGS,
-    "marks": MARKS, "latents": LATENTS, "losses": LOSSES, "runs": RUNS, "tags": TAGS, "forgotten": FORGOTTEN,
+    "marks": MARKS, "latents": LATENTS, "losses": LOSSES, "samples": SAMPLES, "runs": RUNS, "tags": TAGS, "forgotten": FORGOTTEN,
 }
 PARTITIONED = {
     "clips": ["shard"], "captions": ["shard"], "embeddings": ["shard"], "losses": ["shard"], "latents": ["autoencoder", "bucket"],

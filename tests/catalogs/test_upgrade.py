@@ -52,16 +52,17 @@ def test_an_old_catalog_says_what_to_do_and_opens_after_it(old):
     assert upgrade(old) == []
 
 
-def test_version_3_lacks_latents_only(old):
+def test_version_3_lacks_latents_and_samples_only(old):
     upgrade(old)
-    shutil.rmtree(f"{old}/latents")
+    for name in ("latents", "samples"):
+        shutil.rmtree(f"{old}/{name}")
     for name in schema.TABLES:
-        if name != "latents":
+        if name not in ("latents", "samples"):
             DeltaTable(f"{old}/{name}").alter.set_table_description(json.dumps({"schema": 3, "shard_digits": 1}))
     with pytest.raises(CatalogError, match="has schema version 3.*catalog upgrade"):
         Catalog(old)
     before = {name: DeltaTable(f"{old}/{name}").version() for name in ("clips", "captions")}
-    assert upgrade(old) == ["table latents"]
+    assert upgrade(old) == ["table latents", "table samples"]
     catalog = Catalog(old)
     assert catalog.scan("latents").collect().is_empty()
     assert catalog.table("latents").metadata().partition_columns == ["autoencoder", "bucket"]
