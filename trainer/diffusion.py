@@ -51,6 +51,17 @@ class Guidance:
         return self.text, torch.full((frames,), self.image)
 
 
+    def weights(self, step: int, steps: int, frames: int, given: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the velocities c (with text and image), u (without text) and u2 (with neither), for each latent frame, [frames] each.
+
+        Args:
+            given: whether there is an image; without one u is u2.
+        """
+        text, image = self.scales(step, steps, frames)
+        image = image if given else torch.ones(frames)
+        return torch.full_like(image, text), image - text, 1 - image
+
+
 @dataclass(frozen=True)
 class Text:
     """States [B, L, D] and pooled embedding [B, V] of prompts."""
@@ -130,6 +141,7 @@ def condition(mask: Tensor, reference: Tensor) -> Tensor:
 @torch.no_grad()
 def denoise(
     velocity: Velocity, noise: Tensor, cond: Tensor, text: Text, empty: Text, steps: int = 50, guidance: Guidance = Guidance(), patch: int = 2,
+    alpha: float | None = None, on_step: Callable[[int, int], None] = lambda step, forwards: None,
 ) -> Tensor:
     """Euler's method from noise to latents. Of the three velocities (with text c, without u, without text and image u2),
     those are computed that change the result: v = g_txt·c + (g_img − g_txt)·u + (1 − g_img)·u2.
@@ -137,19 +149,20 @@ def denoise(
     Args:
         noise: [B, c, T, H, W].
         cond: [B, c + 1, T, H, W], see `condition`; all zero: text alone.
-        empty: the same for empty prompts.
+        empty: the same for empty prompts, or negative ones.
+        alpha: shift of the schedule; None: `shift` of the noise's shape.
+        on_step: called after each step with its index and how many forwards of the batch it took.
 
     Returns:
         latents, [B, c, T, H, W]. Given frames are near their reference, not equal to it: see `keep_given`.
     """
     batch, _, frames, height, width = noise.shape
-    times = schedule(steps, shift(frames, height, width, patch)).tolist()
+    times = schedule(steps, shift(frames, height, width, patch) if alpha is None else alpha).tolist()
     given = bool(cond.any())
     x = noise
     for step, (t, t_next) in enumerate(zip(times, times[1:])):
-        on_text, on_image = guidance.scales(step, steps, frames)
-        on_image = (on_image if given else torch.ones(frames)).to(x).view(-1, 1, 1)
-        branches = [(text, cond, torch.full_like(on_image, on_text)), (empty, cond, on_image - on_text), (empty, torch.zeros_like(cond), 1 - on_image)]
+        on_c, on_u, on_u2 = (scale.to(x).view(-1, 1, 1) for scale in guidance.weights(step, steps, frames, given))
+        branches = [(text, cond, on_c), (empty, cond, on_u), (empty, torch.zeros_like(cond), on_u2)]
         branches = [branch for branch in branches if branch[2].any()]
         found = velocity(
             x.repeat(len(branches), 1, 1, 1, 1), torch.cat([c for _, c, _ in branches]), torch.cat([p.states for p, _, _ in branches]),
@@ -157,7 +170,17 @@ def denoise(
         )
         v = sum(scale * part for (_, _, scale), part in zip(branches, found.chunk(len(branches))))
         x = x + (t_next - t) * v
+        on_step(step, len(branches))
     return x
+
+
+def forwards(steps: int, guidance: Guidance, frames: int, given: bool) -> int:
+    """How many evaluations of the model a sample takes (`denoise`).
+
+    Args:
+        frames: latent ones; given: whether any of them is.
+    """
+    return sum(sum(bool(weight.any()) for weight in guidance.weights(step, steps, frames, given)) for step in range(steps))
 
 
 def keep_given(latents: Tensor, cond: Tensor) -> Tensor:

@@ -73,6 +73,8 @@ def latents_of(prepared: Prepared, autoencoder: Autoencoder) -> Latents | None:
         if wanted == "only" and located.missing:
             raise ConfigError(f"{located.missing} of {located.found + located.missing} windows have no latents: run `datakit run encode`, "
                               "or set loader.latents='if there' to read their frames")
+        if prepared.record:
+            prepared.record.reads_latents(located.versions)
         found[0] = [Replacement(0, 0, b.window, b.window, b.kind, b.message) for b in located.broken]
 
     together(lambda: find() if prepared.main else None)

@@ -109,7 +109,7 @@ def encode(
         on_progress: called with windows done and windows in all.
 
     Raises:
-        ConfigError: a plan or weights are missing, a bucket does not fit the autoencoder, the disk has too little space.
+        ConfigError: a plan or weights are missing, a bucket does not fit the autoencoder, the disk has too little space, bf16 on CPUs.
         CatalogError: a catalog cannot be read or written.
     """
     started = time.monotonic()
@@ -284,12 +284,16 @@ def _encode_into(flow: Flow, target: _Target, settings: Encode, run_id: str, tal
 
 
 def _flow(session: RaySession, settings: EncodeSettings, autoencoder: str) -> Flow:
+    from trainer.models.autoencoder import check_precision
+
     own, runner = settings.encode, settings.runner
     num_gpus = own.num_gpus if own.num_gpus is not None else float(session.gpus() > 0)
     gpu = num_gpus > 0
+    precision = own.precision or ("bf16" if gpu else "fp32")
+    check_precision(precision, "cuda" if gpu else "cpu")
     encoder = ToolSpec("trainer.encoding:Encoder", {
-        "settings": settings.autoencoder.model_dump(mode="json"), "expected": autoencoder, "gpu": gpu,
-        "precision": own.precision or ("bf16" if gpu else "fp32"), "dtype": own.dtype, "threads": own.threads})
+        "settings": settings.autoencoder.model_dump(mode="json"), "expected": autoencoder, "gpu": gpu, "precision": precision,
+        "dtype": own.dtype, "threads": own.threads})
     threads = 1 if gpu else own.threads
     pool = StagePool(STAGE, encoder, ("latent",), own.num_cpus, num_gpus, own.actors, slots=SLOTS, worker=EngineWorker, threads=threads)
     reader = ToolSpec("trainer.encoding:read_windows", {}, int(runner.memory_gb * (1 << 30)), runner.stall_s)

@@ -59,8 +59,8 @@ def vae(
     from trainer.config import AutoencoderSettings
     from trainer.dit import load_autoencoder
     from trainer.evaluate_vae import evaluate
+    from trainer.models.autoencoder import check_precision
     from trainer.perceptual import KINDS, build_perceptual
-    from trainer.vae import check_precision
 
     _check("--split", split, ("train", "val", "test"))
     _check("--precision", precision, ("fp32", "bf16"))

@@ -34,8 +34,8 @@ class Located:
         found: windows that it has.
         missing: windows that were never encoded (or could not be read, for a reason that may pass).
         broken: windows that were found broken when they were to be encoded; `SampleReader` puts others in their place.
-        versions: catalog -> version of its table `latents` whose files the index names. A run that records it (in its selection)
-            keeps them from vacuum.
+        versions: catalog -> version of its table `latents` whose files the index names. A run that records it
+            (`TrainingRecord.reads_latents`) keeps them from vacuum.
     """
 
     index: Path

@@ -3,14 +3,17 @@ start this program on every machine themselves."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterator, Sequence, TextIO
 
 from datakit.errors import ConfigError, DatakitError
 
@@ -18,6 +21,13 @@ GRACE_S = 600.0
 """That processes which are asked to stop have for their checkpoint."""
 TAIL = 3000
 """Characters shown of what a process said before it failed."""
+SAID = "rank-0.out"
+"""What rank 0 of a Ray cluster prints."""
+SHOWN = 300
+"""Characters of what Ray says."""
+TOLD, RAISED = "datakit: ", "error: "
+"""How the last line of a worker's log begins, that says what was wrong: for the user, or whatever it was."""
+FOLLOW_S = 0.5
 
 
 def started_by_launcher() -> bool:
@@ -40,7 +50,7 @@ def on_this_machine(count: int, arguments: Sequence[str], folder: Path) -> None:
     threads = max(1, len(os.sched_getaffinity(0)) // count)
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
     processes: list[subprocess.Popen] = []
-    logs = [folder / "ranks" / f"rank-{rank}.log" for rank in range(count)]
+    logs = [_log(folder, rank) for rank in range(count)]
     asked: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
@@ -73,35 +83,113 @@ def on_this_machine(count: int, arguments: Sequence[str], folder: Path) -> None:
         raise DatakitError(f"rank {rank} of {count} ended with code {code}" + (f": {said[0]} (all of it in {logs[rank]})" if said else ""))
 
 
-def on_ray(count: int, address: str, function: Callable[[Any], None], argument: Any, gpus: bool) -> None:
-    """Run a function in so many workers of a Ray cluster (Ray Train), which meet in one process group first.
+def on_ray(count: int, address: str, function: Callable[[Any], None], argument: Any, folder: Path) -> None:
+    """Run a function in so many workers of a Ray cluster (Ray Train), which meet in one process group first; each has a GPU, if the
+    cluster has any.
+
+    What a rank says is in `folder/ranks/rank-N.log`; what rank 0 says is shown here as well.
 
     Args:
-        function: of one argument; both must be picklable. The run's folder must be one that all machines see.
-        gpus: one for each worker.
+        function: of one argument; both must be picklable. It is called in the folder that this process is in, on machines that have it.
+        folder: of the run; all machines must see it.
 
     Raises:
-        DatakitError: a worker failed; its first line.
+        ConfigError: nobody answers at the address, or the cluster is too small.
+        DatakitError: a worker failed; its last line.
     """
     from pipelines.session import RaySession
 
+    folder = folder.absolute()
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # for the workers: Ray would have all that is printed logged as well
     with RaySession(address) as session:
         from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
+        gpus = session.gpus() > 0
         have = session.gpus() if gpus else session.cpus()
         if have < count:
             raise ConfigError(f"--nproc {count}: the Ray cluster has {have:g} {'GPUs' if gpus else 'CPUs'}")
         trainer = TorchTrainer(
-            function, train_loop_config=argument, scaling_config=ScalingConfig(num_workers=count, use_gpu=gpus),
-            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus else "gloo"), run_config=RunConfig())
+            _as_rank, train_loop_config={"function": function, "argument": argument, "folder": folder, "home": os.getcwd()},
+            scaling_config=ScalingConfig(num_workers=count, use_gpu=gpus), run_config=RunConfig(storage_path=str(folder / "ranks")),
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus else "gloo"))
+        for rank in range(count):  # of an earlier life of the run
+            _log(folder, rank).unlink(missing_ok=True)
         try:
-            trainer.fit()
-        except Exception as e:  # Ray wraps whatever the worker raised
-            cause = e
-            while cause.__cause__ is not None:
-                cause = cause.__cause__
-            raise DatakitError(f"training on Ray failed: {' '.join(str(cause).split())[:500]}") from e
+            with _shown([(folder / "ranks" / SAID, sys.stdout), (_log(folder, 0), sys.stderr)]):
+                trainer.fit()
+        except Exception as e:  # Ray's own, around whatever the workers raised
+            raise DatakitError(_why(e, folder, count)) from e
+
+
+def _as_rank(work: dict[str, Any]) -> None:
+    """What a worker of Ray does."""
+    rank, folder = int(os.environ["RANK"]), work["folder"]
+    if os.path.isdir(work["home"]):
+        os.chdir(work["home"])
+    (folder / "ranks").mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(_log(folder, rank).open("w", buffering=1))
+        said = log if rank else stack.enter_context((folder / "ranks" / SAID).open("w", buffering=1))
+        stack.enter_context(contextlib.redirect_stderr(log))
+        stack.enter_context(contextlib.redirect_stdout(said))
+        try:
+            work["function"](work["argument"])
+        except DatakitError as e:
+            print(f"{TOLD}{' '.join(str(e).split())}", file=log)
+            raise
+        except BaseException as e:
+            traceback.print_exc(file=log)
+            print(f"{RAISED}{type(e).__name__}: {' '.join(str(e).split())}", file=log)
+            raise
+
+
+def _log(folder: Path, rank: int) -> Path:
+    return folder / "ranks" / f"rank-{rank}.log"
+
+
+def _why(error: Exception, folder: Path, count: int) -> str:
+    """Which worker failed, and why: one that says what is wrong, if there is one; else one that raised anything (perhaps as it lost the
+    others). Of workers that died, what Ray says."""
+    lines: dict[int, str] = {}
+    for rank in range(count):
+        said = _log(folder, rank).read_text()[-TAIL:].strip().splitlines() if _log(folder, rank).exists() else []
+        if said and said[-1].startswith((TOLD, RAISED)):
+            lines[rank] = said[-1]
+    if not getattr(error, "worker_failures", {}) or not lines:
+        return f"training on Ray failed: {' '.join(str(error).split())[:SHOWN]} … (the ranks' logs are in {folder / 'ranks'})"
+    rank = min(lines, key=lambda rank: (not lines[rank].startswith(TOLD), rank))
+    return f"rank {rank} of {count} failed: {lines[rank].removeprefix(TOLD).removeprefix(RAISED)} (all of it in {_log(folder, rank)})"
+
+
+@contextlib.contextmanager
+def _shown(files: Sequence[tuple[Path, TextIO]]) -> Iterator[None]:
+    """Meanwhile, what is written to files that do not exist yet is written on, too."""
+    for path, _ in files:
+        path.unlink(missing_ok=True)
+    ended = threading.Event()
+    threads = [threading.Thread(target=_follow, args=(path, to, ended)) for path, to in files]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def _follow(path: Path, to: TextIO, ended: threading.Event) -> None:
+    place, last = 0, False
+    while not last:
+        last = ended.wait(FOLLOW_S)
+        if not path.exists():
+            continue
+        with path.open() as file:
+            file.seek(place)
+            to.write(file.read())
+            place = file.tell()
+        to.flush()
 
 
 def _wait(processes: list[subprocess.Popen]) -> list[int]:

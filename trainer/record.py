@@ -6,11 +6,12 @@ import json
 import time
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 import polars as pl
 
 import datakit
+from catalogs.latents import TABLE as LATENTS
 from catalogs.runs import new_run_id
 from catalogs.snapshots import author, check_writable
 from catalogs.tables import Catalog, polars_schema
@@ -22,6 +23,7 @@ from trainer.plan import Part
 class _Entry:
     """A row: of one part of the plan, in its catalog. The rest is what the run's earlier lives left there."""
 
+    part: Part
     catalog: Catalog
     row_id: str
     wall_s: float
@@ -71,8 +73,19 @@ class TrainingRecord:
             catalog = record.catalogs[part.catalog]
             catalog.signature = {"run_id": record.run_id, "pipeline": pipeline, "author": author()}
             row_id = record.run_id if number == 1 else f"part{number}-{record.run_id}"
-            record._entries.append(_enter(catalog, row_id, pipeline, config, part.selection))
+            record._entries.append(_enter(part, catalog, row_id, pipeline, config))
         return record
+
+    def reads_latents(self, versions: Mapping[str, int]) -> None:
+        """Keep the files of cached latents from vacuum, too: they are encoded after the plan's snapshot.
+
+        Args:
+            versions: of the table `latents`, by catalog (`trainer.latents.Located`).
+        """
+        for entry in self._entries:
+            selection = entry.part.selection
+            read = {**selection["versions"], LATENTS: versions[entry.part.catalog]}
+            _set(entry, {"selection": json.dumps({**selection, "versions": read})})
 
     def checkpoints(self, written: Sequence[tuple[str, int]], counts: dict[str, Any] | None = None) -> None:
         """Record the checkpoints that exist: their paths or addresses, and steps; and what was counted so far."""
@@ -118,19 +131,19 @@ def _opened(part: Part) -> Catalog:
     return catalog
 
 
-def _enter(catalog: Catalog, row_id: str, pipeline: str, config: dict[str, Any], selection: dict[str, Any]) -> _Entry:
+def _enter(part: Part, catalog: Catalog, row_id: str, pipeline: str, config: dict[str, Any]) -> _Entry:
     """Make a row, or take up one that is there."""
     there = catalog.scan("runs").filter(pl.col("run_id") == row_id).collect().to_dicts()
     now = {"status": "running", "config": json.dumps(config, sort_keys=True), "code_version": datakit.__version__, "author": author()}
     if there:
         row = there[0]
         written = {c["path"]: c["created_at"] for c in row["checkpoints"] or []}
-        entry = _Entry(catalog, row_id, row["wall_s"] or 0.0, row["gpu_hours"] or 0.0, written)
+        entry = _Entry(part, catalog, row_id, row["wall_s"] or 0.0, row["gpu_hours"] or 0.0, written)
         _set(entry, {**now, "finished_at": None})
         return entry
     catalog.append("runs", [{
-        "run_id": row_id, "pipeline": pipeline, "selection": json.dumps(selection), "started_at": datetime.now(timezone.utc), **now}])
-    return _Entry(catalog, row_id, 0.0, 0.0, {})
+        "run_id": row_id, "pipeline": pipeline, "selection": json.dumps(part.selection), "started_at": datetime.now(timezone.utc), **now}])
+    return _Entry(part, catalog, row_id, 0.0, 0.0, {})
 
 
 def _set(entry: _Entry, values: dict[str, Any]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
@@ -57,6 +58,29 @@ def vae(
     _start("trainer.vae_run:train_vae", chosen, _request(out, catalog, where, snapshot, mix, plan, resume, as_json), nproc, ray, as_json)
 
 
+@train_app.command("export")
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run of `datakit train dit` or `datakit train vae`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File .safetensors; of --lora also a folder, as peft writes it.")],
+    step: Annotated[Optional[int], typer.Option("--step", help="Of the checkpoint; the newest if left out.")] = None,
+    ema: Annotated[bool, typer.Option("--ema/--no-ema", help="The average of the weights, if the run has one; or the weights themselves.")] = True,
+    dtype: Annotated[Optional[Literal["bfloat16", "float32"]], typer.Option("--dtype", help="Left out: bfloat16; of autoencoders and --lora, float32.")] = None,
+    layout: Annotated[Literal["separate", "fused"], typer.Option("--layout", help="Names and shapes of Open-Sora (separate) or of Flux (fused).")] = "separate",
+    lora: Annotated[bool, typer.Option("--lora", help="LoRA alone; left out, it is merged into the model.")] = False,
+    rescale: Annotated[bool, typer.Option("--rescale", help="Of an autoencoder: set its scale so that latents have mean 0, deviation 1.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write what a run has learned as one file: `datakit sample` and Open-Sora's own code load it."""
+    require("exporting", "train", "torch", "colossalai", "peft", "safetensors")
+    import torch
+
+    from trainer.export import export_run
+
+    done = export_run(run, out, ema, step, getattr(torch, dtype) if dtype else None, layout, lora, rescale)
+    told = {"file": str(out), "checkpoint": str(done.checkpoint), "step": done.step, "ema": done.ema}
+    print(json.dumps(told) if as_json else f"{out}: {'the EMA' if done.ema else 'weights'} after {done.step} steps ({done.checkpoint})")
+
+
 def _settings(kind: type, out: Path, preset: str | None, config: Path | None, sets: list[str], resume: bool) -> Any:
     from datakit.config import load
     from trainer.config import load_settings
@@ -89,13 +113,17 @@ def _start(function: str, settings: Any, request: dict[str, Any], nproc: int, ra
 
     work = {"function": function, "settings": settings.model_dump(mode="json"), "request": request, "as_json": as_json}
     if ray is not None:
-        import torch
-
-        on_ray(nproc, ray, work_on, work, torch.cuda.is_available())
+        on_ray(nproc, ray, work_on, {**work, "request": _absolute(request)}, Path(request["out"]))
     elif nproc > 1 and not started_by_launcher():
         on_this_machine(nproc, _without("--nproc", sys.argv[1:]), Path(request["out"]))
     else:
         work_on(work)
+
+
+def _absolute(request: dict[str, Any]) -> dict[str, Any]:
+    """Its paths as other machines, and processes in other folders, find them."""
+    local = [name for name in ("out", "catalog", "mix", "plan") if request[name] is not None and "://" not in request[name]]
+    return {**request, **{name: os.path.abspath(request[name]) for name in local}}
 
 
 def work_on(work: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from trainer.checkpoint import Checkpoints, Run, latest, resume
 from trainer.config import RunSettings
 from trainer.engine import join_processes
 from trainer.engine.engine import together
+from trainer.forgotten import refuse_forgotten
 from trainer.loader import Loader, Replacement
 from trainer.loop import Ended, Job, Loop
 from trainer.metrics import Log, Meter, peak_flops
@@ -188,6 +189,7 @@ def _make(request: Request, settings: RunSettings, fitted: Callable[[PlanSetting
     folder = request.folder
     if request.resume:
         recorded(folder)
+        refuse_forgotten([folder / "plan", folder / "val"], settings.write_back)
         _check_unchanged(folder / "settings.yaml", settings)
         if latest(folder / "checkpoints") is None:
             raise ConfigError(f"{folder} has no whole checkpoint to resume from: start anew with another --out")
@@ -196,6 +198,7 @@ def _make(request: Request, settings: RunSettings, fitted: Callable[[PlanSetting
         raise ConfigError(f"{folder} is not empty: --resume goes on with the run in it, or give another --out")
     plan = fitted(settings.plan)
     if request.plan is not None:
+        refuse_forgotten([request.plan, _val_of(request.plan)], settings.write_back)
         _link(request.plan, folder / "plan", plan)
     else:
         make_plan(request.members, plan, folder / "plan")
@@ -225,9 +228,14 @@ def _link(given: Path, place: Path, wanted: PlanSettings) -> None:
             raise ConfigError(f"the plan at {given} was made with plan.{name}={found}, these models need {needed}: make it again (datakit plan)")
     place.parent.mkdir(parents=True, exist_ok=True)
     os.symlink(given.absolute(), place)
-    val = given.with_name(given.name + "-val")
+    val = _val_of(given)
     if val.exists():
         os.symlink(val.absolute(), place.with_name("val"))
+
+
+def _val_of(plan: Path) -> Path:
+    """Where the plan of the val split is, if there is one."""
+    return plan.with_name(plan.name + "-val")
 
 
 def _check_unchanged(file: Path, settings: RunSettings) -> None:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from datakit.errors import ConfigError
 from trainer.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
 from trainer.loader import Batch
 from trainer.models.autoencoder import Autoencoder, Encoded, build_autoencoder
@@ -116,16 +115,6 @@ class VAETask:
     def pixels(self, batch: Batch) -> Tensor:
         """[B, 3, T, H, W] in −1..1, float32."""
         return batch.video.to(self.device).float() / 127.5 - 1
-
-
-def check_precision(precision: str, device_type: str) -> None:
-    """Raises:
-    ConfigError: bf16 on a CPU. torch 2.13's 3D convolutions (oneDNN, from 3 or 16 channels) read beyond single frames there: what
-        comes out is NaN, or 1e36.
-    """
-    if precision == "bf16" and device_type == "cpu":
-        raise ConfigError("an autoencoder works in fp32 on a CPU: torch's 3D convolutions of images give garbage in bf16 there "
-                          "(engine.precision=fp32, --precision fp32)")
 
 
 def build_trained(settings: TrainedAutoencoder, seed: int) -> Autoencoder:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from math import prod
 from pathlib import Path
 from typing import Mapping
 
 import torch
-from torch import Tensor
 
 from datakit.config import load
 from datakit.errors import ConfigError
-from trainer.checkpoint import latest
-from trainer.engine.shards import Piece, Shards, check_shard, find_shards
 from trainer.evaluate_vae import Moments, latent_moments
 from trainer.models.autoencoder import CONFIG_KEY, Autoencoder, described
-from trainer.models.weights import save_weights
+from trainer.models.weights import cast, save_weights
 from trainer.plan import Plan
-from trainer.training import recorded
+from trainer.stored import EMA, checkpoint_of, open_shards, read_whole, step_of
 from trainer.vae import build_trained
 from trainer.vae_settings import VAESettings
 
@@ -28,15 +24,16 @@ MEASURED = 256
 
 def export_autoencoder(
     run: Path, out: Path, ema: bool = True, rescale: bool = False, dtype: torch.dtype = torch.float32,
-    about: Mapping[str, str] | None = None,
+    about: Mapping[str, str] | None = None, step: int | None = None,
 ) -> Autoencoder:
-    """Write the newest checkpoint's autoencoder as one safetensors file, which `build_autoencoder` loads with its sizes.
+    """Write a checkpoint's autoencoder as one safetensors file, which `build_autoencoder` loads with its sizes.
 
     Args:
         run: its folder.
         ema: the average of the weights, not the weights.
         rescale: set shift and scale so that latents of the run's windows have mean 0 and standard deviation 1.
         about: more for the file's metadata (footage, licence …).
+        step: of the checkpoint; None: the newest.
 
     Returns:
         the autoencoder as written, float32.
@@ -44,16 +41,13 @@ def export_autoencoder(
     Raises:
         ConfigError: no run or checkpoint there, damage, no EMA.
     """
-    recorded(run)
-    checkpoint = latest(run / "checkpoints")
-    if checkpoint is None:
-        raise ConfigError(f"{run} has no whole checkpoint to export")
+    checkpoint = checkpoint_of(run, step)
     settings = load(VAESettings, run / "settings.yaml")
     model = trained(settings, checkpoint, ema)
     if rescale:
         set_scale(model, latent_moments(Plan.open(run / "plan"), model, MEASURED))
-    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
-    save_weights(state, out, {CONFIG_KEY: described(model), "step": checkpoint.name.removeprefix("step-"), **(about or {})})
+    state = {name: cast(tensor, dtype) for name, tensor in model.state_dict().items()}
+    save_weights(state, out, {CONFIG_KEY: described(model), "step": str(step_of(checkpoint)), **(about or {})})
     return model
 
 
@@ -64,18 +58,15 @@ def trained(settings: VAESettings, checkpoint: Path, ema: bool) -> Autoencoder:
     Raises:
         ConfigError: damage, another model, no EMA.
     """
-    folder = checkpoint / "autoencoder"
-    for file in find_shards(folder):
-        check_shard(file)
-    shards = Shards(folder)
+    shards = open_shards(checkpoint / "autoencoder")
     start = settings.autoencoder.model_copy(update={"recompute": False})
     model = build_trained(start, settings.seed).eval().requires_grad_(False)
     parameters = dict(model.named_parameters())
     shards.check_model({name: tuple(p.shape) for name, p in parameters.items()})
-    if ema and not shards.has("ema"):
+    if ema and not shards.has(EMA):
         raise ConfigError(f"{checkpoint} has no EMA to export: its run had engine.ema=null; export the weights themselves")
     for name, parameter in parameters.items():
-        parameter.copy_(_whole(shards, "ema" if ema else "master", name, parameter))
+        parameter.copy_(read_whole(shards, name, ema))
     for name, buffer in model.named_buffers():
         buffer.copy_(shards.buffer(name))
     return model
@@ -90,8 +81,3 @@ def set_scale(model: Autoencoder, found: Moments) -> None:
         return
     model.config, model.shift, model.scale = dataclasses.replace(model.config, shift=mean, scale=1 / std), mean, 1 / std
 
-
-def _whole(shards: Shards, kind: str, name: str, parameter: Tensor) -> Tensor:
-    size = prod(parameter.shape)
-    piece = Piece(name, tuple(parameter.shape), None, 0, size, (0, size), dict)
-    return shards.read(kind, piece, 0, size).view(parameter.shape)

@@ -14,13 +14,13 @@ from torch import Tensor
 from trainer.engine import Engine
 from trainer.loader import Batch, Loader, Position
 from trainer.loop import Ended, Stepped
-from trainer.models.autoencoder import Autoencoder
+from trainer.models.autoencoder import Autoencoder, check_precision
 from trainer.order import Order
 from trainer.plan import Plan
 from trainer.plan_settings import PlanSettings
 from trainer.preview import write_video
 from trainer.training import Prepared, Request, fit_to, prepare, share_out, train
-from trainer.vae import VAETask, build_discriminator, build_distance, build_trained, check_precision
+from trainer.vae import VAETask, build_discriminator, build_distance, build_trained
 from trainer.vae_settings import VAESettings
 
 PATCH, TEXT_TOKENS = 1, 0

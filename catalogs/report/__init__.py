@@ -65,14 +65,14 @@ def report(
         CatalogError: no such snapshot or run, a table that cannot be read, or the page cannot be written.
     """
     began, out = time.monotonic(), Path(out)
-    _check_writable(out)
+    check_writable(out)
     selection = Selection(catalog, snapshot, where, ("clip_id",))
     with catalog.reading():
         content = gather(selection, rules, recipe, snapshot, thumbnails, run)
         shown = pictures(selection, content.pictured(), side, pictures_s)
     page = Page(f"{_name(catalog)} – datakit report", pictures=shown)
     write_sections(page, content)
-    size = _write(out, page.html())
+    size = write_page(out, page.html())
     failed = sum(p.jpeg is None for p in shown.values())
     return Report(out, size, content.facts.clips, time.monotonic() - began, len(shown), failed)
 
@@ -81,15 +81,24 @@ def _name(catalog: Catalog) -> str:
     return catalog.root.rsplit("/", 1)[-1] or catalog.root
 
 
-def _check_writable(out: Path) -> None:
+def check_writable(out: Path) -> None:
+    """Before the work that a page takes.
+
+    Raises:
+        CatalogError: no page can be written there.
+    """
     if out.is_dir():
         raise CatalogError(f"{out} is a folder: give the page a file name, as report.html")
     if not out.parent.is_dir():
         raise CatalogError(f"the page cannot be written: there is no folder {out.parent}")
 
 
-def _write(out: Path, text: str) -> int:
-    """All of it or nothing: who opens the page while it is made again sees the old one."""
+def write_page(out: Path, text: str) -> int:
+    """All of it or nothing: who opens the page while it is made again sees the old one. Returns its bytes.
+
+    Raises:
+        CatalogError: it cannot be written.
+    """
     data = text.encode("utf-8", "replace")  # file names may hold bytes that are no text
     try:
         handle, partial = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)

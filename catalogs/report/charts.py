@@ -47,7 +47,7 @@ def histogram(bins: dict, unit: str, split: bool = True) -> Figure:
     } for name, counts, colour in parts]
     axis = {"range": [edges[0], edges[-1]], "showgrid": False, "title": {"text": plain(unit) + (" (log)" if log else ""), "standoff": 6}}
     if log:
-        axis |= _log_ticks(edges[0], edges[-1])
+        axis |= log_ticks(edges[0], edges[-1])
     elif whole:
         axis |= {"tick0": 0, "dtick": 1} if edges[-1] - edges[0] < 12 else {"tickformat": ",d"}
     return {"data": data, "layout": {
@@ -70,7 +70,7 @@ def density_map(d: Density) -> Figure:
     axes = {}
     for name, column, log, edges in (("xaxis", d.x, d.log_x, d.x_edges), ("yaxis", d.y, d.log_y, d.y_edges)):
         title = f"{column.name}, {column.unit}" + (" (log)" if log else "")
-        ticks = _log_ticks(edges[0], edges[-1]) if log else {}
+        ticks = log_ticks(edges[0], edges[-1]) if log else {}
         axes[name] = {"title": {"text": title, "standoff": 8}, "range": [edges[0], edges[-1]], **ticks}
     heat = {
         "type": "heatmap", "x": x, "y": y, "z": shown, "text": text, "hovertemplate": "%{text}<extra></extra>", "xgap": gap, "ygap": gap,
@@ -241,7 +241,7 @@ def _counts(most: float) -> dict:
     return {"rangemode": "tozero", "separatethousands": True, **({"dtick": 1} if most <= 4 else {"nticks": 4})}
 
 
-def _log_ticks(low: float, high: float) -> dict:
+def log_ticks(low: float, high: float) -> dict:
     """Decades, and 2 and 5 between them where there are few."""
     steps = (1, 2, 5) if high - low < 2.2 else (1, 3) if high - low < 3.5 else (1,)
     values = [(p + math.log10(s), s * 10.0**p) for p in range(math.floor(low), math.ceil(high) + 1) for s in steps]

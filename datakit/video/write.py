@@ -1,4 +1,4 @@
-"""Writing video files: H.264 in MP4, BT.709 limited range and tagged so, timestamps kept."""
+"""Writing video files: H.264 in MP4, BT.709 limited range and tagged so; or lossless RGB. Timestamps are kept."""
 
 from __future__ import annotations
 
@@ -19,29 +19,32 @@ class VideoWriter:
     """Encodes pictures to a file; as a context manager, which finishes the file.
 
     Args:
-        path: ends in `.mp4`.
+        path: ends in `.mp4`, or `.mkv` if lossless.
         width, height: in pixels; an odd last column or row is dropped (4:2:0 has none).
         time_base: seconds per unit of the timestamps given to `write`.
         rate: average frames per second, a hint for rate control.
         crf: x264's constant rate factor; 16 is visually lossless.
         preset: x264's.
+        lossless: R'G'B' by FFV1 in place of H.264; every size, and no colour is lost.
     """
 
     def __init__(
-        self, path: str | Path, width: int, height: int, time_base: Fraction, rate: float, crf: int = 16, preset: str = "veryfast"
+        self, path: str | Path, width: int, height: int, time_base: Fraction, rate: float, crf: int = 16, preset: str = "veryfast",
+        lossless: bool = False,
     ):
-        self._container = av.open(str(path), "w", options={"movflags": "+faststart"})
-        stream = self._container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1001))
-        stream.width, stream.height = width // 2 * 2, height // 2 * 2
-        stream.pix_fmt = "yuv420p"
+        self._container = av.open(str(path), "w", options={} if lossless else {"movflags": "+faststart"})
+        stream = self._container.add_stream("ffv1" if lossless else "libx264", rate=Fraction(rate).limit_denominator(1001))
+        stream.width, stream.height = (width, height) if lossless else (width // 2 * 2, height // 2 * 2)
+        stream.pix_fmt = "bgr0" if lossless else "yuv420p"
         stream.time_base = time_base
-        stream.codec_context.time_base = time_base
-        stream.codec_context.thread_count = 1
-        stream.codec_context.options = {"crf": str(crf), "preset": preset}
         context = stream.codec_context
-        context.colorspace = context.color_primaries = context.color_trc = _BT709
-        context.color_range = _LIMITED
-        self._stream = stream
+        context.time_base = time_base
+        context.thread_count = 1
+        if not lossless:
+            context.options = {"crf": str(crf), "preset": preset}
+            context.colorspace = context.color_primaries = context.color_trc = _BT709
+            context.color_range = _LIMITED
+        self._stream, self._lossless = stream, lossless
         self._time_base = time_base
 
     def __enter__(self) -> VideoWriter:
@@ -56,7 +59,7 @@ class VideoWriter:
 
     def write(self, picture: Picture, pts: int) -> None:
         """Add a decoded picture, oriented for display, at `pts`."""
-        frame = picture.frame if _is_bt709(picture) else None
+        frame = picture.frame if _is_bt709(picture) and not self._lossless else None
         if frame is None or (frame.width, frame.height) != (self._stream.width, self._stream.height):
             self.write_rgb(picture.rgb(), pts)
         else:
@@ -65,9 +68,11 @@ class VideoWriter:
     def write_rgb(self, rgb: np.ndarray, pts: int) -> None:
         """Add a full-range R'G'B' picture, uint8 [h, w, 3], at `pts`."""
         rgb = np.ascontiguousarray(rgb[: self._stream.height, : self._stream.width])
-        frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(
-            format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED
-        )
+        frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+        if self._lossless:
+            frame = frame.reformat(format="bgr0")
+        else:
+            frame = frame.reformat(format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED)
         self._encode(frame, pts)
 
     def _encode(self, frame: av.VideoFrame, pts: int) -> None:

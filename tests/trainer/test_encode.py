@@ -507,3 +507,12 @@ def test_a_bucket_that_does_not_fit_the_autoencoder_is_named(weights, tmp_path):
     plan = handplans.plan_of(tmp_path / "plan", [handplans.window()], [handplans.bucket(frames=6)])
     with pytest.raises(ConfigError, match=f"bucket 32x48x6 of {plan.folder} does not fit autoencoder tiny: tiny takes 4k . 1 frames"):
         encode([plan.folder], settings(weights), dry_run=True)
+
+
+def test_bf16_is_refused_on_cpus(footage, weights, ray_address, tmp_path):
+    """torch's convolutions of single frames give garbage there (`check_precision`); nothing is written."""
+    catalog = catalog_of(footage, tmp_path / "catalog")
+    plan = plan_of(catalog, tmp_path / "plan")
+    with pytest.raises(ConfigError, match="works in fp32 on a CPU.*encode.precision=fp32"):
+        encode([plan.folder], settings(weights, "encode.precision=bf16"), ray=ray_address)
+    assert catalog.table("latents").version() == 0 and catalog.scan("runs").collect().is_empty()

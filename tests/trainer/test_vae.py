@@ -28,14 +28,14 @@ from trainer.discriminator import PatchDiscriminator, adaptive_weight, discrimin
 from trainer.eval_cli import vae as eval_vae
 from trainer.evaluate_vae import _quantile, evaluate, interval, latent_moments
 from trainer.loader import Loader, LoaderOptions, Position
-from trainer.models.autoencoder import CONFIG_KEY, Encoded, build_autoencoder, described
+from trainer.models.autoencoder import CONFIG_KEY, Encoded, build_autoencoder, check_precision, described
 from trainer.models.weights import read_metadata, save_weights
 from trainer.order import Order
 from trainer.plan import WINDOWS, Part, Plan, write_plan
 from trainer.preview import to_pixels
 from trainer.similarity import psnr
 from trainer.training import Request
-from trainer.vae import build_discriminator, build_trained, check_precision, divergence, draw, has_spread, last_layer, recompute
+from trainer.vae import build_discriminator, build_trained, divergence, draw, has_spread, last_layer, recompute
 from trainer.vae_export import export_autoencoder, trained
 from trainer.vae_run import fitted, train_vae
 from trainer.vae_settings import VAESettings

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from datakit.errors import ConfigError
 from trainer.models.tiling import Piece, Tiles, pieces, tiled
-from trainer.models.weights import load_weights
+from trainer.models.weights import find_weights, load_weights
 
 Kind = Literal["hunyuan", "dc-ae", "tiny"]
 LOG_VARIANCE = (-30.0, 20.0)
@@ -144,21 +144,41 @@ def build_autoencoder(kind: Kind, weights: str | Path | None = None, **sizes: An
         ConfigError: a kind or size that does not exist, weights that do not fit.
         MissingDependency: hunyuan without diffusers.
     """
+    weights = _with_embedded(kind, weights)
+    model = _build(kind, weights, sizes)
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def describe_autoencoder(kind: Kind, weights: str | Path | None = None, **sizes: Any) -> Autoencoder:
+    """The same without numbers in it (on the device meta): what it compresses by, and whether its weights are there.
+
+    Raises:
+        ConfigError, MissingDependency: as `build_autoencoder`, but for weights that do not fit.
+    """
+    weights = _with_embedded(kind, weights)
+    if weights is not None:
+        find_weights(weights)
+    with torch.device("meta"):
+        return _build(kind, weights, sizes)
+
+
+def _with_embedded(kind: Kind, weights: str | Path | None) -> str | Path | None:
+    if weights != "embedded":
+        return weights
+    if kind not in EMBEDDED:
+        raise ConfigError(f"no weights of the autoencoder {kind} come with datakit (of {', '.join(EMBEDDED)} do): give a file, folder or name")
+    return EMBEDDED[kind]
+
+
+def _build(kind: Kind, weights: str | Path | None, sizes: dict[str, Any]) -> Autoencoder:
     model_class, config_class = _classes(kind)
-    if weights == "embedded":
-        if kind not in EMBEDDED:
-            raise ConfigError(
-                f"no weights of the autoencoder {kind} come with datakit (of {', '.join(EMBEDDED)} do): give a file, folder or name")
-        weights = EMBEDDED[kind]
     known = [field.name for field in dataclasses.fields(config_class)]
     if unknown := sorted(set(sizes) - set(known)):
         raise ConfigError(f"the autoencoder {kind} has no size {unknown[0]!r}: it has {', '.join(known)}")
     sizes = {**(_recorded(weights, kind) if weights is not None else {}), **sizes}
-    hashable = {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
-    model = model_class(config_class(**hashable))
-    if weights is not None:
-        load_weights(model, weights)
-    return model
+    return model_class(config_class(**{name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}))
 
 
 def described(model: Autoencoder) -> str:
@@ -174,6 +194,16 @@ def _recorded(weights: str | Path, kind: str) -> dict[str, Any]:
     if found and found["kind"] != kind:
         raise ConfigError(f"{weights} has weights of the autoencoder {found['kind']}, not of {kind}")
     return found.get("config", {})
+
+
+def check_precision(precision: str, device_type: str) -> None:
+    """Raises:
+    ConfigError: bf16 on a CPU. torch 2.13's 3D convolutions (oneDNN, from 3 or 16 channels) read beyond single frames there: what
+        comes out is NaN, or 1e36.
+    """
+    if precision == "bf16" and device_type == "cpu":
+        raise ConfigError("an autoencoder works in fp32 on a CPU: torch's 3D convolutions of images give garbage in bf16 there "
+                          "(engine.precision=fp32, encode.precision=fp32, --precision fp32)")
 
 
 def autoencoder_hash(model: Autoencoder) -> str:

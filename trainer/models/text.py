@@ -169,12 +169,25 @@ def build_text_encoder(kind: Literal["t5-clip", "minilm"], **options: Any) -> Te
         ConfigError: no such kind or option; see also there.
         MissingDependency: see there.
     """
+    check_text_encoder(kind, **options)
+    return KINDS[kind](**options)
+
+
+def check_text_encoder(kind: str, **options: Any) -> None:
+    """Whether an encoder's options are known and its weights are on this machine; nothing is loaded. Raises as `build_text_encoder`."""
     if kind not in KINDS:
         raise ConfigError(f"there is no text encoder {kind!r}: there are {', '.join(KINDS)}")
     known = inspect.signature(KINDS[kind]).parameters
     if unknown := [name for name in options if name not in known]:
         raise ConfigError(f"text encoder {kind} has no option {', '.join(unknown)}: it has {', '.join(known)}")
-    return KINDS[kind](**options)
+    values = {name: options.get(name, parameter.default) for name, parameter in known.items()}
+    if kind == "t5-clip":
+        for name in ("t5", "clip"):
+            _locate(str(values[name]), values["folder"])
+    elif values["weights"] is None:
+        _minilm()
+    else:
+        locate(str(values["weights"]))
 
 
 def _locate(name: str, folder: str | Path) -> Path:

@@ -1,0 +1,59 @@
+"""A sample's prompt is the caption of its clip: what `caption_match` compares with, and people see.
+
+`datakit sample` enters them itself; this is for result catalogs that lost them, or that somebody decided about by a recipe which
+prefers other captions.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+import polars as pl
+
+from catalogs.runs import RunRecord
+from catalogs.tables import Catalog, polars_schema
+from datakit.clip import caption_id
+from pipelines.decide import current_recipe, decide_and_record
+from pipelines.recipe import Recipe, build, load_recipe
+
+STYLE = MODEL = "prompt"
+RECIPE = "samples"
+"""Of a result catalog that nobody has decided about."""
+
+
+def enter_prompts(catalog: Catalog) -> int:
+    """Make prompts the captions of a result catalog's clips, preferred to others; how many were new. Done again, it does nothing."""
+    done = catalog.scan("samples").filter((pl.col("status") == "done") & pl.col("clip_id").is_not_null() & (pl.col("prompt") != ""))
+    prompts = done.join(catalog.finished_clips().select("clip_id", "shard"), on="clip_id").sort("sample_id")
+    wanted = prompts.select("clip_id", "shard", text="prompt").collect()  # samples of one content may have several prompts: any will do
+    there = catalog.scan("captions").filter((pl.col("style") == STYLE) & (pl.col("model") == MODEL)).select("clip_id", "text").collect()
+    had = wanted.join(there, on=["clip_id", "text"], how="semi")
+    new = wanted.join(had, on="clip_id", how="anti").unique("clip_id", keep="first", maintain_order=True)
+    if new.height:
+        with RunRecord(catalog, "prompts", {}).running() as counts:
+            counts["captions"] = _write(catalog, new)
+    shown = catalog.clips(columns=["clip_id", "caption", "caption_style"]).filter(pl.col("caption_style") == STYLE).collect()
+    if wanted.join(shown, on="clip_id", how="anti").height:
+        decide_and_record(catalog, _preferring_prompts(current_recipe(catalog) or load_recipe(RECIPE)))
+    return new.height
+
+
+def _preferring_prompts(recipe: Recipe) -> Recipe:
+    """The recipe, with the style of prompts before all others."""
+    styles = [STYLE, *(style for style in recipe.file.captions if style != STYLE)]
+    return build(recipe.file.model_copy(update={"captions": styles}))
+
+
+def _write(catalog: Catalog, texts: pl.DataFrame) -> int:
+    now = datetime.now(timezone.utc)
+    rows = [{
+        "caption_id": caption_id(row["clip_id"], STYLE, MODEL), **row, "style": STYLE, "model": MODEL, "flags": [], "backend": MODEL,
+        "fingerprint": MODEL, "run_id": catalog.signature["run_id"], "created_at": now,
+    } for row in texts.to_dicts()]
+    frame = pl.DataFrame(rows, schema=polars_schema("captions"))
+    updates = {name: f"s.{name}" for name in frame.columns}
+    written = 0
+    for (shard,), group in frame.group_by("shard"):
+        how = {"on": f"t.shard = '{shard}' AND t.caption_id = s.caption_id", "set": updates, "insert": True}
+        written += catalog.update("captions", lambda table: (group, how))
+    return written
