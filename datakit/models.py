@@ -74,6 +74,8 @@ def _part(name: str, kind: str, size_gb: float, licence: str, file: str, used_by
 
 
 FLUX_LICENCE = f"FLUX.1 [dev] Non-Commercial License ({NON_COMMERCIAL})"
+FLUX_PIPELINE = (
+    "model_index.json", "scheduler/*", "text_encoder/*", "text_encoder_2/*", "tokenizer/*", "tokenizer_2/*", "transformer/*", "vae/*")
 _TABLE = (
     _clip("ViT-B-32/openai", 0.61, "Apache-2.0", "timm/vit_base_patch32_clip_224.openai"),
     _clip("ViT-B-16/openai", 0.60, "Apache-2.0", "timm/vit_base_patch16_clip_224.openai"),
@@ -113,8 +115,10 @@ _TABLE = (
           "encode, train, sample"),
     ModelInfo("hpcai-tech/Open-Sora-v2-Video-DC-AE", "autoencoder", None, "not stated", "hpcai-tech/Open-Sora-v2-Video-DC-AE",
               files=("F32T4C128_AE.safetensors",), single=True, extra="train", used_by="encode, train, sample"),
-    ModelInfo("black-forest-labs/FLUX.1-dev", "text to image", 24.2, FLUX_LICENCE, "black-forest-labs/FLUX.1-dev",
-              "black-forest-labs/FLUX.1-dev", ("flux1-dev.safetensors", "ae.safetensors"), extra="train", used_by="sample (t2i2v)"),
+    ModelInfo("black-forest-labs/FLUX.1-dev", "text to image", 33.7, FLUX_LICENCE, "black-forest-labs/FLUX.1-dev",
+              "black-forest-labs/FLUX.1-dev", FLUX_PIPELINE, extra="train", used_by="sample (t2i2v)"),
+    ModelInfo("FLUX.1-dev/mmdit", "dit", 23.8, FLUX_LICENCE, "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-dev",
+              ("flux1-dev.safetensors",), single=True, extra="train", used_by="train (to start from)"),
 )
 MODELS: dict[str, ModelInfo] = {info.name: info for info in _TABLE}
 """Every model the toolkit has a use for. Any other Hugging Face id, and any tag of open_clip, works as well."""

@@ -25,6 +25,7 @@ from sampler.results import RECIPE, Results
 from sampler.samples import Sample, expand, mode_of
 from sampler.settings import SampleSettings
 from sampler.store import Store
+from sampler.text_to_image import check_painter
 from sampler.worker import Worker, given_key, picture_of, text_key
 from sampler.wording import worded
 from trainer.conditions import MODES
@@ -126,9 +127,11 @@ def _checked(prompts: Sequence[Prompt], settings: SampleSettings, checkpoint: Ch
     if settings.prompt.refine or settings.prompt.motion == "auto":
         check_language_model(settings.llm)
     check_text_encoder(checkpoint.text.kind, **checkpoint.text.options)
-    if settings.image.model is None:
-        check_references(prompts, mode_of(settings))
+    if settings.image.model is not None:
+        check_painter(settings.image.model)
     samples = expand(prompts, settings, checkpoint, autoencoder)
+    unpainted = [prompt for prompt in prompts if prompt.references or settings.image.model is None]
+    check_references(unpainted, mode_of(settings), samples[0].fps)
     names: dict[str, str] = {}
     for one in samples:
         if names.setdefault(one.name, one.sample_id) != one.sample_id:

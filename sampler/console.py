@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,7 @@ class Bar:
 
     def __init__(self, quiet: bool = False):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True))
-        self._bar = RichProgress(*columns, console=Console(stderr=True), disable=quiet)
+        self._bar = RichProgress(*columns, console=Console(stderr=True), disable=quiet or not sys.stderr.isatty())
         self._tasks: dict[tuple[int, str], int] = {}
 
     def __enter__(self) -> Bar:

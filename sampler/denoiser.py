@@ -33,7 +33,10 @@ class Denoiser:
         return forwards(self.settings.steps, guidance_of(self.settings, mode), frames, _gives(mode))
 
     @torch.no_grad()
-    def __call__(self, noise: Tensor, cond: Tensor | None, text: Text, negative: Text, mode: str = "t2v") -> Tensor:
+    def __call__(
+        self, noise: Tensor, cond: Tensor | None, text: Text, negative: Text, mode: str = "t2v",
+        on_step: Callable[[int, int], None] = lambda step, forwards: None,
+    ) -> Tensor:
         """Latents [B, c, T, H, W], the given frames of each sample in their places.
 
         Args:
@@ -41,11 +44,12 @@ class Denoiser:
             cond: [B, c + 1, T, H, W], see `trainer.diffusion.condition`; None: nothing is given.
             text, negative: of each sample.
             mode: see `trainer.conditions`.
+            on_step: see `trainer.diffusion.denoise`.
         """
         if cond is None:
             cond = condition(torch.zeros_like(noise[:, :1]), torch.zeros_like(noise))
         own = self.settings
-        found = denoise(self._velocity, noise, cond, text, negative, own.steps, guidance_of(own, mode), self.patch, own.shift)
+        found = denoise(self._velocity, noise, cond, text, negative, own.steps, guidance_of(own, mode), self.patch, own.shift, on_step)
         return keep_given(found, cond)
 
     def _velocity(self, x: Tensor, cond: Tensor, states: Tensor, pooled: Tensor, t: Tensor) -> Tensor:

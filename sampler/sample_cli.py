@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -96,20 +97,25 @@ def _prompts(
 ) -> list:
     from dataclasses import replace
 
+    from sampler.checkpoint import FPS
     from sampler.prompts import prompts_of_catalog, read_prompts
+    from datakit.video.address import is_remote
     from sampler.references import Reference
     from sampler.samples import mode_of
+
+    def absolute(uri: str) -> str:  # processes elsewhere have other working folders
+        return uri if is_remote(uri) else os.path.abspath(uri)
 
     if bool(sources) == (catalog is not None):
         raise ConfigError("say what to sample: prompts (or files of them), or --catalog DIR, and not both")
     if catalog is not None:
         if references:
             raise ConfigError("--ref goes with a prompt; with --catalog the clips themselves are the references")
-        return prompts_of_catalog(catalog, where, mode_of(settings), snapshot, limit)
+        return prompts_of_catalog(catalog, where, mode_of(settings), snapshot, limit, settings.video.fps or FPS)
     found = read_prompts(sources, limit)
     if not references:
         return found
     if any(prompt.references for prompt in found):
         raise ConfigError("--ref goes with prompts on the command line; those of a file have references of their own")
-    return [replace(prompt, references=tuple(Reference(uri) for uri in references)) for prompt in found]
+    return [replace(prompt, references=tuple(Reference(absolute(uri)) for uri in references)) for prompt in found]
 

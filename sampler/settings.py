@@ -12,6 +12,7 @@ from datakit.errors import ConfigError
 from pipelines.settings import LanguageModel
 from trainer.conditions import MODES
 from trainer.config import AutoencoderSettings, TextSettings
+from trainer.plan_settings import Aspect, Resolution
 
 PRESETS = Path(__file__).parent / "presets"
 Positive = Annotated[int, Field(gt=0)]
@@ -33,9 +34,9 @@ class VideoSettings(Section):
 
     mode: Literal[tuple(MODES)] = "t2v"  # type: ignore[valid-type]
     """What is given of each video, see `trainer.conditions`. With image.model, t2v becomes i2v_head: the model paints the first frame."""
-    resolution: str | None = None
+    resolution: Resolution | None = None
     """256px: the area of a square of that side."""
-    aspect_ratio: str | None = None
+    aspect_ratio: Aspect | None = None
     """Width to height: 16:9, 9:16, 1:1, 2.39:1 …"""
     height: Positive | None = None
     width: Positive | None = None
@@ -82,6 +83,9 @@ class ImageSettings(Section):
 
     model: str | None = None
     """Folder, or name that `datakit models` knows. Null: none."""
+    resolution: Resolution | None = None
+    """To paint at, scaled to the video's size afterwards: such models are at their best at the size they were trained at. Null: the
+    video's."""
     steps: Positive | None = None
     """Null: the pipeline's own."""
     guidance: Annotated[float, Field(ge=0)] | None = None

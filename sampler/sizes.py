@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import TypeAdapter, ValidationError
 
 from datakit.errors import ConfigError
-from trainer.buckets import _area as area_of
+from trainer.buckets import area_of
 from trainer.buckets import sizes_of
 from trainer.plan_settings import Aspect
 

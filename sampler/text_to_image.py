@@ -39,7 +39,7 @@ class TextToImage:
         require("image.model", "train", "diffusers", "transformers", "accelerate")
         self._name = model
         chosen = DTYPES.get(dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        self._pipeline = _load(locate(model), chosen)
+        self._pipeline = _load(check_painter(model), chosen)
         self._options = self._known({"num_inference_steps": steps, "guidance_scale": guidance})
         self._pipeline.set_progress_bar_config(disable=True)
         if offload and device.type != "cpu":
@@ -84,10 +84,20 @@ class TextToImage:
         return chosen
 
 
-def _load(folder: Path, dtype: torch.dtype) -> Any:
+def check_painter(model: str) -> Path:
+    """The folder of a pipeline; nothing is loaded.
+
+    Raises:
+        MissingDependency, ConfigError: no such model on this machine, or not in diffusers' form.
+    """
+    folder = locate(model)
     if not (folder / INDEX).is_file():
         raise ConfigError(
             f"{folder} is no pipeline of diffusers: it has no {INDEX}; image.model is a folder in diffusers' form, with all of its parts")
+    return folder
+
+
+def _load(folder: Path, dtype: torch.dtype) -> Any:
     import diffusers
 
     try:

@@ -5,11 +5,12 @@ Runs in a Ray actor, or anywhere else. Every random number depends on a sample's
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
+from typing import Callable, Sequence
 
 import numpy as np
 import torch
@@ -27,12 +28,15 @@ from sampler.samples import FILES, PICTURES, Sample
 from sampler.settings import SampleSettings
 from sampler.store import Store, key_of
 from sampler.writer import CATALOGUED, write, write_picture
+from trainer.buckets import area_of
 from trainer.conditions import MODES, given_condition
 from trainer.diffusion import Text
 from trainer.preview import to_pixels
 
 COMPILE_FROM = 32
 """Forwards of a shape from which compiling its blocks (about a minute for two kinds of block) pays on a GPU."""
+PAINTED = 16
+"""Sides of painted pictures are multiples of it: what FLUX and Stable Diffusion take."""
 WHOLE_PIXELS = 16_000_000
 """Pixels times frames that are decoded whole; more are decoded in tiles (Hunyuan's decoder takes 4 GiB for 8 million in bf16)."""
 
@@ -101,7 +105,8 @@ class Worker:
         answers: list[Encoded | Failed] = []
         for sample in samples:
             started = time.monotonic()
-            picture, = self.models.painter.paint([sample.refined or sample.prompt], [sample.random_seed("picture")], sample.height, sample.width)
+            size = painted_size(self.settings, sample)
+            picture, = self.models.painter.paint([sample.refined or sample.prompt], [sample.random_seed("picture")], *size)
             path = picture_of(self.folder, sample)
             path.parent.mkdir(parents=True, exist_ok=True)
             aside = path.with_name(f".{path.name}")
@@ -127,18 +132,25 @@ class Worker:
         return answers
 
     @torch.no_grad()
-    def denoise(self, samples: list[Sample]) -> list[Denoised | Failed]:
-        """Latents of samples of one shape and mode. Where the device's memory is too small for all at once, in halves."""
+    def denoise(
+        self, samples: list[Sample], on_step: Callable[[int, int], None] = lambda step, forwards: None,
+    ) -> list[Denoised | Failed]:
+        """Latents of samples of one shape and mode. Where the device's memory is too small for all at once, in halves.
+
+        Args:
+            on_step: see `trainer.diffusion.denoise`; each half has steps of its own.
+        """
         if self._most is not None and len(samples) > self._most:
-            return [answer for start in range(0, len(samples), self._most) for answer in self.denoise(samples[start : start + self._most])]
+            parts = (samples[start : start + self._most] for start in range(0, len(samples), self._most))
+            return [answer for part in parts for answer in self.denoise(part, on_step)]
         full: list[bool] = []
         with out_of_memory_as(full):
-            return self._denoise(samples)
+            return self._denoise(samples, on_step)
         if len(samples) > 1:
             self._most = (len(samples) + 1) // 2
         elif not self.models.make_room("mmdit"):
             return [Failed(ErrorKind.OUT_OF_MEMORY, f"one sample of {samples[0].shape} does not fit the device's memory", stage="denoise")]
-        return self.denoise(samples)
+        return self.denoise(samples, on_step)
 
     @torch.no_grad()
     def decode(self, samples: list[Sample]) -> list[Written | Failed]:
@@ -175,7 +187,7 @@ class Worker:
         references = sample.references or (Reference(str(picture_of(self.folder, sample))),)
         return references[0], references[-1]
 
-    def _denoise(self, samples: list[Sample]) -> list[Denoised | Failed]:
+    def _denoise(self, samples: list[Sample], on_step: Callable[[int, int], None]) -> list[Denoised | Failed]:
         started, first = time.monotonic(), samples[0]
         shape, given = self._latents.latent_shape(*first.shape), MODES[first.mode]
         denoiser = Denoiser(self.models.mmdit, self.settings.sampling, self.checkpoint.patch, self.checkpoint.takes_condition)
@@ -184,7 +196,8 @@ class Worker:
             self.models.compile()
         noise = torch.stack([noise_of(sample, shape) for sample in samples]).to(self.device)
         cond = torch.cat([self._condition(sample) for sample in samples]).to(self.device) if given.head or given.tail else None
-        found = denoiser(noise, cond, self._texts([s.text for s in samples]), self._texts([s.negative for s in samples]), first.mode)
+        told, negative = self._texts([s.text for s in samples]), self._texts([s.negative for s in samples])
+        found = denoiser(noise, cond, told, negative, first.mode, on_step)
         answers: list[Denoised | Failed] = []
         for sample, latents in zip(samples, found):
             if not torch.isfinite(latents).all():
@@ -250,6 +263,14 @@ def given_key(checkpoint: Checkpoint, settings: SampleSettings, sample: Sample) 
         contents = [content_hash(reference) for reference in sample.references]
     rate = sample.fps if sample.mode.startswith("v2v") else 0.0
     return key_of("given", sample.mode, contents, sample.shape, rate, checkpoint.autoencoder.model_dump(exclude={"tiled"}), settings.work.precision)
+
+
+def painted_size(settings: SampleSettings, sample: Sample) -> tuple[int, int]:
+    """Height and width of a sample's painted first frame: of its shape, and as large as the settings say."""
+    if settings.image.resolution is None:
+        return sample.height, sample.width
+    scale = math.sqrt(area_of(settings.image.resolution) / (sample.height * sample.width))
+    return round(sample.height * scale / PAINTED) * PAINTED, round(sample.width * scale / PAINTED) * PAINTED
 
 
 def picture_of(folder: Path, sample: Sample) -> Path:

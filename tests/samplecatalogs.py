@@ -33,7 +33,7 @@ def import_all(files: Sequence[Path], root: Path) -> Catalog:
     root.mkdir(parents=True, exist_ok=True)
     listing = root.with_name(f"{root.name}-files.csv")
     listing.write_text("path\n" + "".join(f"{file}\n" for file in files))
-    import_dataset(str(listing), str(root), workers=2)
+    import_dataset(str(listing), str(root), workers=1)
     return Catalog(root)
 
 

@@ -161,9 +161,9 @@ def _wanted(settings: PlanSettings) -> list[tuple[int, str, dict[int, tuple[floa
             _check_frames(frames, settings)
             if batch is not None and batch < 1:
                 raise ConfigError(f"plan.bucket_config.{name}.{frames}: a batch has at least one sample, not {batch}")
-    if len({_area(name) for name in chosen}) < len(chosen):
+    if len({area_of(name) for name in chosen}) < len(chosen):
         raise ConfigError(f"two of the resolutions {', '.join(chosen)} are the same")
-    return sorted(((_area(name), name, lengths) for name, lengths in chosen.items()), reverse=True, key=lambda level: level[0])
+    return sorted(((area_of(name), name, lengths) for name, lengths in chosen.items()), reverse=True, key=lambda level: level[0])
 
 
 def _probabilities(where: str, keep: Keep) -> tuple[float, float]:
@@ -192,7 +192,7 @@ def _check_weights(settings: PlanSettings, buckets: Sequence[Bucket]) -> None:
         raise ConfigError(f"plan.weights: no bucket has {min(unknown)} frames")
 
 
-def _area(resolution: str) -> int:
+def area_of(resolution: str) -> int:
     """Pixels of an area class, as Open-Sora 2.0 reads them: 256px (or 256) is 256², 480p is 480² · 16/9."""
     match = re.fullmatch(r"(\d+)(px|p|)", resolution)
     if match is None or int(match[1]) == 0:

@@ -35,16 +35,23 @@ class RealFeatures:
     vectors: np.ndarray
 
     def of(self, clip_ids: pl.Series) -> np.ndarray:
-        """Vectors of some of the clips, in their order."""
-        found = _vectors(self.catalog, self.fingerprint).filter(pl.col("clip_id").is_in(clip_ids.to_list())).collect()
-        return _stacked(clip_ids.to_frame().join(found, on="clip_id", how="left", maintain_order="left"))
+        """Vectors of some of the clips, in their order, float32 [n, d]."""
+        wanted = clip_ids.to_frame()
+        parts = [(rows.join(wanted, on="clip_id", how="semi"), vectors) for rows, vectors in self.batches()]
+        found = pl.concat([rows for rows, _ in parts]).with_row_index("at")
+        stacked = np.concatenate([vectors[rows["row"].to_numpy()] for rows, vectors in parts])
+        return stacked[wanted.join(found, on="clip_id", how="left", maintain_order="left")["at"].to_numpy()]
 
-    def batches(self) -> Iterator[pl.DataFrame]:
-        """All rows with their `vector`, shard by shard."""
+    def batches(self) -> Iterator[tuple[pl.DataFrame, np.ndarray]]:
+        """All rows with their `row` in the vectors beside them, shard by shard where they are many."""
+        if self.rows.height == len(self.vectors):
+            yield self.rows.with_row_index("row"), self.vectors
+            return
         with self.catalog.reading():
             for shard in sorted(set(self.rows["shard"])):
                 vectors = _vectors(self.catalog, self.fingerprint).filter(pl.col("shard") == shard).select("clip_id", "vector").collect()
-                yield self.rows.filter(pl.col("shard") == shard).join(vectors, on="clip_id")
+                rows = self.rows.filter(pl.col("shard") == shard).join(vectors, on="clip_id")
+                yield rows.drop("vector").with_row_index("row"), _stacked(rows)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Iterable, Sequence
+from typing import Iterable, Iterator, Sequence
 
 import numpy as np
 import polars as pl
@@ -117,9 +117,8 @@ def _held_out(rows: pl.DataFrame, trained: pl.DataFrame, seed: int) -> tuple[pl.
     return pl.concat([apart, drawn]), told
 
 
-def _batches(real: RealFeatures, rows: pl.DataFrame) -> Iterable[tuple[np.ndarray, np.ndarray, list[str]]]:
+def _batches(real: RealFeatures, rows: pl.DataFrame) -> Iterator[tuple[np.ndarray, np.ndarray, list[str]]]:
     groups = rows.select("clip_id", "group")
-    for batch in real.batches():
-        part = batch.join(groups, on="clip_id")
-        for some in part.iter_slices(CHUNK):
-            yield np.stack(some["vector"].to_numpy()), some["group"].to_numpy(), some["clip_id"].to_list()
+    for batch, vectors in real.batches():
+        for some in batch.join(groups, on="clip_id").iter_slices(CHUNK):
+            yield vectors[some["row"].to_numpy()], some["group"].to_numpy(), some["clip_id"].to_list()

@@ -17,6 +17,7 @@ from pipelines.decide import decide_and_record
 from pipelines.recipe import load_recipe
 from pipelines.settings import Settings
 from pipelines.stages import EFFICIENTNET
+from sampler.evaluate import features
 from sampler.evaluate.baselines import cut_to, mean_picture
 from sampler.evaluate.captions import enter_prompts
 from sampler.evaluate.features import read_real
@@ -75,6 +76,20 @@ def test_neighbours_are_those_of_brute_force_and_copies_are_flagged(tmp_path):
     assert found.neighbours[0].sample_id == "copy" and found.neighbours[0].clip_id == ids[7]
     assert [n.sample_id for n in found.flagged] == [n.sample_id for n in found.neighbours if n.distance < found.threshold]
     assert "copy" in {n.sample_id for n in found.flagged} and "of val" not in {n.sample_id for n in found.flagged}
+
+
+def test_many_clips_are_read_a_shard_at_a_time(tmp_path, monkeypatch):
+    vectors = unit(np.random.default_rng(4), 70)
+    catalog, ids = embedded(tmp_path / "c", vectors, ["train"] * 50 + ["val"] * 20)
+    queries = {f"q{i}": v for i, v in enumerate(unit(np.random.default_rng(5), 6))}
+    at_once = ask(catalog, queries)
+    monkeypatch.setattr(features, "MOST_REAL", 16)
+    real = read_real(catalog, pl.lit(True), MARK)
+    assert len(real.vectors) == 16 and real.rows.height == 70 and len(list(real.batches())) == 16
+    assert np.array_equal(real.of(pl.Series("clip_id", ids[::-7])), vectors[::-7])
+    in_parts = ask(catalog, queries)
+    assert in_parts.held == pytest.approx(at_once.held, abs=1e-6)
+    assert [(n.sample_id, n.clip_id) for n in in_parts.neighbours] == [(n.sample_id, n.clip_id) for n in at_once.neighbours]
 
 
 def test_near_duplicates_of_held_out_clips_are_no_neighbours(tmp_path):
