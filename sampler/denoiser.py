@@ -49,7 +49,8 @@ class Denoiser:
         if cond is None:
             cond = condition(torch.zeros_like(noise[:, :1]), torch.zeros_like(noise))
         own = self.settings
-        found = denoise(self._velocity, noise, cond, text, negative, own.steps, guidance_of(own, mode), self.patch, own.shift, on_step)
+        found = denoise(
+            self._velocity, noise, cond, text, negative, own.steps, guidance_of(own, mode), self.patch, own.shift, on_step=on_step)
         return keep_given(found, cond)
 
     def _velocity(self, x: Tensor, cond: Tensor, states: Tensor, pooled: Tensor, t: Tensor) -> Tensor:

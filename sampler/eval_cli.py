@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from sampler.evaluate.distances import Measured
 
 KEPT = "status = 'kept'"
-SamplesOption = Annotated[list[str], typer.Option("--samples", "-s", help="Output folder of `datakit sample`. Repeatable: one for each checkpoint.")]
+SamplesOption = Annotated[
+    list[str], typer.Option("--samples", "-s", help="Output folder of `datakit sample`. Repeatable: one for each checkpoint.")]
 WIDTH = 34
 
 
@@ -23,7 +24,7 @@ def samples(
     samples: SamplesOption,
     catalog: CatalogOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("evaluation.html"),
-    where: Annotated[str, typer.Option("--where", help="SQL condition over the training catalog's view clips: what to compare with.")] = KEPT,
+    where: Annotated[str, typer.Option("--where", help="SQL condition over the training catalog's clips: those to compare with.")] = KEPT,
     baselines: Annotated[bool, typer.Option("--baselines/--no-baselines", help="Also measure noise and the mean frame.")] = True,
     splits: Annotated[int, typer.Option("--splits", min=2, help="Seeded splits of the training clips, for noise floors.")] = 10,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of splits, draws and noise.")] = 0,
@@ -56,7 +57,7 @@ def prefer(
     author: Annotated[Optional[str], typer.Option("--author", help="Whose votes these are; not given: user@host.")] = None,
     summary: Annotated[bool, typer.Option("--summary", help="Only print what the votes say.")] = False,
 ) -> None:
-    """Ask people which of two checkpoints' videos is better, without telling whose they are. Votes are kept; it goes on where it stopped."""
+    """Ask people which of two checkpoints' videos is better, without telling whose they are. Votes last; it goes on where it stopped."""
     from sampler.evaluate.preference import votes_of
     from sampler.evaluate.prefer_app import serve, show
     from sampler.evaluate.sets import read_sets
@@ -96,8 +97,8 @@ def _show(found: Evaluation) -> None:
     elif memory.threshold is None:
         print("memorisation: not enough training clips to hold any out")
     else:
-        print(f"memorisation: {len(memory.flagged)} of {len(memory.neighbours)} samples are nearer to a training clip than {memory.threshold:.4g}, "
-              f"the 1st percentile of {len(memory.held)} held-out clips")
+        print(f"memorisation: {len(memory.flagged)} of {len(memory.neighbours)} samples are nearer to a training clip than "
+              f"{memory.threshold:.4g}, the 1st percentile of {len(memory.held)} held-out clips")
     for tally in found.preferences:
         print(tally)
     if found.page:
@@ -111,7 +112,8 @@ def _show_features(found: Evaluation) -> None:
         return
     print(f"{f'distance to the footage, {compared.model}':<{WIDTH + 2}}{'videos':>7}  {'Fréchet':<20}{'noise floor':<20}{'kernel':<22}")
     for d in compared.distances:
-        kernel = "not enough" if d.kernel is None else f"{d.kernel.mean:.4g}" + (f" ± {d.kernel.error:.2g}" if d.kernel.error is not None else "")
+        error = f" ± {d.kernel.error:.2g}" if d.kernel and d.kernel.error is not None else ""
+        kernel = f"{d.kernel.mean:.4g}{error}" if d.kernel else "not enough"
         value, floor = (f"{s.mean:.4f} ± {s.std:.2g}" for s in (d.frechet.value, d.frechet.floor)) if d.frechet else ("not enough", "–")
         print(f"{d.label[:WIDTH]:<{WIDTH + 2}}{d.count:>7}  {value:<20}{floor:<20}{kernel:<22}")
     for s in found.sets:

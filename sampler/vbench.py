@@ -78,7 +78,8 @@ def _layout(samples: str) -> Iterator[tuple[str, str]]:
 
     sets = read_sets([samples])
     if len(sets) > 1:
-        raise ConfigError(f"{samples} has samples of {len(sets)} checkpoints ({', '.join(s.label for s in sets)}): VBench judges one at a time")
+        names = ", ".join(s.label for s in sets)
+        raise ConfigError(f"{samples} has samples of {len(sets)} checkpoints ({names}): VBench judges one at a time")
     rows = sets[0].rows
     other = [row["path"] for row in rows.iter_rows(named=True) if not (row["path"] or "").lower().endswith(SUFFIX)]
     if other:

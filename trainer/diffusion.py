@@ -141,7 +141,7 @@ def condition(mask: Tensor, reference: Tensor) -> Tensor:
 @torch.no_grad()
 def denoise(
     velocity: Velocity, noise: Tensor, cond: Tensor, text: Text, empty: Text, steps: int = 50, guidance: Guidance = Guidance(), patch: int = 2,
-    alpha: float | None = None, on_step: Callable[[int, int], None] = lambda step, forwards: None,
+    alpha: float | None = None, run: int | None = None, on_step: Callable[[int, int], None] = lambda step, forwards: None,
 ) -> Tensor:
     """Euler's method from noise to latents. Of the three velocities (with text c, without u, without text and image u2),
     those are computed that change the result: v = g_txt·c + (g_img − g_txt)·u + (1 − g_img)·u2.
@@ -151,6 +151,7 @@ def denoise(
         cond: [B, c + 1, T, H, W], see `condition`; all zero: text alone.
         empty: the same for empty prompts, or negative ones.
         alpha: shift of the schedule; None: `shift` of the noise's shape.
+        run: stop after so many of the steps; None: all.
         on_step: called after each step with its index and how many forwards of the batch it took.
 
     Returns:
@@ -160,7 +161,7 @@ def denoise(
     times = schedule(steps, shift(frames, height, width, patch) if alpha is None else alpha).tolist()
     given = bool(cond.any())
     x = noise
-    for step, (t, t_next) in enumerate(zip(times, times[1:])):
+    for step, (t, t_next) in enumerate(zip(times[:-1][:run], times[1:])):
         on_c, on_u, on_u2 = (scale.to(x).view(-1, 1, 1) for scale in guidance.weights(step, steps, frames, given))
         branches = [(text, cond, on_c), (empty, cond, on_u), (empty, torch.zeros_like(cond), on_u2)]
         branches = [branch for branch in branches if branch[2].any()]
@@ -174,13 +175,14 @@ def denoise(
     return x
 
 
-def forwards(steps: int, guidance: Guidance, frames: int, given: bool) -> int:
+def forwards(steps: int, guidance: Guidance, frames: int, given: bool, run: int | None = None) -> int:
     """How many evaluations of the model a sample takes (`denoise`).
 
     Args:
         frames: latent ones; given: whether any of them is.
+        run: see `denoise`.
     """
-    return sum(sum(bool(weight.any()) for weight in guidance.weights(step, steps, frames, given)) for step in range(steps))
+    return sum(sum(bool(weight.any()) for weight in guidance.weights(step, steps, frames, given)) for step in range(steps)[:run])
 
 
 def keep_given(latents: Tensor, cond: Tensor) -> Tensor:

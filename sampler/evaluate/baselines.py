@@ -135,7 +135,9 @@ def _write(path: Path, size: Geometry, frames: Iterator[np.ndarray]) -> Path:
     return path
 
 
-def _embedded(folder: Path, files: list[Path], scorer: Scorer, settings: Settings, stages: list[str], fingerprint: str) -> dict[Path, np.ndarray]:
+def _embedded(
+    folder: Path, files: list[Path], scorer: Scorer, settings: Settings, stages: list[str], fingerprint: str,
+) -> dict[Path, np.ndarray]:
     listing, root = folder / "files.csv", folder / "baselines"
     with open(listing, "w", newline="") as file:
         csv.writer(file).writerows([["path"], *([str(path)] for path in files)])

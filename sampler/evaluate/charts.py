@@ -34,7 +34,7 @@ def overlaid(comparison: ScoreComparison, order: Sequence[str]) -> Figure:
     """
     h = comparison.histogram()
     sets = [(s.label, shares, *colour(order.index(s.label))) for s, shares in zip(comparison.sets, h["sets"])]
-    return _histogram(h["edges"], h["real"], sets, plain(comparison.column.unit), h["log"])
+    return _histogram(h["edges"], h["real"], "training clips", sets, plain(comparison.column.unit), h["log"])
 
 
 def neighbour_histogram(found: Memorisation, order: Sequence[str]) -> Figure:
@@ -44,7 +44,7 @@ def neighbour_histogram(found: Memorisation, order: Sequence[str]) -> Figure:
     edges = np.linspace(0.0, max(float(every.max()), 1e-6) * 1.02, BINS + 1)
     shares = {label: _shares(values, edges) for label, values in by_label.items() if len(values)}
     sets = [(label, values, *colour(order.index(label))) for label, values in shares.items()]
-    figure = _histogram(edges.tolist(), _shares(found.held, edges), sets, "distance (1 − cosine)", False)
+    figure = _histogram(edges.tolist(), _shares(found.held, edges), "held-out clips", sets, "distance (1 − cosine)", False)
     if found.threshold is not None:
         figure["layout"]["shapes"] = [{"type": "line", "x0": found.threshold, "x1": found.threshold, "yref": "paper", "y0": 0, "y1": 1,
                                        "line": {"color": LINE, "width": 1.5, "dash": "dash"}}]
@@ -58,7 +58,8 @@ def distance_dots(found: FeatureComparison, order: Sequence[str]) -> Figure:
     ids = list(range(len(rows)))
     floors = {
         "type": "bar", "orientation": "h", "name": "noise floor", "y": ids, "x": [d.frechet.floor.mean for d in rows], "width": 0.5,
-        "marker": {"color": REAL, "line": {"width": 0}}, "customdata": [f"{d.frechet.floor.mean:.4g} ± {d.frechet.floor.std:.2g}" for d in rows],
+        "marker": {"color": REAL, "line": {"width": 0}},
+        "customdata": [f"{d.frechet.floor.mean:.4g} ± {d.frechet.floor.std:.2g}" for d in rows],
         "hovertemplate": "noise floor %{customdata}<extra></extra>"}
     dots = {
         "type": "scatter", "mode": "markers", "name": "distance", "y": ids, "x": [d.frechet.value.mean for d in rows],
@@ -73,11 +74,18 @@ def distance_dots(found: FeatureComparison, order: Sequence[str]) -> Figure:
         "yaxis": {"tickvals": ids, "ticktext": [plain(d.label[:40]) for d in rows], "showgrid": False, "range": [-0.7, len(rows) - 0.3]}}}
 
 
-def _histogram(edges: list[float], real: list[float], sets: Sequence[tuple[str, list[float], str, str]], unit: str, log: bool) -> Figure:
+def _histogram(
+    edges: list[float], real: list[float], whose: str, sets: Sequence[tuple[str, list[float], str, str]], unit: str, log: bool,
+) -> Figure:
+    """Args:
+    real: of the bars, per cent; `whose` they are.
+    sets: label, shares, colour and dash of each line.
+    """
     centres = [(a + b) / 2 for a, b in zip(edges, edges[1:])]
     names = [f"{number(10 ** a if log else a)} … {number(10 ** b if log else b)}" for a, b in zip(edges, edges[1:])]
-    bars = {"type": "bar", "name": "training clips", "x": centres, "y": real, "customdata": names, "marker": {"color": REAL, "line": {"width": 0}},
-            "hovertemplate": "%{customdata}<br>%{y:.1f} % of training clips<extra></extra>"}
+    bars = {
+        "type": "bar", "x": centres, "y": real, "customdata": names, "marker": {"color": REAL, "line": {"width": 0}},
+        "hovertemplate": f"%{{customdata}}<br>%{{y:.1f}} % of {whose}<extra></extra>"}
     lines = [{
         "type": "scatter", "mode": "lines", "name": plain(label), "x": _twice(edges), "y": [0.0, *_twice(shares), 0.0],
         "line": {"color": tint, "width": 2, "dash": dash}, "customdata": [names[0], *_twice(names), names[-1]],

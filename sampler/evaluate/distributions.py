@@ -88,7 +88,8 @@ def compare_scores(
             if len(values) and len(real):
                 parts.append(_compared(s.label, values, real, splits, seed))
             else:
-                left.append(NotCompared(column.name, s.label, _why(rows, column, plan) if len(real) else "no selected training clip has a value"))
+                why = _why(rows, column, plan) if len(real) else "no selected training clip has a value"
+                left.append(NotCompared(column.name, s.label, why))
         if parts:
             compared.append(ScoreComparison(column, real, float(np.median(real)), parts))
     return compared, left
@@ -98,7 +99,8 @@ def _scores(catalog: Catalog, condition: pl.Expr, columns: Sequence[Column], cli
     """Scores and, as `mark_STAGE`, the fingerprints they were made at; by clip id. With `clip_ids` a row for each of them."""
     names, stages = [c.name for c in columns], {c.filled_by for c in columns}
     wanted = {"clip_id", "stage_versions", *names, *condition.meta.root_names()}
-    rows = catalog.clips(columns=sorted(wanted)).filter(condition).select("clip_id", *names, *(mark_of(s).alias(f"mark_{s}") for s in sorted(stages)))
+    marks = [mark_of(stage).alias(f"mark_{stage}") for stage in sorted(stages)]
+    rows = catalog.clips(columns=sorted(wanted)).filter(condition).select("clip_id", *names, *marks)
     with catalog.reading():
         if clip_ids is None:
             return rows.sort("clip_id").collect()
@@ -114,6 +116,8 @@ def _values(rows: pl.DataFrame, column: Column, plan: Planned) -> np.ndarray:
 
 
 def _why(rows: pl.DataFrame, column: Column, plan: Planned) -> str:
+    if rows.is_empty():
+        return "none of these samples is a video file"
     marks = plain_marks(rows[f"mark_{column.filled_by}"]).drop_nulls()
     other = sorted(set(marks) - {plan.fingerprint})
     if other:

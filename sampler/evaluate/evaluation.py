@@ -63,15 +63,17 @@ class Evaluation:
             "catalog": self.catalog, "where": self.where, "clips": self.clips, "splits": self.splits, "seed": self.seed,
             "samples": [{"label": s.label, "root": s.root, "checkpoint": s.checkpoint, "checkpoint_hash": s.checkpoint_hash,
                          "finished": s.rows.height, "videos": s.videos.height} for s in self.sets],
-            "scores": [{"score": c.column.name, "unit": c.column.unit, "clips": len(c.real), "median": c.median, "sets": [
-                {"label": s.label, "samples": len(s.values), "median": s.median, "ks": _plain(s.ks), "shift": _plain(s.shift)} for s in c.sets]}
-                for c in self.scores],
+            "scores": [{
+                "score": c.column.name, "unit": c.column.unit, "clips": len(c.real), "median": c.median,
+                "sets": [{"label": s.label, "samples": len(s.values), "median": s.median, "ks": _plain(s.ks), "shift": _plain(s.shift)}
+                         for s in c.sets]} for c in self.scores],
             "not_compared": [asdict(n) for n in self.not_compared],
             "stages_not_run": [{"stage": stage, "why": why} for stage, why in self.stages_not_run],
             "features": _plain(self.features) | {"nearer": {s.label: self.features.nearer(s.label) for s in self.sets}},
             "memorisation": {
                 "trained": memory.trained, "held_out": len(memory.held), "held_from": memory.held_from, "threshold": memory.threshold,
-                "problem": memory.problem, "flagged": [asdict(n) for n in memory.flagged], "neighbours": [asdict(n) for n in memory.neighbours]},
+                "problem": memory.problem, "flagged": [asdict(n) for n in memory.flagged],
+                "neighbours": [asdict(n) for n in memory.neighbours]},
             "preferences": [asdict(t) for t in self.preferences],
             "page": str(self.page[0]) if self.page else None,
         }

@@ -60,8 +60,8 @@ class FeatureDistance:
 
     Attributes:
         kind: samples, noise, still.
-        frechet: squared Fréchet distance, None: not enough.
-        kernel: kernel distance of all of the set to all of the footage, and `kernel_floor` in splits as those of `frechet`.
+        frechet: squared Fréchet distance; None: not enough.
+        kernel: kernel distance of all of the set to all of the footage; `kernel_splits`: the same in splits, with its floor.
     """
 
     label: str
@@ -99,7 +99,8 @@ def read_real(catalog: Catalog, condition: pl.Expr, fingerprint: str) -> RealFea
         if rows.is_empty():
             return None
         drawn = rows["clip_id"].head(MOST_REAL)
-        found = have.filter(pl.col("clip_id") <= drawn[-1]).join(drawn.to_frame().lazy(), on="clip_id", how="semi").sort("clip_id").collect()
+        near = have.filter(pl.col("clip_id") <= drawn[-1])
+        found = near.join(drawn.to_frame().lazy(), on="clip_id", how="semi").sort("clip_id").collect()
     return RealFeatures(catalog, fingerprint, found["model"][0], found["weights_hash"][0], rows, _stacked(found))
 
 

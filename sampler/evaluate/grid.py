@@ -63,8 +63,9 @@ def make_grid(sets: Sequence[SampleSet], most: int) -> Grid:
             found.setdefault(key_of(row), [None] * len(sets))[i] = row
     order = sorted(found, key=lambda key: (sum(row is None for row in found[key]), key[0] or "", key[1] or 0, key[2] or 0, key[3]))
     shown = order[:most]
+    asked = [(s, row) for key in shown for s, row in zip(sets, found[key])]
     with ThreadPoolExecutor(THREADS) as pool:
-        cells = pool.map(lambda each: None if each[1] is None else _cell(*each), [(s, row) for key in shown for s, row in zip(sets, found[key])])
+        cells = pool.map(lambda each: None if each[1] is None else _cell(*each), asked)
         rows = [Row(key[0], key[1], key[2], [next(cells) for _ in sets]) for key in shown]
     return Grid([s.label for s in sets], rows, len(order))
 

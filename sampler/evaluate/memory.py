@@ -21,13 +21,14 @@ CHUNK = 4096
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A sample and its nearest training clip. `distance`: 1 − cosine."""
+    """A sample and its nearest training clip. `distance`: 1 − cosine; `is_source`: that clip's caption is the sample's prompt."""
 
     label: str
     sample_id: str
     clip_id: str
     distance: float
     flagged: bool
+    is_source: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def memorisation(real: RealFeatures, samples: Sequence[tuple[str, pl.DataFrame, 
     """Look for every sample among the training clips.
 
     Args:
-        samples: for each checkpoint its label, rows and vectors.
+        samples: for each checkpoint its label, rows (sample_id, source_clip) and vectors.
     """
     rows = real.rows.with_columns(pl.coalesce("duplicate_group", "clip_id").rank("dense").cast(pl.Int64).alias("group"))
     trained = rows.filter(pl.col("split").fill_null("train") == "train")
@@ -72,8 +73,8 @@ def memorisation(real: RealFeatures, samples: Sequence[tuple[str, pl.DataFrame, 
     found = []
     for label, these, vectors in samples:
         near, clips = nearest(vectors, _batches(real, trained))
-        found += [Neighbour(label, sample, clip, float(d), threshold is not None and bool(d < threshold))
-                  for sample, clip, d in zip(these["sample_id"], clips, near) if clip is not None]
+        found += [Neighbour(label, sample, clip, float(d), threshold is not None and bool(d < threshold), clip == source)
+                  for sample, source, clip, d in zip(these["sample_id"], these["source_clip"], clips, near) if clip is not None]
     return Memorisation(sorted(found, key=lambda n: (n.distance, n.sample_id)), distances, held_from, trained.height, threshold)
 
 

@@ -16,9 +16,9 @@ from catalogs.selection import Selection
 from catalogs.tables import Catalog
 from sampler.evaluate.baselines import MOST_NOISE
 from sampler.evaluate.charts import colour, distance_dots, neighbour_histogram, overlaid
-from sampler.evaluate.distances import Measured, Spread
+from sampler.evaluate.distances import KernelDistance, Measured, Spread
 from sampler.evaluate.distributions import ScoreComparison
-from sampler.evaluate.grid import Cell, make_grid
+from sampler.evaluate.grid import Cell, Row, make_grid
 from sampler.evaluate.memory import Neighbour
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def _header(page: Page, found: Evaluation) -> None:
              tile("Training clips", count(found.clips), "compared with")]
     best = min((d for d in found.features.distances if d.kind == "samples" and d.frechet), key=lambda d: d.frechet.value.mean, default=None)
     if best is not None:
-        tiles.append(tile("Fréchet distance", number(best.frechet.value.mean), f"{best.label}; noise floor {number(best.frechet.floor.mean)}"))
+        told = f"{best.label}; noise floor {number(best.frechet.floor.mean)}"
+        tiles.append(tile("Fréchet distance", number(best.frechet.value.mean), told))
     if memory.threshold is not None:
         tiles.append(tile("Flagged samples", count(flagged), "too near to a training clip"))
     meta = "".join(f'<p class="meta">{line}</p>' for line in lines)
@@ -70,29 +71,29 @@ def _header(page: Page, found: Evaluation) -> None:
 def _distances(page: Page, found: Evaluation) -> None:
     f = found.features
     if f.problem:
-        page.section("distances", "Distance to the footage", "How far the samples are from the training footage.", nothing(f.problem))
+        page.section("distances", "Distances", "How far the samples are from the training footage.", nothing(_sentence(f.problem)))
         return
     lead = (f"How far each set of videos is from the training footage, by the features of {f.model} ({count(f.real)} clips). "
             f"The noise floor is what as many real clips, held out, get against the same others: mean and standard deviation over "
             f"{found.splits} seeded splits. A set on its floor cannot be told from the footage by these features with so few videos.")
-    rows = [(_whole(d.label), count(d.count), _spread(d.frechet, "value"), _spread(d.frechet, "floor"), count(d.frechet.count) if d.frechet else "–",
-             f"{d.kernel.mean:.3g}" + ("" if d.kernel.error is None else f" ± {d.kernel.error:.2g}") if d.kernel else "–",
-             _spread(d.kernel_splits, "floor")) for d in f.distances]
+    rows = [(_whole(d.label), count(d.count), _spread(d.frechet, "value"), _spread(d.frechet, "floor"),
+             count(d.frechet.count) if d.frechet else "–", _kernel(d.kernel), _spread(d.kernel_splits, "floor")) for d in f.distances]
     heads = ("set", "videos", "Fréchet distance", "noise floor", "videos in a split", "kernel distance", "noise floor")
     told = [_verdict(found, s.label) for s in found.sets]
     few = [d.label for d in f.distances if d.frechet is None]
     notes = [f"Not enough for a Fréchet distance (two videos and four training clips are the least): {', '.join(few)}."] if few else []
     if any(d.kind == "noise" for d in f.distances):
-        notes.append(f"Noise: Gaussian pixels, at most {MOST_NOISE} videos. Mean frame: the mean of training clips' middle frames, held still. "
-                     "Both are of the samples' sizes and went through the same encoder and stages.")
-    notes.append("Fréchet distance: squared, of Gaussians fitted to unit vectors, ± the spread over splits. Kernel distance: as KID, unbiased, "
-                 "polynomial of degree 3, of all videos to all clips, ± the standard error over blocks.")
+        notes.append(f"Noise: Gaussian pixels, at most {MOST_NOISE} videos. Mean frame: the mean of training clips' middle frames, held "
+                     "still. Both are of the samples' sizes and went through the same encoder and stages.")
+    notes.append("Fréchet distance: squared, of Gaussians fitted to unit vectors, ± the spread over splits. Kernel distance: as KID, "
+                 "unbiased, polynomial of degree 3, of all videos to all clips, ± the standard error over blocks.")
     parts = [f'<p class="lead"><b>{text(sentence)}</b></p>' for sentence in told if sentence]
     if any(d.frechet for d in f.distances):
         below = '<div class="key"><span><i style="background:var(--other)"></i>noise floor at the same count</span></div>'
-        parts.append(page.chart(distance_dots(f, [s.label for s in found.sets]), "Fréchet distance to the training footage", below, wide=True))
+        figure = distance_dots(f, [s.label for s in found.sets])
+        parts.append(page.chart(figure, "Fréchet distance to the training footage", below, wide=True))
     parts.append(card("In numbers", table(heads, rows, range(1, 7)), "".join(f'<p class="note">{text(note)}</p>' for note in notes)))
-    page.section("distances", "Distance to the footage", lead, *parts)
+    page.section("distances", "Distances", lead, *parts)
 
 
 def _verdict(found: Evaluation, label: str) -> str:
@@ -100,7 +101,8 @@ def _verdict(found: Evaluation, label: str) -> str:
     if not nearer:
         return ""
     yes, no = ([name for name, is_nearer in nearer.items() if is_nearer == wanted] for wanted in (True, False))
-    parts = [*([f"nearer to the training footage than {' and '.join(yes)}"] if yes else []), *([f"no nearer than {' and '.join(no)}"] if no else [])]
+    parts = [f"nearer to the training footage than {' and '.join(yes)}"] if yes else []
+    parts += [f"no nearer {'' if yes else 'to the training footage '}than {' and '.join(no)}"] if no else []
     return f"Samples of {label} are {', but '.join(parts)}."
 
 
@@ -109,15 +111,16 @@ def _scores(page: Page, found: Evaluation) -> None:
             "Kolmogorov-Smirnov (0 … 1), and the shift (first Wasserstein distance in standard deviations of the training clips), "
             "each with the noise floor that as many real clips have.")
     if not found.scores:
-        parts = [nothing("No score is on both sides: run datakit run score on the training catalog.")]
+        why = "No score is on both sides." if found.not_compared else "The training clips have no scores: datakit run score fills them."
+        parts = [nothing(why)]
     else:
         keys = "".join(f"<span>{_key(i)}{text(s.label)}</span>" for i, s in enumerate(found.sets))
         parts = [f'<div class="key"><span><i style="background:var(--other)"></i>training clips</span>{keys}</div>',
                  grid(*(_score(page, found, c) for c in found.scores))]
-    if found.stages_not_run:
-        parts.append(card("Stages that did not run on the samples", table(("stage", "why"), found.stages_not_run)))
+    left = [card("Stages that did not run on the samples", table(("stage", "why"), found.stages_not_run))] if found.stages_not_run else []
     if found.not_compared:
-        parts.append(card("Not compared", table(("score", "samples of", "why"), [(n.column, n.label, n.why) for n in found.not_compared])))
+        left.append(card("Not compared", table(("score", "samples of", "why"), [(n.column, n.label, n.why) for n in found.not_compared])))
+    parts += [f'<div style="margin-top:14px">{each}</div>' for each in left]
     page.section("scores", "Scores side by side", lead, *parts)
 
 
@@ -134,21 +137,23 @@ def _memorisation(page: Page, found: Evaluation, pairs: Sequence[Neighbour]) -> 
     m = found.memorisation
     lead = "Whether samples repeat training clips: how far each is from its nearest one, beside the same of clips that were not trained on."
     if m.problem:
-        page.section("memorisation", "Memorisation", lead, nothing(m.problem))
+        page.section("memorisation", "Memorisation", lead, nothing(_sentence(m.problem)))
         return
     if m.threshold is None:
         told = "Not enough training clips to hold any out: distances are shown, none is flagged."
     else:
-        told = (f"Held out: {m.held_from}; their near-duplicates do not count as neighbours. The 1st percentile of their {count(len(m.held))} distances "
-                f"is {number(m.threshold)}: {count(len(m.flagged))} of {count(len(m.neighbours))} samples are nearer and flagged.")
+        told = (f"Held out: {m.held_from}; their near-duplicates do not count as neighbours. The 1st percentile of their "
+                f"{count(len(m.held))} distances is {number(m.threshold)}: {count(len(m.flagged))} of {count(len(m.neighbours))} samples "
+                "are nearer and flagged.")
     keys = "".join(f"<span>{_key(i)}{text(s.label)}</span>" for i, s in enumerate(found.sets))
     below = (f'<div class="key"><span><i style="background:var(--other)"></i>held-out clips</span>{keys}'
              '<span><i class="line"></i>1st percentile</span></div>')
     shown = "".join(_pair(page, found, n) for n in pairs)
     title = "Flagged samples and their nearest training clips" if m.flagged else "The nearest samples and their training clips"
     columns = "grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr));gap:16px 24px"
+    figure = neighbour_histogram(m, [s.label for s in found.sets])
     page.section("memorisation", "Memorisation", lead, f'<p class="lead">{text(told)}</p>',
-                 page.chart(neighbour_histogram(m, [s.label for s in found.sets]), "Distance to the nearest training clip", below, wide=True),
+                 page.chart(figure, "Distance to the nearest training clip", below, wide=True),
                  card(title, f'<div class="thumbs" style="{columns}">{shown}</div>'))
 
 
@@ -156,7 +161,8 @@ def _pair(page: Page, found: Evaluation, n: Neighbour) -> str:
     badge = '<span class="badge out">flagged</span>' if n.flagged else ""
     left = page.thumb(n.sample_id, text("sample"), badge)
     right = page.thumb(n.clip_id, text("training clip"))
-    told = f"{text(n.label)}: <b>{number(n.distance)}</b> · {text(_prompt(found, n.sample_id))}"
+    source = ", the clip of its own caption" if n.is_source else ""
+    told = f"{text(n.label)}: <b>{number(n.distance)}</b>{source} · {text(_prompt(found, n.sample_id))}"
     return (f'<div><div class="thumbs" style="grid-template-columns:1fr 1fr">{left}{right}</div>'
             f'<p class="words" style="display:block;margin:4px 0 0;font-size:12px;color:var(--muted)">{told}</p></div>')
 
@@ -168,12 +174,16 @@ def _grid(page: Page, found: Evaluation, out: Path, prompts: int) -> None:
         page.section("prompts", "Prompts", lead, nothing("Left out: --prompts 0."))
         return
     head = "".join(f"<th>{_key(i)}{text(label)}</th>" for i, label in enumerate(made.labels))
-    body = "".join(
-        f'<tr><td style="width:26%"><b>{text(row.prompt or "(no prompt)")}</b><br><span class="note">seed {row.seed}, number {row.number}</span></td>'
-        f'{"".join(f"<td>{_cell(cell, out)}</td>" for cell in row.cells)}</tr>' for row in made.rows)
-    more = f'<p class="note">{count(made.every - len(made.rows))} more are not shown (--prompts N).</p>' if made.every > len(made.rows) else ""
+    body = "".join(_row(row, out) for row in made.rows)
+    hidden = made.every - len(made.rows)
+    more = f'<p class="note">{count(hidden)} more are not shown (--prompts N).</p>' if hidden else ""
     rows = f'<div class="scroll"><table><thead><tr><th>prompt</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     page.section("prompts", "Prompts", lead, f'<div class="card">{rows}{more}</div>')
+
+
+def _row(row: Row, out: Path) -> str:
+    told = f'<b>{text(row.prompt or "(no prompt)")}</b><br><span class="note">seed {row.seed}, number {row.number}</span>'
+    return f'<tr><td style="width:26%">{told}</td>{"".join(f"<td>{_cell(cell, out)}</td>" for cell in row.cells)}</tr>'
 
 
 def _cell(cell: Cell | None, out: Path) -> str:
@@ -181,7 +191,8 @@ def _cell(cell: Cell | None, out: Path) -> str:
         return '<span class="note">not sampled</span>'
     if cell.strip is None:
         return f'<span class="note">{text(cell.problem)}</span>'
-    picture = f'<img alt="" style="display:block;max-width:100%;border-radius:6px" src="data:image/jpeg;base64,{base64.b64encode(cell.strip).decode()}">'
+    data = base64.b64encode(cell.strip).decode()
+    picture = f'<img alt="" style="display:block;max-width:100%;border-radius:6px" src="data:image/jpeg;base64,{data}">'
     return f'<a href="{text(_link(cell.file, out))}" title="{text(cell.file)}">{picture}</a>'
 
 
@@ -227,6 +238,10 @@ def _key(index: int) -> str:
     return f'<i style="{box};background:var({colour(index)[0]})"></i>'
 
 
+def _sentence(problem: str) -> str:
+    return f"{problem[:1].upper()}{problem[1:].rstrip('.')}."
+
+
 def _whole(label: str) -> str:
     """A short label that does not break at its hyphens."""
     return label.replace("-", "\u2011") if len(label) <= SHORT else label
@@ -237,6 +252,12 @@ def _spread(measured: Measured | None, part: str) -> str:
         return "–"
     spread: Spread = getattr(measured, part)
     return f"{spread.mean:.4g} ± {spread.std:.2g}"
+
+
+def _kernel(distance: KernelDistance | None) -> str:
+    if distance is None:
+        return "–"
+    return f"{distance.mean:.3g}" + ("" if distance.error is None else f" ± {distance.error:.2g}")
 
 
 def _with_floor(measured: Measured | None) -> str:

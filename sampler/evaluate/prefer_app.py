@@ -85,7 +85,8 @@ def make_app(pairs: Sequence[Pair], votes: Votes, author: str, port: int) -> Sta
         api.close()
 
     def page(request: Request) -> Response:
-        return HTMLResponse(_static("prefer.html").replace("{{token}}", html.escape(token, quote=True)), headers={"Cache-Control": "no-store"})
+        text = _static("prefer.html").replace("{{token}}", html.escape(token, quote=True))
+        return HTMLResponse(text, headers={"Cache-Control": "no-store"})
 
     app = Starlette(
         routes=[Route("/", page), Route("/favicon.ico", _icon), Route("/static/{name}", _asset), *api.routes()],

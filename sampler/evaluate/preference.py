@@ -164,7 +164,8 @@ def tally(votes: Iterable[Vote], sets: Sequence[SampleSet]) -> list[Tally]:
             continue
         a, b = sorted((left, right), key=rank.__getitem__)
         counts[a, b][{"left": left, "right": right, "tie": None}[vote.choice]] += 1
-    return [_tally(a, b, c[a], c[b], c[None]) for (a, b), c in sorted(counts.items(), key=lambda item: tuple(map(rank.__getitem__, item[0])))]
+    order = sorted(counts, key=lambda pair: (rank[pair[0]], rank[pair[1]]))
+    return [_tally(a, b, counts[a, b][a], counts[a, b][b], counts[a, b][None]) for a, b in order]
 
 
 def wilson(wins: int, trials: int) -> tuple[float, float]:

@@ -72,7 +72,8 @@ def _of_catalog(root: str) -> Iterator[SampleSet]:
         if rows.is_empty():
             states = ", ".join(f"{n} {state}" for state, n in every.group_by("status").len().sort("status").iter_rows())
             raise CatalogError(f"{root} has no finished samples ({states or 'nor any others'}): `datakit sample` makes them")
-        clips = catalog.clips(columns=["clip_id", *FACTS, *SIZE]).filter(pl.col("clip_id").is_in(rows["clip_id"].drop_nulls().to_list())).collect()
+        known = pl.col("clip_id").is_in(rows["clip_id"].drop_nulls().to_list())
+        clips = catalog.clips(columns=["clip_id", *FACTS, *SIZE]).filter(known).collect()
     order = ("checkpoint", "checkpoint_hash", "prompt", "seed", "number", "sample_id")
     joined = rows.drop(SIZE).join(clips, on="clip_id", how="left").sort(order, nulls_last=True)
     for (name, content), part in joined.group_by("checkpoint", "checkpoint_hash", maintain_order=True):

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -16,12 +14,15 @@ from makevideo import texture
 from playwright.sync_api import sync_playwright
 from samplecatalogs import FRAMES, HEIGHT, WIDTH, import_all, result_catalog, sample, with_split, write
 
+from typer.testing import CliRunner
+
 from catalogs.tables import Catalog, sql_list
 from datakit import config
+from datakit.cli import app
 from datakit.errors import CatalogError, ConfigError
 from pipelines.decide import decide_and_record
 from pipelines.embedding import mark_of
-from pipelines.recipe import load_recipe
+from pipelines.recipe import RecipeFile, Rule, build
 from pipelines.score import score
 from pipelines.settings import Settings
 from sampler.evaluate import Evaluation, evaluate_samples
@@ -55,10 +56,8 @@ def training(tmp_path_factory, tiny_clip, ray_address) -> Catalog:
     clips = catalog.clips(columns=["clip_id", "shard"]).collect()
     catalog.append("captions", [{"caption_id": f"c{i}", "clip_id": c, "shard": s, "style": "dense", "model": "hand", "text": f"scene {i}",
                                  "flags": []} for i, (c, s) in enumerate(clips.iter_rows())])
-    decide_and_record(catalog, load_recipe("samples", ["all=num_frames > 0"]))
-    file = folder / "recipe.yaml"
-    file.write_text("name: mine\ndescription: x\ncaptions: [dense]\nrules: [{name: all, keep: num_frames > 0, source: x}]\n")
-    decide_and_record(catalog, load_recipe(str(file)))
+    decide_and_record(catalog, build(RecipeFile(
+        name="all", description="", captions=["dense"], rules=[Rule(name="all", keep="num_frames > 0", source="")])))
     chosen = config.load(Settings, None, ["motion.method=farneback", f"embed.model={tiny_clip}"])
     score(catalog.root, chosen, STAGES, "num_frames > 0", ray=ray_address)
     return catalog
@@ -161,7 +160,8 @@ def copy_of(catalog: str, folder: Path) -> Catalog:
 def test_numbers_of_another_fingerprint_are_never_compared(found, training, root, tmp_path):
     other = copy_of(training.root, tmp_path)
     rows = other.scan("clips").collect()
-    changed = [[{**v, "fingerprint": "other"} if v["stage"] == "quality" else v for v in versions] for versions in rows["stage_versions"].to_list()]
+    every = rows["stage_versions"].to_list()
+    changed = [[{**v, "fingerprint": "other"} if v["stage"] == "quality" else v for v in versions] for versions in every]
     other.replace("clips", rows.with_columns(pl.Series("stage_versions", changed, rows.schema["stage_versions"])))
     seen = evaluate_samples([root], other.root, ray=NOWHERE, with_baselines=False)
     assert {c.column.name for c in seen.scores} == {"motion", "motion_vmaf", "caption_match"}
@@ -184,6 +184,7 @@ def test_a_few_samples_are_shown_and_not_judged(found, training, root, tmp_path)
     pictures = sample("a", path="files/pictures")
     one.append("samples", [pictures])
     none = evaluate_samples([one.root], training.root, tmp_path / "none.html", ray=NOWHERE)
+    assert {n.why for n in none.not_compared} == {"none of these samples is a video file"}
     assert "none is a video" in none.features.problem and none.scores == [] and "none is a video" in none.memorisation.problem
     assert "not a video file" in (tmp_path / "none.html").read_text()
 
@@ -208,9 +209,9 @@ def test_what_cannot_be_compared_is_one_clear_line(training, root, tmp_path):
 
 
 def test_the_command_says_what_it_found(found, training, root, tmp_path):
-    command = [sys.executable, "-m", "datakit.cli", "eval", "samples", "--samples", root, "--catalog", training.root, "--no-baselines", "--ray", NOWHERE]
-    done = subprocess.run([*command, "-o", str(tmp_path / "e.html")], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
+    command = ["eval", "samples", "--samples", root, "--catalog", training.root, "--no-baselines", "--ray", NOWHERE]
+    done = CliRunner().invoke(app, [*command, "-o", str(tmp_path / "e.html")], catch_exceptions=False)
+    assert done.exit_code == 0 and done.stderr == ""
     lines = done.stdout.splitlines()
     assert lines[0] == f"19 samples of step-1000, step-2000, beside 30 clips of {training.root}"
     assert any(re.match(r"step-2000 +9  0\.\d{4} ± \S+ +0\.\d{4} ± ", line) for line in lines)
@@ -228,8 +229,8 @@ def browser():
         chromium.close()
 
 
-def opened(browser, path: Path, width: int):
-    tab = browser.new_context(viewport={"width": width, "height": 900}).new_page()
+def opened(browser, path: Path):
+    tab = browser.new_context(viewport={"width": 1300, "height": 900}).new_page()
     trouble: list[str] = []
     tab.on("console", lambda message: trouble.append(message.text) if message.type in ("error", "warning") else None)
     tab.on("pageerror", lambda error: trouble.append(str(error)))
@@ -240,7 +241,7 @@ def opened(browser, path: Path, width: int):
 
 
 def test_the_page_shows_all_of_it(found, browser, page, root):
-    tab, trouble = opened(browser, page, 1300)
+    tab, trouble = opened(browser, page)
     plots = tab.evaluate("[...document.querySelectorAll('.plot')].map((p) => p.querySelectorAll('.bars path, .scatterlayer path').length)")
     assert len(plots) == len(found.scores) + 2 and all(plots)
     assert tab.evaluate("document.documentElement.scrollWidth") <= 1300
@@ -257,11 +258,8 @@ def test_the_page_shows_all_of_it(found, browser, page, root):
     assert files == {Path(root, "files", f"{i:02d}.mp4").resolve() for i in range(18)}
     assert "not a video file" in tab.inner_text("#prompts") and "not sampled" in tab.inner_text("#prompts")
     assert "56%" in tab.inner_text("#preferences")
+    tab.set_viewport_size({"width": 420, "height": 800})  # a phone
+    tab.wait_for_function("document.querySelector('.plot .main-svg').clientWidth < 400")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 420
     assert trouble == []
-    tab.context.close()
-
-
-def test_it_fits_a_phone(found, browser, page):
-    tab, trouble = opened(browser, page, 420)
-    assert tab.evaluate("document.documentElement.scrollWidth") <= 420 and trouble == []
     tab.context.close()

@@ -154,7 +154,8 @@ def test_votes_take_the_page_and_a_pair_and_a_choice(client, copied):
     assert client.post("/api/vote", json=body, headers=client.token | {"Host": "evil.example:9999"}).status_code == 403
     assert client.post("/api/vote", json=body, headers=client.token | {"Origin": "http://evil.example"}).status_code == 403
     assert client.get("/api/pairs", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
-    for wrong, status in (({"pair": "0" * 24, "choice": "left"}, 404), ({"pair": pair, "choice": "both"}, 400), ({"choice": "left"}, 400), ([], 400)):
+    unknown, neither = {"pair": "0" * 24, "choice": "left"}, {"pair": pair, "choice": "both"}
+    for wrong, status in ((unknown, 404), (neither, 400), ({"choice": "left"}, 400), ([], 400)):
         assert client.post("/api/vote", json=wrong, headers=client.token).status_code == status
     assert not (Path(copied[0]) / FILE).exists()
     assert client.post("/api/vote", json=body, headers=client.token).json() == {"done": 1}

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from datakit.errors import ConfigError, MissingDependency
+from datakit.errors import ConfigError, DatakitError, MissingDependency
 from trainer.engine.ema import Ema
 from trainer.engine.gathering import gather_whole
 from trainer.engine.settings import EngineSettings, OptimizerSettings
@@ -226,7 +226,7 @@ def together(work) -> None:
     error: Exception | None = None
     try:
         work()
-    except ConfigError as e:
+    except DatakitError as e:
         error = e
     errors: list[Exception | None] = [None] * dist.get_world_size()
     dist.all_gather_object(errors, error)
