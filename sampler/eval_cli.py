@@ -89,6 +89,8 @@ def _show(found: Evaluation) -> None:
                   f"KS {_with_floor(s.ks)}  shift {_with_floor(s.shift)} σ")
     for stage, why in found.stages_not_run:
         print(f"stage {stage} did not run on the samples: {why}")
+    for stage, clips in found.left_out:
+        print(f"stage {stage}: {clips} training clips have it at another fingerprint than most, and are left out")
     for left in found.not_compared:
         print(f"{left.column} of {left.label} is not compared: {left.why}")
     memory = found.memorisation

@@ -6,6 +6,7 @@ The models are loaded once, in this process. Requests are done one after another
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import shutil
@@ -75,8 +76,8 @@ def serve(ckpt: str, out: Path, settings: SampleSettings, port: int, ray: str = 
         print(f"loading {ckpt} …", flush=True)
         studio.load()
         port = listening.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(
-            make_app(studio, Path(scratch), port), log_level="warning", timeout_graceful_shutdown=2, server_header=False))
+        app = make_app(studio, Path(scratch), port)
+        server = _Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, server_header=False))
         print(f"http://{HOST}:{port}/ makes videos in {studio.results.folder} (Ctrl-C ends it)", flush=True)
         try:
             with contextlib.suppress(KeyboardInterrupt):  # that is how it ends
@@ -173,8 +174,8 @@ class Studio:
         Raises:
             ConfigError, MissingDependency, WeightsError: weights that are not there or do not fit.
         """
-        models = self._worker.models
-        assert models.text and models.autoencoder and models.mmdit
+        for name in ("text", "autoencoder", "mmdit"):
+            getattr(self._worker.models, name)
         self.results.open()
 
     def catalog(self) -> Catalog:
@@ -308,6 +309,14 @@ class _Told:
             raise _Stopped("the page was closed")
         which = f"video {self.at + 1} of {self.of}: " if self.of > 1 else ""
         self.work.tell(Event(which + text, self.at * self.steps + self._step, self.of * self.steps, made))
+
+
+class _Server(uvicorn.Server):
+    """Open pages hold streams that never end: cutting those off at the end is no error to tell of."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await super().shutdown(sockets)
 
 
 class _PageGuard(Guard):

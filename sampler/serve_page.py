@@ -41,7 +41,9 @@ PLAYED = ".mp4"
 LETTERS = 60
 """Of a prompt, in the gallery."""
 ERROR_S = 20.0
-CSS = "footer {display: none !important}"
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+"""Of what a page does by the way."""
+CSS = "#gallery .caption-label {max-width: 100%; white-space: normal; text-overflow: clip; font-size: 11px; line-height: 1.25}"
 
 
 @dataclass(frozen=True)
@@ -173,8 +175,8 @@ class Shelf:
 
     def references(self, row: Mapping[str, Any]) -> list[str]:
         """Those that may be shown: kept by the page, and still there."""
-        kept = self.studio.references
-        return [uri for uri in row["references"] or () if Path(uri).parent == kept and Path(uri).exists()]
+        kept = (self.studio.references / Path(uri).name for uri in row["references"] or ())  # the folder may have been moved
+        return [str(path) for path in kept if path.exists()]
 
     def _picture(self, row: Mapping[str, Any]) -> str:
         with self._writing:
@@ -201,9 +203,8 @@ def make_page(studio: Studio, scratch: Path) -> gr.Blocks:
     """The page, not yet served."""
     shelf = Shelf(studio, scratch)
     start = Options.of_settings(studio.settings, *_usual(studio))
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     with gr.Blocks(title=f"datakit: {studio.checkpoint.name}", analytics_enabled=False, fill_width=True) as page:
-        gr.Markdown(f"### {html.escape(studio.checkpoint.name)}")
+        gr.HTML(f"<h3>{html.escape(studio.checkpoint.name)}</h3>")
         with gr.Row():
             with gr.Column(scale=5, min_width=420):
                 inputs = _fields(start, studio.checkpoint.takes_condition)
@@ -212,9 +213,10 @@ def make_page(studio: Studio, scratch: Path) -> gr.Blocks:
                 video = gr.Video(
                     label="Video", autoplay=True, loop=True, interactive=False, height=440, elem_id="video", buttons=["download"])
                 about = gr.Textbox(label="About it", lines=4, interactive=False, elem_id="about")
+        gr.Markdown("Made so far, the newest first. A click shows one, and puts its options into the fields.")
         gallery = gr.Gallery(
-            label="Made so far, the newest first", columns=8, height="auto", object_fit="contain", allow_preview=False, interactive=False,
-            fit_columns=False, elem_id="gallery", buttons=[])
+            columns=7, height=420, object_fit="contain", allow_preview=False, interactive=False, fit_columns=False, show_label=False,
+            elem_id="gallery", buttons=[])
         ids, work = gr.State([]), gr.State()
 
         def submit(*values: Any) -> tuple[Work, Any]:
@@ -247,12 +249,12 @@ def make_page(studio: Studio, scratch: Path) -> gr.Blocks:
             except DatakitError as e:
                 _show(e)
 
-        begun = button.click(submit, list(inputs.values()), [work, button], **private)
+        begun = button.click(submit, list(inputs.values()), [work, button], **QUIET)
         followed = begun.success(
             follow, [work], [video, about, gallery, ids], show_progress_on=video, concurrency_limit=None, api_visibility="private")
-        followed.then(lambda: gr.update(interactive=True), None, [button], **private)
-        gallery.select(choose, [ids], [video, about, *inputs.values()], **private)
-        page.load(shelf.newest, None, [gallery, ids], **private)
+        followed.then(lambda: gr.update(interactive=True), None, [button], **QUIET)
+        gallery.select(choose, [ids], [video, about, *inputs.values()], **QUIET)
+        page.load(shelf.newest, None, [gallery, ids], **QUIET)
     return page.queue(api_open=False)
 
 
@@ -266,8 +268,8 @@ def _fields(start: Options, takes_condition: bool) -> dict[str, Any]:
         made["seed"] = _number("Seed", start.seed, "seed")
         made["samples"] = _number("Samples", start.samples, "samples")
     made["references"] = gr.Gallery(
-        label=_wanted(start.mode), file_types=["image", "video"], type="filepath", columns=2, height=200, object_fit="contain", fit_columns=False,
-        interactive=True, visible=_gives(start.mode), elem_id="references", buttons=[])
+        label=_wanted(start.mode), file_types=["image", "video"], type="filepath", columns=3, height=200, object_fit="contain",
+        fit_columns=False, interactive=True, visible=_gives(start.mode), elem_id="references", buttons=[])
     with gr.Row():
         made["resolution"] = _dropdown("Resolution", RESOLUTIONS, start.resolution, "resolution")
         made["aspect_ratio"] = _dropdown("Aspect ratio", ASPECTS, start.aspect_ratio, "aspect_ratio")
@@ -291,13 +293,11 @@ def _fields(start: Options, takes_condition: bool) -> dict[str, Any]:
 
 def _wire(made: Mapping[str, Any]) -> None:
     """References show where the mode takes some; a size is said in one way, the other one is emptied."""
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    made["mode"].change(
-        lambda mode: gr.update(visible=_gives(mode), label=_wanted(mode)), [made["mode"]], [made["references"]], **quiet)
+    made["mode"].change(lambda mode: gr.update(visible=_gives(mode), label=_wanted(mode)), [made["mode"]], [made["references"]], **QUIET)
     for name in ("resolution", "aspect_ratio"):
-        made[name].input(None, None, [made["height"], made["width"]], js="() => [null, null]", **quiet)
+        made[name].input(None, None, [made["height"], made["width"]], js="() => [null, null]", **QUIET)
     for name in ("height", "width"):
-        made[name].input(None, None, [made["resolution"], made["aspect_ratio"]], js="() => [null, null]", **quiet)
+        made[name].input(None, None, [made["resolution"], made["aspect_ratio"]], js="() => [null, null]", **QUIET)
 
 
 def _dropdown(label: str, choices: list[str], value: str | None, name: str) -> gr.Dropdown:

@@ -15,6 +15,7 @@ from catalogs.tables import Catalog
 from catalogs.where import parse_where
 from datakit.errors import CatalogError
 from pipelines.settings import Settings
+from pipelines.stages import STAGES
 from sampler.evaluate import features
 from sampler.evaluate.baselines import NOISE, STILL, baselines
 from sampler.evaluate.captions import enter_prompts
@@ -38,6 +39,7 @@ class Evaluation:
     Attributes:
         clips: selected training clips.
         stages_not_run: stage and why.
+        left_out: stage, and how many training clips have it at another fingerprint than most: their scores do not count.
         page: file and bytes, where one was written.
     """
 
@@ -48,6 +50,7 @@ class Evaluation:
     scores: list[ScoreComparison]
     not_compared: list[NotCompared]
     stages_not_run: list[tuple[str, str]]
+    left_out: list[tuple[str, int]]
     features: FeatureComparison
     memorisation: Memorisation
     preferences: list[Tally]
@@ -69,6 +72,7 @@ class Evaluation:
                          for s in c.sets]} for c in self.scores],
             "not_compared": [asdict(n) for n in self.not_compared],
             "stages_not_run": [{"stage": stage, "why": why} for stage, why in self.stages_not_run],
+            "left_out": [{"stage": stage, "clips": clips} for stage, clips in self.left_out],
             "features": _plain(self.features) | {"nearer": {s.label: self.features.nearer(s.label) for s in self.sets}},
             "memorisation": {
                 "trained": memory.trained, "held_out": len(memory.held), "held_from": memory.held_from, "threshold": memory.threshold,
@@ -112,7 +116,7 @@ def evaluate_samples(
     condition = parse_where(where)
     clips = _count(training, condition, where)
     planned = plan_stages(training, condition, settings)
-    embed = plan_embedding(training, condition, settings, planned)
+    embed = plan_embedding(settings, planned)
     with Scorer(ray, on_progress) as scorer:
         for root in dict.fromkeys(s.root for s in sets):
             enter_prompts(Catalog(root))
@@ -121,13 +125,17 @@ def evaluate_samples(
         compared, memory = _features(scorer, training, condition, where, embed, sets, planned, with_baselines, splits, seed)
     scores, left = compare_scores(training, condition, planned, sets, splits, seed)
     found = Evaluation(
-        training.root, where, clips, sets, scores, left, stages_not_run(planned), compared, memory, _preferences(sets), splits, seed,
-        datetime.now(timezone.utc))
+        training.root, where, clips, sets, scores, left, stages_not_run(planned), _left_out(planned), compared, memory,
+        _preferences(sets), splits, seed, datetime.now(timezone.utc))
     if out is None:
         return found
     from sampler.evaluate.page import write_page
 
     return replace(found, page=(Path(out), write_page(found, Path(out), prompts)))
+
+
+def _left_out(planned: list[Planned]) -> list[tuple[str, int]]:
+    return [(p.stage, p.others) for p in planned if p.others and STAGES[p.stage].columns]
 
 
 def _count(catalog: Catalog, condition: pl.Expr, where: str | None) -> int:

@@ -121,6 +121,9 @@ def _scores(page: Page, found: Evaluation) -> None:
     if found.not_compared:
         left.append(card("Not compared", table(("score", "samples of", "why"), [(n.column, n.label, n.why) for n in found.not_compared])))
     parts += [f'<div style="margin-top:14px">{each}</div>' for each in left]
+    if found.left_out:
+        told = ", ".join(f"{stage} {count(clips)}" for stage, clips in found.left_out)
+        parts.append(f'<p class="note">Training clips left out, as they have the stage at another fingerprint than most: {text(told)}.</p>')
     page.section("scores", "Scores side by side", lead, *parts)
 
 

@@ -83,7 +83,7 @@ def plan_stages(catalog: Catalog, condition: pl.Expr, settings: Settings) -> lis
             mark_of(name).alias(name) for name in STAGES if name not in LEFT_OUT).collect()
     planned = []
     for stage in marks.columns:
-        counted = plain_marks(marks[stage]).drop_nulls().value_counts(sort=True)
+        counted = plain_marks(marks[stage]).drop_nulls().value_counts().sort("count", stage, descending=[True, False])
         if counted.height:
             mark, clips = counted.row(0)
             late = stage in EMBEDDING and settings.embed == Settings().embed  # nobody asked for it: what the catalog has comes first
@@ -92,7 +92,7 @@ def plan_stages(catalog: Catalog, condition: pl.Expr, settings: Settings) -> lis
     return planned
 
 
-def plan_embedding(catalog: Catalog, condition: pl.Expr, settings: Settings, planned: list[Planned]) -> Planned:
+def plan_embedding(settings: Settings, planned: list[Planned]) -> Planned:
     """Whose features both sides are compared by: what the settings ask for; else what most training clips have, if it can be had
     here; else what there is here (the package's features without any weights). `problem`: none can be had."""
     had = next((p for p in planned if p.stage == "embed"), None)

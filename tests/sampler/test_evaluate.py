@@ -161,13 +161,16 @@ def test_numbers_of_another_fingerprint_are_never_compared(found, training, root
     other = copy_of(training.root, tmp_path)
     rows = other.scan("clips").collect()
     every = rows["stage_versions"].to_list()
-    changed = [[{**v, "fingerprint": "other"} if v["stage"] == "quality" else v for v in versions] for versions in every]
+    few = {"quality": len(every), "motion_vmaf": 2}  # clips whose stage is of another fingerprint
+    changed = [[{**v, "fingerprint": "other"} if i < few.get(v["stage"], 0) else v for v in versions] for i, versions in enumerate(every)]
     other.replace("clips", rows.with_columns(pl.Series("stage_versions", changed, rows.schema["stage_versions"])))
     seen = evaluate_samples([root], other.root, ray=NOWHERE, with_baselines=False)
     assert {c.column.name for c in seen.scores} == {"motion", "motion_vmaf", "caption_match"}
     assert {(n.column, n.label) for n in seen.not_compared} == {
         (name, label) for name in ("blur", "brightness", "contrast", "saturation", "interlaced") for label in ("step-2000", "step-1000")}
     assert all("training clips at other" in n.why for n in seen.not_compared)
+    assert {c.column.name: len(c.real) for c in seen.scores} == {"motion": 30, "motion_vmaf": 28, "caption_match": 30}
+    assert seen.left_out == [("motion_vmaf", 2)]
     assert [stage for stage, _ in seen.stages_not_run] == ["quality"] and "another version of the stage" in seen.stages_not_run[0][1]
 
 

@@ -136,8 +136,8 @@ def test_prompts_become_the_preferred_captions_once(tmp_path):
     assert enter_prompts(catalog) == 0 and catalog.versions() == before
     # somebody decides by a recipe that prefers other captions, which there are
     clip_id, shard = catalog.clips(columns=["clip_id", "shard"]).filter(pl.col("clip_id").is_not_null()).collect().row(0)
-    other = {"caption_id": "x", "style": "dense", "model": "vlm", "text": "something", "flags": [], "created_at": datetime.now(timezone.utc)}
-    catalog.append("captions", [{**other, "clip_id": clip_id, "shard": shard}])
+    other = {"caption_id": "x", "style": "dense", "model": "vlm", "text": "something", "flags": []}
+    catalog.append("captions", [{**other, "clip_id": clip_id, "shard": shard, "created_at": datetime.now(timezone.utc)}])
     decide_and_record(catalog, load_recipe("technical"))
     assert "something" in set(catalog.clips(columns=["caption"]).collect()["caption"])
     assert enter_prompts(catalog) == 0
@@ -167,13 +167,12 @@ def test_sets_are_checkpoints_with_names_that_tell_them_apart(tmp_path):
 
 
 def test_the_package_features_stand_in_where_there_are_no_weights(tmp_path, caplog):
-    catalog = Catalog.create(tmp_path / "c")
     chosen = config.load(Settings, None, [f"models.folder={tmp_path}"])
-    plan = plan_embedding(catalog, pl.lit(True), chosen, [])
+    plan = plan_embedding(chosen, [])
     assert plan.settings.embed.model == EFFICIENTNET and plan.fingerprint and "Using efficientnet-lite0 instead" in caplog.text
-    assert plan_embedding(catalog, pl.lit(True), plan.settings, []).fingerprint == plan.fingerprint
+    assert plan_embedding(plan.settings, []).fingerprint == plan.fingerprint
     refusing = config.load(Settings, None, [f"models.folder={tmp_path}", "embed.fallback=null"])
-    none = plan_embedding(catalog, pl.lit(True), refusing, [])
+    none = plan_embedding(refusing, [])
     assert none.settings is None and "datakit models download" in none.problem
 
 

@@ -94,7 +94,7 @@ def test_wrong_captions_are_found_by_the_loss(ray_address, tmp_path):
     worst = catalog.clips(columns=["clip_id", "loss"]).sort("loss", descending=True).collect()
     assert planted <= set(worst["clip_id"].head(8)), worst
     right, wrong = (worst.filter(pl.col("clip_id").is_in(planted) == is_wrong)["loss"].mean() for is_wrong in (False, True))
-    assert wrong > right + 0.1, "of losses between 0.4 and 0.6"
+    assert wrong > right + 0.1, "of losses of some 0.4"
 
     chosen = Selection(catalog, where=f"{KEPT} AND loss < {worst['loss'][7]}")
     assert set(chosen.read()["clip_id"]) == set(worst["clip_id"][8:]) and chosen.size[0] == 40
