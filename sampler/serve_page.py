@@ -179,10 +179,10 @@ class Shelf:
         return [str(path) for path in kept if path.exists()]
 
     def _picture(self, row: Mapping[str, Any]) -> str:
+        file = self._file(row)
         with self._writing:
             path = self.scratch / f"{row['sample_id']}.png"
             if not path.exists():
-                file = self._file(row)
                 with VideoReader(str(min(file.iterdir()) if file.is_dir() else file)) as reader:
                     write_picture(next(reader.frames()).rgb(SIDE), path)
             return str(path)
@@ -204,7 +204,7 @@ def make_page(studio: Studio, scratch: Path) -> gr.Blocks:
     shelf = Shelf(studio, scratch)
     start = Options.of_settings(studio.settings, *_usual(studio))
     with gr.Blocks(title=f"datakit: {studio.checkpoint.name}", analytics_enabled=False, fill_width=True) as page:
-        gr.HTML(f"<h3>{html.escape(studio.checkpoint.name)}</h3>")
+        gr.HTML(f"<h3>{html.escape(studio.checkpoint.name)}</h3>", padding=False)
         with gr.Row():
             with gr.Column(scale=5, min_width=420):
                 inputs = _fields(start, studio.checkpoint.takes_condition)

@@ -5,11 +5,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 catalog=${1:-demo-catalog}
-work=$catalog-full  # what is not part of the catalog: models, runs, samples
+mkdir -p "$catalog-full"
+work=$(realpath "$catalog-full")  # what is not part of the catalog: models, runs, samples
 echo "Installing what training needs into .venv (torch and ColossalAI: some minutes the first time) …" >&2
 uv sync --quiet --inexact --no-dev --extra demo --extra train --extra transformers --extra caption --extra features
 datakit=.venv/bin/datakit
-mkdir -p "$work"
+
 say() { echo; echo "── $*"; }
 
 say "A film: Big Buck Bunny (596 s, CC BY 3.0), out of the source package of moviepy"

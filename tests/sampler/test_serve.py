@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Iterator
 
 import cv2
+import httpx
 import numpy as np
 import pytest
 from playwright.sync_api import Page, sync_playwright
@@ -162,6 +163,8 @@ def test_the_page(weights, picture, tmp_path):
         for path in ("/etc/passwd", str(out / "samples" / "_delta_log" / "00000000000000000000.json"), weights):
             assert page.evaluate("path => fetch('/gradio_api/file=' + path).then(answer => answer.status)", path) == 403
         assert [t for t in troubles if "403" not in t] == []
+        for headers in ({"Origin": "http://elsewhere.example"}, {"Host": "elsewhere.example"}):
+            assert httpx.post(f"{address}gradio_api/queue/join", json={}, headers=headers).status_code == 403
         assert page.evaluate("document.documentElement.scrollWidth") <= 1280
 
         page.fill("#steps input", "100000")
