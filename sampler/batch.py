@@ -106,7 +106,7 @@ def sample(
     results = Results(out)
     checkpoint = open_checkpoint(ckpt, settings)
     autoencoder = checkpoint.describe_autoencoder()
-    samples = _checked(prompts, settings, checkpoint, autoencoder)
+    samples = checked_samples(prompts, settings, checkpoint, autoencoder)
     session = RaySession(ray)
     known = results.known()
     todo = [s for s in samples if not results.is_done(known.get(s.sample_id))]
@@ -121,7 +121,7 @@ def sample(
     return done
 
 
-def _checked(prompts: Sequence[Prompt], settings: SampleSettings, checkpoint: Checkpoint, autoencoder: Autoencoder) -> list[Sample]:
+def checked_samples(prompts: Sequence[Prompt], settings: SampleSettings, checkpoint: Checkpoint, autoencoder: Autoencoder) -> list[Sample]:
     if not prompts:
         raise ConfigError("there is no prompt to sample")
     if settings.prompt.refine or settings.prompt.motion == "auto":
@@ -195,7 +195,7 @@ class _Run:
         failed: set[Sample] = set()
         answers: list[tuple[Sample, Any]] = []
         count, committed = 0, time.monotonic()
-        for items, found in pool.run(name, _lists(samples, size), divide, alone):
+        for items, found in pool.run(name, lists_of(samples, size), divide, alone):
             for one, answer in zip(items, found, strict=True):
                 answers.append((one, answer))
                 if isinstance(answer, Failed):
@@ -253,7 +253,7 @@ class _Run:
         return ActorPool(self.session, Worker, arguments, count, group, num_cpus, gpus)
 
 
-def _lists(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
+def lists_of(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
     """Lists of samples of one shape and mode, in order."""
     alike: dict[tuple, list[Sample]] = {}
     for one in samples:

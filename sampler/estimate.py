@@ -41,7 +41,7 @@ class Estimate:
         shapes: (frames, height, width) of those to do.
         forwards: of the model, for each of them; pflop: of all these, in 10¹⁵ operations.
         seconds: that they take on this machine, about; None: it has a GPU of unknown speed.
-        work_bytes: that passes leave for each other, at most (`work.work_gb`), and of one sample.
+        work_bytes: that passes leave for each other, at most (`work.work_gb`); sample_bytes: of one sample of a shape.
         out_bytes: of the videos, about.
         free: bytes on the disk of the folder.
     """
@@ -53,13 +53,13 @@ class Estimate:
     pflop: float
     seconds: float | None
     work_bytes: int
-    sample_bytes: int
+    sample_bytes: dict[tuple[int, int, int], int]
     out_bytes: int
     free: int
     folder: str
 
     def work_bytes_of(self, sample: Sample) -> int:
-        return self.sample_bytes
+        return self.sample_bytes[sample.shape]
 
     def check_space(self) -> None:
         """Raises:
@@ -77,20 +77,21 @@ def estimate(
 ) -> Estimate:
     own = settings.sampling
     if not todo:
-        return Estimate(len(samples), 0, (), 0, 0.0, 0.0, 0, 0, 0, _free(folder), str(folder))
-    first = todo[0]
-    mode, latent = MODES[first.mode], autoencoder.latent_shape(*first.shape)
-    texts = 2 * _text_bytes(checkpoint)
-    one = STATE_BYTES * (prod(latent) * 2 + prod(latent[1:])) + texts
+        return Estimate(len(samples), 0, (), 0, 0.0, 0.0, 0, {}, 0, _free(folder), str(folder))
+    mode, texts = MODES[todo[0].mode], 2 * _text_bytes(checkpoint)
+    given, own_guidance = bool(mode.head or mode.tail), guidance_of(own, todo[0].mode)
+    latents = {shape: autoencoder.latent_shape(*shape) for shape in dict.fromkeys(sample.shape for sample in todo)}
+    count = {shape: forwards(own.steps, own_guidance, latent[1], given) for shape, latent in latents.items()}
+    one = {shape: STATE_BYTES * (prod(latent) * 2 + prod(latent[1:])) + texts for shape, latent in latents.items()}
+    flops = {
+        shape: forward_flops(checkpoint.config, prod(latent[1:]) // checkpoint.patch**2 + _text_tokens(checkpoint)).total * count[shape]
+        for shape, latent in latents.items()}
+    flop, rate = sum(flops[sample.shape] for sample in todo), _rate()
+    most = round(max(settings.work.work_gb * 1e9, max(one.values())))
     pixels = sum(prod(sample.shape) for sample in todo)
-    count = forwards(own.steps, guidance_of(own, first.mode), latent[1], bool(mode.head or mode.tail))
-    tokens = prod(latent[1:]) // checkpoint.patch**2 + _text_tokens(checkpoint)
-    flop = forward_flops(checkpoint.config, tokens).total * count * len(todo)
-    rate = _rate()
     return Estimate(
-        len(samples), len(todo), tuple(dict.fromkeys(sample.shape for sample in todo)), count, flop / 1e15, rate and flop / rate,
-        min(len(todo) * one, round(max(settings.work.work_gb * 1e9, one))), one, round(pixels * VIDEO_BITS[settings.output.format] / 8),
-        _free(folder), str(folder))
+        len(samples), len(todo), tuple(latents), max(count.values()), flop / 1e15, rate and flop / rate,
+        min(sum(one[sample.shape] for sample in todo), most), one, round(pixels * VIDEO_BITS[settings.output.format] / 8), _free(folder), str(folder))
 
 
 def readable(size: float) -> str:

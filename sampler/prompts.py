@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -24,10 +25,11 @@ from trainer.prompt import motion_score
 log = logging.getLogger("datakit")
 SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet", ".json")
 VBENCH = "_full_info.json"
-COLUMNS = ("text", "ref", "name", "neg", "motion", "seed")
+COLUMNS = ("text", "ref", "name", "neg", "motion", "seed", "aspect_ratio", "num_frames")
 """Of tables. The first four are those of Open-Sora 2.0 (opensora/datasets/datasets.py, its scripts/diffusion/inference.py)."""
 OF_CLIP_LISTS = ("text", "ref", "name", "neg")
 """What is read of a table with a column `path`, which lists clips: its `motion` is a measurement."""
+ASPECT = r"\d+(\.\d+)?:\d+(\.\d+)?"
 BETWEEN_REFERENCES = ";"
 LONGEST_NAME = 200
 """Bytes: file systems allow 255, and suffixes follow."""
@@ -52,7 +54,7 @@ class Prompt:
         text: without frame rate and motion score, see `trainer.prompt`.
         name: of its files, without suffix.
         references: head first, then tail; one may serve both.
-        negative, motion, seed: None: the run's.
+        negative, motion, seed, aspect_ratio, num_frames: None: the run's.
         source_clip: clip_id of the catalog that it came from.
         where: it stands, for messages.
     """
@@ -63,6 +65,8 @@ class Prompt:
     negative: str | None = None
     motion: int | None = None
     seed: int | None = None
+    aspect_ratio: str | None = None
+    num_frames: int | None = None
     source_clip: str | None = None
     where: str = ""
 
@@ -301,7 +305,14 @@ def _prompt(columns: Mapping[str, Any], where: str, path: str) -> Prompt:
         raise ConfigError(f"{where}: {name[:60]!r} cannot be the name of a file")
     return Prompt(
         told["text"].strip(), name, tuple(_references(told.get("ref"), where, path)), negative,
-        _whole(told, "motion", where), _whole(told, "seed", where), where=where)
+        _whole(told, "motion", where), _whole(told, "seed", where), _aspect(told.get("aspect_ratio"), where), _whole(told, "num_frames", where),
+        where=where)
+
+
+def _aspect(value: Any, where: str) -> str | None:
+    if value is not None and not re.fullmatch(ASPECT, str(value).strip()):
+        raise ConfigError(f"{where}: aspect_ratio is width to height, like 16:9 or 2.39:1, not {value!r}")
+    return None if value is None else str(value).strip()
 
 
 def _references(cell: Any, where: str, path: str) -> Iterator[Reference]:

@@ -77,16 +77,15 @@ def expand(prompts: Sequence[Prompt], settings: SampleSettings, checkpoint: Chec
     Raises:
         ConfigError: sizes that the autoencoder does not take, a mode that the model or the number of frames does not allow.
     """
-    shape, mode = shape_of(settings, checkpoint, autoencoder), mode_of(settings)
-    given = MODES[mode]
-    if (given.head or given.tail) and not checkpoint.takes_condition:
+    mode = mode_of(settings)
+    if (MODES[mode].head or MODES[mode].tail) and not checkpoint.takes_condition:
         raise ConfigError(f"{checkpoint.name} takes no references (it has no cond_in): video.mode=t2v only")
-    if given.head + given.tail >= shape[0]:
-        raise ConfigError(f"mode {mode} gives {given.head + given.tail} frames, the video has {shape[0]}: nothing is left to make")
+    shapes = _shapes(prompts, mode, settings, checkpoint, autoencoder)
     common = _identity(settings, checkpoint)
     fps = settings.video.fps or (checkpoint.usual.fps if checkpoint.usual else FPS)
     found: dict[str, Sample] = {}
     for prompt in prompts:
+        shape = shapes[prompt.aspect_ratio, prompt.num_frames]
         motion = prompt.motion if prompt.motion is not None else settings.prompt.motion
         whole = Sample(
             "", "", prompt.text, settings.prompt.negative if prompt.negative is None else prompt.negative, mode, prompt.references,
@@ -101,6 +100,26 @@ def expand(prompts: Sequence[Prompt], settings: SampleSettings, checkpoint: Chec
     return list(found.values())
 
 
+def _shapes(
+    prompts: Sequence[Prompt], mode: str, settings: SampleSettings, checkpoint: Checkpoint, autoencoder: Autoencoder,
+) -> dict[tuple[str | None, int | None], tuple[int, int, int]]:
+    """By what prompts ask for themselves."""
+    given, found = MODES[mode], {}
+    for prompt in prompts:
+        asked = prompt.aspect_ratio, prompt.num_frames
+        if asked in found:
+            continue
+        own = {name: value for name, value in zip(("aspect_ratio", "num_frames"), asked) if value is not None}
+        try:
+            shape = shape_of(settings.model_copy(update={"video": settings.video.model_copy(update=own)}), checkpoint, autoencoder)
+        except ConfigError as e:
+            raise ConfigError(f"{prompt.where}: {e}") if own and prompt.where else e
+        if given.head + given.tail >= shape[0]:
+            raise ConfigError(f"mode {mode} gives {given.head + given.tail} frames, the video has {shape[0]}: nothing is left to make")
+        found[asked] = shape
+    return found
+
+
 def mode_of(settings: SampleSettings) -> str:
     if settings.image.model is None:
         return settings.video.mode
@@ -113,7 +132,10 @@ def shape_of(settings: SampleSettings, checkpoint: Checkpoint, autoencoder: Auto
     """Frames, height and width: as they are set, else as the training run had most."""
     video, usual, (t, h, w) = settings.video, checkpoint.usual, autoencoder.compression
     multiples = h * checkpoint.patch, w * checkpoint.patch
-    if video.height is not None and video.width is not None:
+    if video.height is not None and video.width is not None and video.aspect_ratio is not None:
+        area = round((video.height * video.width) ** 0.5)
+        height, width = size_of(f"{area}px", video.aspect_ratio, multiples)
+    elif video.height is not None and video.width is not None:
         height, width = video.height, video.width
         if height % multiples[0] or width % multiples[1]:
             near = [max(m, round(n / m) * m) for n, m in zip((height, width), multiples)]

@@ -13,6 +13,7 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from datakit.errors import ConfigError
 from pipelines.isolate import Failed
 from pipelines.recipe import load_recipe
 from sampler.batch import STATUS, Sampled
-from sampler.batch import _checked as checked
+from sampler.batch import checked_samples as checked
 from sampler.batch import _lists as lists_of
 from sampler.checkpoint import open_checkpoint
 from sampler.console import PASSES
@@ -83,6 +84,7 @@ def serve(ckpt: str, out: Path, settings: SampleSettings, port: int, ray: str = 
             with contextlib.suppress(KeyboardInterrupt):  # that is how it ends
                 server.run(sockets=[listening])
         finally:
+            print("closing (Ctrl-C again: at once)", flush=True)
             studio.stop()
 
 
@@ -249,6 +251,7 @@ class Studio:
                 self._passes(_Told(work, at, len(todo), settings.sampling.steps, self._stopping), together, record.run_id, done)
                 at += len(together)
             self.results.decide()
+            done.wall_s = time.monotonic() - record.started
             counts.update(asdict(done))
             record.spend(done.seconds)
         if not settings.work.keep:

@@ -301,6 +301,20 @@ def test_what_makes_no_sense_is_refused_before_anything_is_loaded(sets, message,
     assert not (tmp_path / "out").exists()
 
 
+def test_prompts_of_several_shapes(weights, tmp_path, ray_address):
+    """A prompt may ask for a shape of its own; those of a shape are denoised together."""
+    asked = [Prompt("wide"), Prompt("tall", aspect_ratio="9:16"), Prompt("long", num_frames=17), Prompt("wide too")]
+    done = sample(asked, weights, str(tmp_path / "out"), settings("work.batch=2", "work.work_gb=0.0005"), ray_address)
+    assert done.done == 4, done.first_problems
+    table = rows(tmp_path / "out")
+    found = {row["prompt"]: (row["num_frames"], row["height"], row["width"]) for row in table.to_dicts()}
+    assert found == {"wide": (9, 32, 48), "tall": (9, 48, 32), "long": (17, 32, 48), "wide too": (9, 32, 48)}
+    for row in table.to_dicts():
+        assert pixels(tmp_path / "out" / row["path"]).shape == (*found[row["prompt"]], 3)
+    with pytest.raises(ConfigError, match="line 3.*nearest"):
+        sample([Prompt("odd", num_frames=16, where="p.csv line 3")], weights, str(tmp_path / "x"), settings())
+
+
 def test_odd_folders_and_prompts_are_refused(weights, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x.txt").write_text("mine")

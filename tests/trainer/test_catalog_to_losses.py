@@ -31,8 +31,8 @@ from trainer.mix import selected
 from trainer.planning import make_plan
 from trainer.training import Request, fit_to
 
-PLANTED = (3, 8, 17, 26, 35, 44)
-"""Clips, in the order of the films, that a careless captioner has described: its captions are those of other scenes."""
+PLANTED = {4: 3, 13: 3, 19: 1, 31: 2, 43: 0}
+"""Clips, by number in the order of the films, that a careless captioner took for another scene: of which scene it wrote."""
 TEXT, STEPS = 16, 450
 TRAINED = [
     "model={hidden_size: 96, num_heads: 2, depth: 1, depth_single_blocks: 1, axes_dim: [8, 20, 20], patch_size: 1}",
@@ -58,18 +58,18 @@ def captioned(catalog: Catalog) -> set[str]:
     clips = catalog.clips().filter(pl.col("status") == "kept").sort("uri", "start_frame").collect().to_dicts()
     rows = []
     for number, clip in enumerate(clips):
-        wrong = number in PLANTED
-        scene, style, model = scene_of(clip["start_frame"]), "short" if wrong else "dense", "careless" if wrong else "careful"
+        style, model = ("short", "careless") if number in PLANTED else ("dense", "careful")
+        text = SCENES[PLANTED.get(number, scene_of(clip["start_frame"]))].caption
         rows.append({
             "caption_id": caption_id(clip["clip_id"], style, model), "clip_id": clip["clip_id"], "shard": clip["shard"], "style": style,
-            "model": model, "text": SCENES[(scene + 2 * wrong) % len(SCENES)].caption, "flags": [], "run_id": "captions",
-            "created_at": datetime.now(timezone.utc)})
+            "model": model, "text": text, "flags": [], "run_id": "captions", "created_at": datetime.now(timezone.utc)})
     catalog.append("captions", rows)
     return {row["clip_id"] for row in rows if row["style"] == "short"}
 
 
 def test_wrong_captions_are_found_by_the_loss(ray_address, tmp_path):
-    """Six of 48, which have the caption of a very different scene, are among the eight clips of the highest loss."""
+    """Five of 48, which have the caption of a very different scene, are among the eight clips of the highest loss (of ten runs with
+    other seeds and other such clips: the first five)."""
     shots = make_films(tmp_path / "films")
     wanted = config.load(Settings, None, ["ocr.enabled=false", "recipe=technical", "runner.commit_s=0.3", "catalog.val=0", "catalog.test=0"])
     report = ingest([str(tmp_path / "films")], str(tmp_path / "catalog"), wanted, ray_address)
