@@ -122,6 +122,7 @@ def sample(
 
 
 def checked_samples(prompts: Sequence[Prompt], settings: SampleSettings, checkpoint: Checkpoint, autoencoder: Autoencoder) -> list[Sample]:
+    """The samples that prompts ask for. Raises as `sample`."""
     if not prompts:
         raise ConfigError("there is no prompt to sample")
     if settings.prompt.refine or settings.prompt.motion == "auto":

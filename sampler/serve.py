@@ -30,9 +30,7 @@ from catalogs.tables import Catalog
 from datakit.errors import ConfigError
 from pipelines.isolate import Failed
 from pipelines.recipe import load_recipe
-from sampler.batch import STATUS, Sampled
-from sampler.batch import checked_samples as checked
-from sampler.batch import _lists as lists_of
+from sampler.batch import STATUS, Sampled, checked_samples, lists_of
 from sampler.checkpoint import open_checkpoint
 from sampler.console import PASSES
 from sampler.estimate import estimate
@@ -202,7 +200,7 @@ class Studio:
         Raises:
             ConfigError: options, references or a prompt that make no sense; nothing is changed.
         """
-        samples = checked([prompt], settings, self.checkpoint, self.autoencoder)
+        samples = checked_samples([prompt], settings, self.checkpoint, self.autoencoder)
         kept = tuple(self._keep(reference) for reference in prompt.references)
         work = Work([replace(sample, references=kept) for sample in samples], settings)
         if self._stopping.is_set():

@@ -24,8 +24,8 @@ $datakit run caption --catalog "$catalog" --where "status = 'kept'" \
 
 say "The tiny autoencoder goes on learning, from its shipped weights, on these clips"
 [[ -e $work/autoencoder/run.json ]] || $datakit train vae --catalog "$catalog" --preset vae-tiny --out "$work/autoencoder" \
-  --set autoencoder.weights=embedded --set steps=60 --set optimizer.lr=2.0e-4 --set optimizer.warmup=10 --set optimizer.steps=60 \
-  --set validation.every=30 --set preview.every=0 --set checkpoint.every=60
+  --set autoencoder.weights=embedded --set steps=40 --set optimizer.lr=2.0e-4 --set optimizer.warmup=10 --set optimizer.steps=40 \
+  --set validation.every=0 --set preview.every=0 --set checkpoint.every=40
 $datakit train export "$work/autoencoder" -o "$work/autoencoder.safetensors"
 
 say "Latents, once for all epochs"

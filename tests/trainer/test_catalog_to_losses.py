@@ -68,8 +68,8 @@ def captioned(catalog: Catalog) -> set[str]:
 
 
 def test_wrong_captions_are_found_by_the_loss(ray_address, tmp_path):
-    """Five of 48, which have the caption of a very different scene, are among the eight clips of the highest loss (of ten runs with
-    other seeds and other such clips: the first five)."""
+    """Five of 48, which have the caption of a very different scene, are among the eight clips of the highest loss. (In four runs
+    with other seeds and other such clips they were the first five.)"""
     shots = make_films(tmp_path / "films")
     wanted = config.load(Settings, None, ["ocr.enabled=false", "recipe=technical", "runner.commit_s=0.3", "catalog.val=0", "catalog.test=0"])
     report = ingest([str(tmp_path / "films")], str(tmp_path / "catalog"), wanted, ray_address)
