@@ -15,7 +15,7 @@ say() { echo; echo "── $*"; }
 
 say "A film: Big Buck Bunny (596 s, CC BY 3.0), out of the source package of moviepy"
 film=$(.venv/bin/python scripts/fetch_film.py)
-$datakit run ingest "$film" --catalog "$catalog" --recipe technical --set shots.max_s=4
+$datakit run ingest "$film" --catalog "$catalog" --recipe technical --set shots.max_s=4 --set ocr.enabled=false
 
 say "Captions, by a vision-language model of 0.4 million random parameters: it shows the way, what it says is nonsense (see README for real ones)"
 [[ -e $work/vlm/config.json ]] || .venv/bin/python scripts/tiny_vlm.py "$work/vlm"
@@ -35,10 +35,10 @@ $datakit run encode --plan "$work/plan" "${settings[@]}"
 
 say "A diffusion transformer of 4 million parameters learns from them"
 [[ -e $work/dit/run.json ]] || $datakit train dit --plan "$work/plan" "${settings[@]}" --out "$work/dit" \
-  --set loader.latents=only --set steps=300 --set 'conditions={t2v: 1}' --set validation.every=100 --set preview.every=0 --set checkpoint.every=100
+  --set loader.latents=only --set steps=300 --set engine.ema=0.98 --set 'conditions={t2v: 1}' --set validation.every=0 --set preview.every=0 --set checkpoint.every=100
 
 say "Samples, of the captions of clips"
-$datakit sample --catalog "$catalog" --where "status = 'kept' AND split = 'train'" --limit 32 --ckpt "$work/dit" --preset tiny --out "$work/samples"
+$datakit sample --catalog "$catalog" --where "status = 'kept' AND split = 'train'" -n 3 --limit 40 --ckpt "$work/dit" --preset tiny --out "$work/samples"
 
 say "What they are like, beside the footage"
 $datakit eval samples --samples "$work/samples" --catalog "$catalog" --where "status = 'kept'" -o "$work/samples.html"

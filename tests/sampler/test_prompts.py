@@ -54,16 +54,19 @@ def table(folder: Path, kind: str, rows: list[dict]) -> Path:
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_tables_with_open_soras_columns(kind, tmp_path):
-    rows = [{"text": PIG, "ref": "a.png;sub/b.png", "name": "pig", "neg": "blur", "motion": 6, "seed": 2**63 - 1},
-            {"text": " second ", "ref": None, "name": "", "neg": None, "motion": None, "seed": None},
-            {"text": "third", "ref": "s3://bucket/c.mp4", "name": "c d", "neg": " ", "motion": 0, "seed": 0}]
+    rows = [{"text": PIG, "ref": "a.png;sub/b.png", "name": "pig", "neg": "blur", "motion": 6, "seed": 2**63 - 1,
+             "aspect_ratio": "2.39:1", "num_frames": 33},
+            {"text": " second ", "ref": None, "name": "", "neg": None, "motion": None, "seed": None,
+             "aspect_ratio": None, "num_frames": None},
+            {"text": "third", "ref": "s3://bucket/c.mp4", "name": "c d", "neg": " ", "motion": 0, "seed": 0,
+             "aspect_ratio": "", "num_frames": None}]
     path = table(tmp_path, kind, rows)
     first, second, third = read_prompts([str(path)])
     both = Reference(f"{tmp_path}/a.png"), Reference(f"{tmp_path}/sub/b.png")
-    assert first == Prompt(PIG, "pig", both, "blur", 6, 2**63 - 1, None, first.where)
+    assert first == Prompt(PIG, "pig", both, "blur", 6, 2**63 - 1, "2.39:1", 33, where=first.where)
     place = [f"{path} {'row' if kind == 'parquet' else 'line'} {n}" for n in ((2, 4, 5) if kind == "csv" else (1, 2, 3))]
     assert second == Prompt("second", where=place[1]) and [p.where for p in (first, second, third)] == place
-    assert third == Prompt("third", "c d", (Reference("s3://bucket/c.mp4"),), None, 0, 0, None, place[2])
+    assert third == Prompt("third", "c d", (Reference("s3://bucket/c.mp4"),), None, 0, 0, where=place[2])
     assert texts(path, "and this", limit=1) == [PIG]
     assert len(texts(path, "and this")) == 4
 

@@ -134,7 +134,7 @@ def test_a_catalog_of_samples_is_a_catalog(weights, tmp_path, ray_address):
     assert set(view["clip_id"]) == set(rows(out)["clip_id"])
     run, = Catalog(out).scan("runs").filter(pl.col("pipeline") == "sample").collect().to_dicts()
     assert run["status"] == "finished" and json.loads(run["counts"])["done"] == 2
-    report(str(out), tmp_path / "report.html")
+    report(Catalog(out), tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size > 10_000
     assert not (out / "work").exists(), "nothing is left of the work"
 
