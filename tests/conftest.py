@@ -17,6 +17,7 @@ collect_ignore = [] if SHARED_VIDEOS.is_dir() else ["pipelines/test_shared_foota
 """A wider set of real footage lies beside some checkouts; its tests exist only there."""
 os.environ["FAULTY_ATTEMPTS"] = tempfile.mkdtemp(prefix="faulty_")  # before workers start: they inherit it
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))  # workers import test tools
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several files at a time: threads of one product would wait, busily, for each other
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of some hundred processes compiles the libraries that it imports anew:
 sys.dont_write_bytecode = False  # 22 CPU seconds for vLLM instead of 11 where nothing is compiled yet
 
