@@ -458,6 +458,7 @@ def test_a_browser_filters_plays_and_marks(catalog):
         for _ in range(60):                                           # a slider, by its keys
             page.keyboard.press("ArrowRight")
         shows(page, "#sql", "(end_s - start_s) >= ", part=True)
+        stays(page, "#sql")                                           # on a busy machine there are looks between the keys
         least = float(page.inner_text("#sql").split(">= ")[1].split(" ")[0])
         longer = wanted.filter(pl.col("end_s") - pl.col("start_s") >= least)
         assert 0 < longer.height < wanted.height
@@ -573,6 +574,19 @@ def shows(page, selector: str, text: str, part: bool = False) -> None:
         return text in found if part else text == found.strip()
 
     assert eventually(there), f"{selector} is {page.locator(selector).first.inner_text()!r}, not {text!r}"
+
+
+def stays(page, selector: str, seconds: float = 1.0) -> None:
+    """Wait until a text has not changed for so long."""
+    seen = [(time.monotonic(), "")]
+
+    def there() -> bool:
+        now = page.locator(selector).first.inner_text()
+        if now != seen[-1][1]:
+            seen.append((time.monotonic(), now))
+        return time.monotonic() - seen[-1][0] > seconds
+
+    assert eventually(there), f"{selector} changes: {[text for _, text in seen]}"
 
 
 def looped(times: list[float]) -> bool:
