@@ -6,6 +6,7 @@ import html
 import json
 import logging
 import threading
+import time
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator, Mapping, NoReturn, Sequence
@@ -40,6 +41,8 @@ PLAYED = ".mp4"
 """What browsers play without help; samples in another form are encoded anew."""
 LETTERS = 60
 """Of a prompt, in the gallery."""
+TOLD_S = 0.2
+"""Between two tellings of progress."""
 ERROR_S = 20.0
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 """Of what a page does by the way."""
@@ -228,8 +231,11 @@ def make_page(studio: Studio, scratch: Path) -> gr.Blocks:
         def follow(work: Work, progress: gr.Progress = gr.Progress()) -> Iterator[Any]:
             try:
                 progress(0.0, desc="waiting")
+                told = 0.0
                 for event in work.events():
-                    progress((event.done, event.of), desc=event.text, unit="steps")
+                    if time.monotonic() - told > TOLD_S or event.made is not None:  # small models step faster than a page can show
+                        told = time.monotonic()
+                        progress((event.done, event.of), desc=event.text, unit="steps")
                     if event.made is not None:
                         yield shelf.shown(event.made.sample_id)
                 _tell(done := work.result())

@@ -19,7 +19,7 @@ from pipelines.runner import NODE_ATTEMPTS, _Pool
 from pipelines.settings import Settings
 from pipelines.stages import STAGES
 
-QUICK = ("recipe=technical", "runner.stall_s=2.5", "runner.memory_gb=2")
+QUICK = ("recipe=technical", "runner.stall_s=6", "runner.memory_gb=2")
 KINDS = {"segv": "crash", "loop": "timeout", "memory": "out_of_memory", "raise": "stage"}
 
 
