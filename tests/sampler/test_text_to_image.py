@@ -143,3 +143,27 @@ def test_what_is_no_painter_says_so(flux, stable, tmp_path):
     (other / "model_index.json").write_text(json.dumps({"_class_name": "DDIMPipeline", **kept}))
     with pytest.raises(ConfigError, match="DDIMPipeline, which takes no prompt"):
         TextToImage(str(other), None, None, "auto", CPU, False)
+
+
+def test_a_painted_picture_is_the_first_frame(stable, tmp_path):
+    """Text to image to video: the passes of a run, from the prompt alone."""
+    import cv2
+    from sampling import prompts, save_model, settings
+
+    from sampler.batch import checked_samples
+    from sampler.checkpoint import open_checkpoint
+    from sampler.worker import Encoded, Worker, given_key, picture_of
+
+    weights = str(save_model(tmp_path / "model.safetensors"))
+    own = settings(f"image.model={stable}", "image.steps=2", "sampling.steps=2")
+    checkpoint = open_checkpoint(weights, own)
+    samples = checked_samples(prompts(2), own, checkpoint, checkpoint.describe_autoencoder())
+    assert [(s.mode, s.painted) for s in samples] == [("i2v_head", True)] * 2
+    worker = Worker(checkpoint, own, str(tmp_path / "out"), str(tmp_path / "work"), gpu=False)
+    assert all(isinstance(answer, Encoded) for answer in (*worker.paint(samples), *worker.encode(samples)))
+    pictures = [cv2.imread(str(picture_of(tmp_path / "out", sample))) for sample in samples]
+    assert all(picture.shape == (32, 48, 3) for picture in pictures) and (pictures[0] != pictures[1]).any()
+    worker.denoise(samples)
+    for sample, answer in zip(samples, worker.decode(samples)):
+        cond = worker.store.get("given", given_key(checkpoint, own, sample))["cond"][0]
+        assert torch.equal(worker.store.get("latents", sample.sample_id)["latents"][:, 0], cond[1:, 0]) and answer.clip["num_frames"] == 9
