@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole story on a CPU, in about a quarter of an hour (scripts/demo.sh --full [CATALOG]): a film is ingested into the catalog of the
+# The whole story on a CPU, in about twenty minutes on two cores (scripts/demo.sh --full [CATALOG]): a film is ingested into the catalog of the
 # demo, captioned, planned; an autoencoder and a video diffusion transformer are trained on it for some minutes; videos are sampled
 # with the captions of clips, and a page compares them with the footage.
 set -euo pipefail
