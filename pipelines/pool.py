@@ -12,7 +12,7 @@ from typing import Any, Iterable, Iterator, Sequence, TypeVar
 
 from datakit.errors import DatakitError, ErrorKind
 from pipelines.isolate import Failed
-from pipelines.session import RaySession
+from pipelines.session import RaySession, end_actor
 
 ATTEMPTS = 2
 """Tries of one thing whose actor died."""
@@ -146,7 +146,7 @@ class _Team:
 
     def kill(self, ray: Any) -> None:
         for actor in self.actors:
-            ray.kill(actor)
+            end_actor(ray, actor)
 
 
 def free_port() -> tuple[str, int]:

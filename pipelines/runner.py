@@ -21,7 +21,7 @@ import datakit
 from datakit.errors import ConfigError, DatakitError, ErrorKind
 from pipelines.isolate import Done, Failed, ToolSpec
 from pipelines.jobs import Advance
-from pipelines.session import RaySession
+from pipelines.session import RaySession, end_actor
 from pipelines.workers import Header, Restarted, StageAnswer, StageWorker, VideoWorker
 
 NODE_ATTEMPTS = 3
@@ -385,7 +385,7 @@ class _Pool:
 
     def close(self) -> None:
         for actor in self._all:
-            self._ray.kill(actor)
+            end_actor(self._ray, actor)
         self._all, self.idle, self.starting = [], deque(), {}
 
 

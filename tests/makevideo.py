@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, Iterable, Sequence
+from typing import Callable, Iterable, Iterator, Sequence
 
 import av
 import cv2
@@ -29,7 +31,7 @@ def encode(
     rate = Fraction(fps).limit_denominator(1001)
     base = time_base or 1 / rate
     options = {"qp": "0", "preset": "ultrafast"} if options is None and codec == "libx264" else options or {}
-    with av.open(str(path), "w", options=container_options or {}) as container:
+    with _own_priority(), av.open(str(path), "w", options=container_options or {}) as container:
         stream = None
         for i, rgb in enumerate(frames):
             if stream is None:
@@ -49,6 +51,17 @@ def encode(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return Path(path)
+
+
+@contextlib.contextmanager
+def _own_priority() -> Iterator[None]:
+    """SVT-AV1 makes a thread that encodes one of real time, if root runs it: all that this process starts later would have precedence
+    over everything else on the machine."""
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def to_frame(rgb: np.ndarray, matrix: str, full_range: bool, pix_fmt: str) -> av.VideoFrame:

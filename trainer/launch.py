@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence, TextIO
 
@@ -28,6 +29,10 @@ SHOWN = 300
 TOLD, RAISED = "datakit: ", "error: "
 """How the last line of a worker's log begins, that says what was wrong: for the user, or whatever it was."""
 FOLLOW_S = 0.5
+STOP = "stop"
+"""File in a run's `ranks`: workers of a Ray cluster, which no signal reaches, are to stop."""
+asked_to_stop = threading.Event()
+"""Set in a process that no signal reaches, when its run is to stop."""
 
 
 def started_by_launcher() -> bool:
@@ -88,7 +93,8 @@ def on_ray(count: int, address: str, function: Callable[[Any], None], argument: 
     """Run a function in so many workers of a Ray cluster (Ray Train), which meet in one process group first; each has a GPU, if the
     cluster has any.
 
-    What a rank says is in `folder/ranks/rank-N.log`; what rank 0 says is shown here as well.
+    What a rank says is in `folder/ranks/rank-N.log`; what rank 0 says is shown here as well. SIGINT and SIGTERM set `asked_to_stop` in
+    the workers; a second one ends all at once.
 
     Args:
         function: of one argument; both must be picklable. It is called in the folder that this process is in, on machines that have it.
@@ -114,11 +120,11 @@ def on_ray(count: int, address: str, function: Callable[[Any], None], argument: 
             _as_rank, train_loop_config={"function": function, "argument": argument, "folder": folder, "home": os.getcwd()},
             scaling_config=ScalingConfig(num_workers=count, use_gpu=gpus), run_config=RunConfig(storage_path=str(folder / "ranks")),
             torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus else "gloo"))
-        for rank in range(count):  # of an earlier life of the run
-            _log(folder, rank).unlink(missing_ok=True)
+        for old in (*(_log(folder, rank) for rank in range(count)), folder / "ranks" / STOP):  # of an earlier life of the run
+            old.unlink(missing_ok=True)
         try:
-            with _shown([(folder / "ranks" / SAID, sys.stdout), (_log(folder, 0), sys.stderr)]):
-                trainer.fit()
+            with _shown([(folder / "ranks" / SAID, sys.stdout), (_log(folder, 0), sys.stderr)]), _asking(folder / "ranks" / STOP):
+                _aside(trainer.fit)  # in a main thread it would take Ctrl-C for itself
         except Exception as e:  # Ray's own, around whatever the workers raised
             raise DatakitError(_why(e, folder, count)) from e
 
@@ -134,6 +140,7 @@ def _as_rank(work: dict[str, Any]) -> None:
         said = log if rank else stack.enter_context((folder / "ranks" / SAID).open("w", buffering=1))
         stack.enter_context(contextlib.redirect_stderr(log))
         stack.enter_context(contextlib.redirect_stdout(said))
+        threading.Thread(target=_listen, args=(folder / "ranks" / STOP,), daemon=True).start()
         try:
             work["function"](work["argument"])
         except DatakitError as e:
@@ -143,6 +150,49 @@ def _as_rank(work: dict[str, Any]) -> None:
             traceback.print_exc(file=log)
             print(f"{RAISED}{type(e).__name__}: {' '.join(str(e).split())}", file=log)
             raise
+
+
+def _aside(function: Callable[[], Any]) -> None:
+    """Call it in a thread, and wait for it so that signals are handled meanwhile. An interrupt does not wait for it."""
+    ended: Future[Any] = Future()
+
+    def call() -> None:
+        try:
+            ended.set_result(function())
+        except BaseException as e:
+            ended.set_exception(e)
+
+    threading.Thread(target=call, daemon=True).start()
+    while not ended.done():
+        wait([ended], FOLLOW_S)
+    ended.result()
+
+
+@contextlib.contextmanager
+def _asking(file: Path) -> Iterator[None]:
+    """Meanwhile, a signal makes the file, and a second one interrupts. (Only a main thread is sent any.)"""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        if file.exists():
+            raise KeyboardInterrupt
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _listen(file: Path) -> None:
+    while not file.exists():
+        time.sleep(FOLLOW_S)
+    asked_to_stop.set()
 
 
 def _log(folder: Path, rank: int) -> Path:

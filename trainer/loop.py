@@ -17,6 +17,7 @@ from torch import Tensor
 from datakit.errors import DatakitError
 from trainer.checkpoint import Checkpoints, latest, whole
 from trainer.engine import Engine
+from trainer.launch import asked_to_stop
 from trainer.loader import Batch, Loader
 from trainer.metrics import Log, Meter
 from trainer.watchdog import Watchdog
@@ -251,11 +252,12 @@ def _anywhere(here: bool) -> bool:
 
 @contextmanager
 def _signals() -> Iterator[threading.Event]:
-    """Set by SIGINT and SIGTERM; a second one ends the process at once. Only the main thread can listen (Ray's workers cannot)."""
-    asked = threading.Event()
+    """Set by SIGINT and SIGTERM; a second one ends the process at once. Only a main thread can listen: others (of Ray's workers) are
+    told by `trainer.launch`."""
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield asked_to_stop
         return
+    asked = threading.Event()
 
     def stop(number: int, frame: Any) -> None:
         if asked.is_set():

@@ -8,7 +8,6 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import torch
-import torch.distributed as dist
 from makevideo import encode as encode_film
 
 from catalogs.forget import Forgetting
@@ -42,14 +41,6 @@ SETTINGS = [
     "model={hidden_size: 48, num_heads: 2, depth: 1, depth_single_blocks: 1, axes_dim: [4, 10, 10], patch_size: 1}",
     "text.options={length: 8}", "loader={workers: 0}", "log.tensorboard=false", "preview.every=0", "validation.every=0",
     "watchdog_s=0", "conditions={t2v: 1}", "checkpoint={every: 1, keep: 2}", "optimizer={lr: 1.0e-3, warmup: 0}"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def processes():
-    """The group of one that training makes is left as it was found."""
-    yield
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

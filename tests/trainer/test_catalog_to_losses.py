@@ -9,7 +9,6 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-import torch.distributed as dist
 from scenes import SCENES, make_films, scene_of
 from typer.testing import CliRunner
 
@@ -44,13 +43,11 @@ TRAINED = [
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Two wait for each other, where others work beside. The group of one that training makes is left as it was found."""
+    """Two wait for each other, where others work beside."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def captioned(catalog: Catalog) -> set[str]:

@@ -1,6 +1,10 @@
 """`datakit train dit --ray`: workers that a Ray cluster places train as those of one machine do."""
 
 import json
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import bars
@@ -28,6 +32,26 @@ def test_two_workers_of_a_cluster_train_as_two_processes_of_this_machine(ray_add
     for name in ("loss", "norm"):
         here, cluster = (numbers(tmp_path / run / "log.jsonl", name) for run in ("here", "cluster"))
         assert len(here) == 3 and cluster == pytest.approx(here, rel=1e-5)
+
+
+def test_a_signal_is_a_checkpoint_in_a_cluster_too(ray_address, tmp_path):
+    """Ctrl-C at the command stops the workers at their next step, with a checkpoint that `--resume` goes on from."""
+    bars.make_bars(tmp_path, clips=5)
+    sets = [*bars.SETTINGS, "autoencoder.weights=tiny.safetensors", "checkpoint.every=100000", "steps=100000"]
+    command = [sys.executable, "-m", "datakit.cli", "train", "dit", "--out", "run", "--nproc", "2", "--ray", ray_address]
+    begun = [*command, "--plan", "plan", "--preset", "tiny", *(word for s in sets for word in ("--set", s))]
+    process = subprocess.Popen(begun, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert any(line.startswith("step 2/") for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        said, complaints = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    last = said.splitlines()[-1]
+    step = int(re.fullmatch(r"stopped after (\d+) steps: .*/run/checkpoints/step-0*\1", last)[1])
+    assert 2 <= step < 100_000 and process.returncode == 0, complaints
+    done = subprocess.run([*command, "--resume", "--set", f"steps={step + 1}"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1].startswith(f"finished after {step + 1} steps"), done.stderr
 
 
 def numbers(log: Path, name: str) -> list[float]:

@@ -33,14 +33,6 @@ from trainer.vae_settings import VAESettings
 TOGETHER = ("ddp", "zero2", "tp", "gemini")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def processes():
-    """The group of one that training makes is left as it was found."""
-    yield
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     return make_bars(tmp_path_factory.mktemp("export"))

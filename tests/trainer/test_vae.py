@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import torch.distributed as dist
 import typer
 import yaml
 from handplans import bucket, window
@@ -52,14 +51,11 @@ FRAMES = {"tiny": 9, "hunyuan": 9, "dc-ae": 8}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def processes():
-    """The group of one that training makes is left as it was found."""
+def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
