@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from datakit.errors import DatakitError
+from datakit.errors import CatalogError, DatakitError
 from trainer.checkpoint import Checkpoints, latest, whole
 from trainer.engine import Engine
 from trainer.launch import asked_to_stop
@@ -97,13 +98,14 @@ class Loop:
         self.back, self.record = run.back, run.record
         self.log, self.meter, self.watchdog, self.step = log, meter, watchdog, step
         self._engine = next(iter(job.engines.values()))
+        self._unentered: Path | None = None
 
     def run(self) -> Ended:
         """Until `settings.steps`, or until SIGINT or SIGTERM; the last step is always in a checkpoint.
 
         Raises:
             NotFinite: naming the clips; nothing of that step is in a checkpoint.
-            DatakitError: what the loader raises; a checkpoint that cannot be written.
+            DatakitError: what the loader raises; a checkpoint that cannot be written; a catalog that is out of reach at the end.
         """
         sums, values, kept = _Sums(), {}, self.step
         with _signals() as asked:
@@ -121,6 +123,8 @@ class Loop:
         if kept < self.step:
             self._save()
         self.checkpoints.wait(self._entered)
+        if self._unentered:
+            self._enter(self._unentered, self.step)
         return Ended("finished" if self.step >= self.settings.steps else "stopped", self.step, latest(self.checkpoints.folder), values)
 
     def _one(self) -> Stepped:
@@ -181,11 +185,22 @@ class Loop:
             self.checkpoints.save({"position": state, "replaced": replaced, "write_back": learned})
 
     def _entered(self, path: Path, step: int) -> None:
-        """A checkpoint is whole: enter it, and what was learned until then, in the catalogs; on rank 0."""
-        if self.record:
-            self.back.commit(path)
-            there = [(str(p.absolute()), int(p.name.removeprefix("step-"))) for p in whole(self.checkpoints.folder)]
-            self.record.checkpoints(there, {"steps": step, **self.back.counts()})
+        """A checkpoint is whole: enter it, on rank 0. Where a catalog is out of reach, training goes on: the next checkpoint holds what
+        this one could not enter."""
+        if not self.record:
+            return
+        try:
+            self._enter(path, step)
+            self._unentered = None
+        except CatalogError as e:
+            self._unentered = path
+            print(f"step {step}: what was learned is in the checkpoint, and enters the catalog with the next one: {e}", file=sys.stderr)
+
+    def _enter(self, path: Path, step: int) -> None:
+        """A checkpoint, and what was learned until then, in the catalogs."""
+        self.back.commit(path)
+        there = [(str(p.absolute()), int(p.name.removeprefix("step-"))) for p in whole(self.checkpoints.folder)]
+        self.record.checkpoints(there, {"steps": step, **self.back.counts()})
 
     def _write(self, values: dict[str, float]) -> dict[str, float]:
         if self.log:

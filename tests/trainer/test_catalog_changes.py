@@ -1,6 +1,7 @@
 """A training run while its catalog changes: cached latents that it reads stay, clips that were forgotten are not trained on."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,14 @@ from catalogs.snapshots import vacuum
 from catalogs.tables import Catalog
 from datakit.clip import clip_id, video_id
 from datakit.errors import CatalogError, ConfigError
+from trainer import write_back
 from trainer.config import DiTSettings, load_settings
 from trainer.dit import build_frozen
 from trainer.dit_run import train_dit
 from trainer.encode_work import Tally, Task, Writer
 from trainer.encoding import Encoder
 from trainer.latent_reading import LatentReader
+from trainer.learned import commit
 from trainer.mix import COLUMNS
 from trainer.models.autoencoder import autoencoder_hash, build_autoencoder
 from trainer.models.weights import save_weights
@@ -174,3 +177,39 @@ def test_a_catalog_that_is_out_of_reach(catalog, settings, tmp_path, capsys):
         train_dit(Request(tmp_path / "one", plan=plan.folder, quiet=True), settings(1))
     assert train_dit(Request(tmp_path / "two", plan=plan.folder, quiet=True), settings(1, "write_back=false")).status == "finished"
     assert "whether clips of the plan were forgotten cannot be seen: " in capsys.readouterr().out
+
+
+def test_a_catalog_that_is_out_of_reach_for_a_while(catalog, settings, tmp_path, capsys, monkeypatch):
+    """At a checkpoint: training goes on, and the next enters all. At the last: the run fails, and `--resume` enters the rest."""
+    plan, there, away = planned(catalog, tmp_path / "plan"), Path(catalog.root), tmp_path / "away"
+    commits, gone = [], {2}
+
+    def flaky(*given):
+        commits.append(given)
+        if len(commits) not in gone:
+            return commit(*given)
+        there.rename(away)
+        try:
+            return commit(*given)
+        finally:
+            away.rename(there)
+
+    monkeypatch.setattr(write_back, "commit", flaky)
+    run = tmp_path / "run"
+    assert train_dit(Request(run, plan=plan.folder, quiet=True), settings(3)).step == 3
+    assert re.findall("^step (.*): what was learned is in the checkpoint, and enters the catalog with the next", capsys.readouterr().err, re.M) == ["2"]
+    assert ranges(catalog) == [(0, 1), (1, 2), (2, 3)]
+    commits.clear()
+    gone |= {1, 3}
+    with pytest.raises(CatalogError, match="catalog"):
+        train_dit(Request(run, resume=True, quiet=True), settings(4))
+    assert [row["status"] for row in catalog.scan("runs").collect().to_dicts()] == ["failed"]
+    monkeypatch.undo()
+    assert train_dit(Request(run, resume=True, quiet=True), settings(4)).step == 4
+    assert ranges(catalog) == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert [row["status"] for row in catalog.scan("runs").collect().to_dicts()] == ["finished"]
+
+
+def ranges(catalog: Catalog) -> list[tuple[int, int]]:
+    """Of steps that losses were entered of."""
+    return catalog.scan("losses").select("from_step", "to_step").unique().sort("from_step").collect().rows()
