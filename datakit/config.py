@@ -77,7 +77,9 @@ def _assign(values: dict, path: list[str], value: Any, assignment: str) -> None:
 def _explain(model: type[BaseModel], error: dict) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] != "extra_forbidden":
-        return f"{where}: {error['msg']} (got {error.get('input')!r})"
+        given = error.get("input")
+        got = "" if isinstance(given, dict) else f" (got {given!r})"  # of a whole section the message says which part it is about
+        return ": ".join(filter(None, (where, error["msg"].removeprefix("Value error, ")))) + got
     section = _section(model, error["loc"][:-1])
     if section is None:
         return f"unknown setting {where}"

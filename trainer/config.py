@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Sequence, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from datakit.config import Section, load
 from datakit.errors import ConfigError
@@ -59,6 +59,12 @@ class DiTModelSettings(Section):
     """Double and single blocks that are computed again in the backward pass."""
     keep_attention: bool = True
     """Of recomputed blocks, keep the attention's output."""
+
+    @model_validator(mode="after")
+    def _lora_has_a_base(self) -> DiTModelSettings:
+        if self.lora is not None and self.weights is None:  # gates of random weights are zero: LoRA alone could learn nothing
+            raise ValueError("lora adapts a model that has learned something: set model.weights")
+        return self
 
 
 class LoaderSettings(LoaderOptions):

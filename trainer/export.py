@@ -14,7 +14,6 @@ from torch import Tensor
 from datakit.config import load
 from datakit.errors import ConfigError
 from trainer.config import DiTModelSettings, DiTSettings
-from trainer.dit import build_frozen, build_model
 from trainer.engine.shards import Shards
 from trainer.models.export import CONFIG_KEY, Layout, config_of, load_mmdit, open_sora_state, unwrapped
 from trainer.models.lora import add_lora, merge_lora, save_lora
@@ -161,8 +160,6 @@ def _config(state: Mapping[str, Tensor], settings: DiTModelSettings) -> MMDiTCon
 def _base(settings: DiTSettings) -> MMDiT:
     """What LoRA was trained on, float32, as `build_model` makes it; the text encoder, which may be large, is not loaded for its sizes."""
     chosen = settings.model.model_copy(update={"lora": None, "recompute": (0, 0)})
-    if chosen.weights is None:
-        return build_model(chosen, *build_frozen(settings), settings.seed)
     config = _config(unwrapped(read_weights(chosen.weights), chosen.weights), chosen)
     return load_mmdit(chosen.weights, config, dtype=torch.float32, allow_missing=("cond_in.*",), allow_unexpected=("guidance_in.*",))
 

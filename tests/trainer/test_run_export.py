@@ -163,14 +163,10 @@ def test_lora_is_merged_or_alone(home, tmp_path):
     assert (tmp_path / "base.safetensors").read_bytes() == before
 
 
-def test_lora_on_a_random_start_finds_its_base_again(home, tmp_path):
-    """It follows from the seed. (With gates of zero before everything, LoRA learns nothing on it.)"""
-    sets = ["model.lora={rank: 2}", "engine.ema=null", "seed=5", "steps=1"]
-    train_and_tell(home / "plan", tmp_path / "run", settings_for(home / "tiny.safetensors", *sets))
-    settings = settings_for(home / "tiny.safetensors", "seed=5")
-    start = build_model(settings.model, *build_frozen(settings), 5)
-    found = run_weights(tmp_path / "run")
-    assert same(found.state, dict(start.state_dict())) and found.config == start.config
+def test_lora_on_random_weights_is_refused(home):
+    """Gates are zero before everything: it could learn nothing."""
+    with pytest.raises(ConfigError, match="^model: lora adapts a model that has learned something: set model.weights$"):
+        settings_for(home / "tiny.safetensors", "model.lora={rank: 2}")
 
 
 def test_an_autoencoder_is_exported_by_the_same_command(home, tmp_path):
