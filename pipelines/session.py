@@ -12,6 +12,8 @@ from datakit.errors import ConfigError
 
 REACH_S = 10.0
 """Patience with an address that does not answer."""
+AUTH_MODE = "RAY_AUTH_MODE"
+"""Set by Ray itself as well, where it starts a cluster."""
 
 
 class RaySession:
@@ -39,6 +41,7 @@ class RaySession:
         import ray
 
         self.ray = ray
+        self._auth_mode = os.environ.get(AUTH_MODE)
         if ray.is_initialized():  # by the program that calls us: its Ray, its business
             self._leave = True
             return self
@@ -50,13 +53,17 @@ class RaySession:
                 ray.init(address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=_store_bytes(cpus), **common)
             else:
                 ray.init(address=self.address, **common)
-        except (OSError, ValueError, RuntimeError) as e:
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as e:
             raise ConfigError(f"cannot reach Ray at {self.address!r}: {' '.join(str(e).split())}") from e
         return self
 
     def __exit__(self, *exc) -> None:
         if not self._leave:
             self.ray.shutdown()
+            if self._auth_mode is None and os.environ.pop(AUTH_MODE, None) is not None:
+                # Ray, started here, asks for its token from then on: this process could join no cluster any more that has none.
+                self.ray._raylet.Config.initialize("")
+                self.ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
 
     def cpus(self) -> float:
         return self.ray.cluster_resources().get("CPU", 1.0)
