@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
+from browsing import until
 from playwright.sync_api import sync_playwright
 
 from catalogs.report import Rule, plain_rules, report
@@ -269,7 +270,7 @@ def opened(browser, path: Path, scheme: str, width: int = 1200):
     tab.on("request", lambda request: trouble.append(request.url) if not request.url.startswith(("file:", "data:")) else None)
     tab.on("dialog", lambda dialog: (trouble.append("a dialog"), dialog.dismiss()))
     tab.goto(path.as_uri())
-    tab.wait_for_function("document.documentElement.dataset.drawn !== undefined", timeout=30_000)
+    until(tab, "document.documentElement.dataset.drawn !== undefined")
     return tab, trouble
 
 
@@ -286,7 +287,7 @@ def test_it_opens_in_a_browser_in_both_schemes(browser, page, scheme, surface):
     bar = "getComputedStyle(document.querySelector('.plot .bars path')).fill"
     before = tab.evaluate(bar)
     tab.click("#theme")
-    tab.wait_for_function("document.documentElement.dataset.drawn !== undefined", timeout=30_000)
+    until(tab, "document.documentElement.dataset.drawn !== undefined")
     assert tab.evaluate("getComputedStyle(document.querySelector('.card')).backgroundColor") != surface and tab.evaluate(bar) != before
     assert trouble == []
     tab.context.close()

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 import tinyclip
+from browsing import until
 from makevideo import texture
 from playwright.sync_api import sync_playwright
 from samplecatalogs import FRAMES, HEIGHT, WIDTH, import_all, result_catalog, sample, with_split, write
@@ -239,7 +240,7 @@ def opened(browser, path: Path):
     tab.on("pageerror", lambda error: trouble.append(str(error)))
     tab.on("request", lambda request: trouble.append(request.url) if not request.url.startswith(("file:", "data:")) else None)
     tab.goto(path.as_uri())
-    tab.wait_for_function("document.documentElement.dataset.drawn !== undefined", timeout=30_000)
+    until(tab, "document.documentElement.dataset.drawn !== undefined")
     return tab, trouble
 
 
@@ -262,7 +263,7 @@ def test_the_page_shows_all_of_it(found, browser, page, root):
     assert "not a video file" in tab.inner_text("#prompts") and "not sampled" in tab.inner_text("#prompts")
     assert "56%" in tab.inner_text("#preferences")
     tab.set_viewport_size({"width": 420, "height": 800})  # a phone
-    tab.wait_for_function("document.querySelector('.plot .main-svg').clientWidth < 400")
+    until(tab, "document.querySelector('.plot .main-svg').clientWidth < 400")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 420
     assert trouble == []
     tab.context.close()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from browsing import until
 from playwright.sync_api import sync_playwright
 from samplecatalogs import drifting, result_catalog, sample
 from starlette.testclient import TestClient
@@ -210,7 +211,7 @@ def test_a_browser_votes_by_keys_and_goes_on_where_it_stopped(copied):
         page.goto(f"http://127.0.0.1:{port}/")
         at(0)
         assert page.inner_text("#prompt") == pairs[0].prompt and page.inner_text("#count") == "0 of 4"  # markup is text
-        page.wait_for_function("[...document.querySelectorAll('video')].every((v) => v.readyState >= 2 && v.videoWidth === 96)")
+        until(page, "[...document.querySelectorAll('video')].every((v) => v.readyState >= 2 && v.videoWidth === 96)")
         page.keyboard.press("ArrowLeft")
         at(1)
         page.keyboard.press("ArrowRight")

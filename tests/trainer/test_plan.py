@@ -12,6 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import typer
+from browsing import until
 from makevideo import encode
 from playwright.sync_api import sync_playwright
 from rows import V, clip, video
@@ -575,7 +576,7 @@ def test_the_picture_opens_without_a_network(tmp_path):
         tab.on("pageerror", lambda error: trouble.append(str(error)))
         tab.on("request", lambda request: trouble.append(request.url) if not request.url.startswith(("file:", "data:")) else None)
         tab.goto((tmp_path / "plan" / "plan.html").as_uri())
-        tab.wait_for_function("document.documentElement.dataset.drawn !== undefined", timeout=30_000)
+        until(tab, "document.documentElement.dataset.drawn !== undefined")
         text = tab.inner_text("main")
         drawn = tab.evaluate("[...document.querySelectorAll('.plot')].map((p) => p.querySelectorAll('.bars path, .hm image').length)")
         chromium.close()
