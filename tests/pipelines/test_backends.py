@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
@@ -26,7 +27,14 @@ def colours(count: int) -> tuple[list[Request], dict[str, str]]:
 
 def test_endpoint_replies_out_of_order_and_at_once():
     asked, answers = colours(40)
-    with FaultyEndpoint(delay_s=lambda number, body: 0.4 - 0.04 * (number % 10)) as endpoint:
+    ten = threading.Barrier(10, timeout=60)
+
+    def delay(number, body):
+        if number <= 10:
+            ten.wait()
+        return 0.4 - 0.04 * (number % 10)
+
+    with FaultyEndpoint(delay_s=delay) as endpoint:
         engine = vlm.at_endpoint(endpoint.url, max_num_seqs=10)
         replies = vlm.ask(engine, asked)
         engine.close()
