@@ -39,7 +39,7 @@ def test_a_hang_is_given_up_in_time(child):
     list(child.stream("fine"))
     started = time.monotonic()
     list(child.stream("loop"))
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 30
 
 
 def test_the_child_dies_with_its_parent():

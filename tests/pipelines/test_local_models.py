@@ -184,7 +184,7 @@ def test_sampling_repeats_with_its_seed(tiny_vlm):
 def test_an_idle_engine_does_not_wait(vllm, transformers):
     for idle in (vllm, transformers):
         started = time.monotonic()
-        assert idle.step() == [] and time.monotonic() - started < 0.5
+        assert idle.step() == [] and time.monotonic() - started < 0.9
 
 
 class Killed(NamedTuple):
