@@ -105,7 +105,6 @@ def test_signals_reach_all_processes(tmp_path):
     code = f"""
 import signal, sys
 from pathlib import Path
-from types import SimpleNamespace
 from trainer.launch import on_this_machine
 from datakit.errors import DatakitError
 before = signal.getsignal(signal.SIGTERM)
