@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Iterator
+from collections.abc import Iterator
 
 import polars as pl
 
@@ -66,7 +66,10 @@ def _damage(catalog: Catalog) -> Iterator[str]:
                 recorded[name] = max(version, recorded.get(name, 0))
     for name, version in recorded.items():
         if version > (found_now := catalog.table(name).version()):
-            yield f"{name} had version {version} once, its newest is {found_now}: the newest entries of {name}/_delta_log are missing"
+            yield (
+                f"{name} had version {version} once, its newest is {found_now}: the newest entries of "
+                f"{name}/_delta_log are missing"
+            )
 
 
 def _identities(catalog: Catalog) -> Iterator[str]:
@@ -86,7 +89,11 @@ def _identities(catalog: Catalog) -> Iterator[str]:
 
 
 def _overlaps(catalog: Catalog) -> Iterator[str]:
-    clips = catalog.finished_clips().select("clip_id", "video_id", "stream", "start_pts", "end_pts").sort("video_id", "stream", "start_pts")
+    clips = (
+        catalog.finished_clips()
+        .select("clip_id", "video_id", "stream", "start_pts", "end_pts")
+        .sort("video_id", "stream", "start_pts")
+    )
     before = pl.col("end_pts").shift(1).over("video_id", "stream")
     overlapping = clips.filter((pl.col("start_pts") < before) | (pl.col("end_pts") <= pl.col("start_pts"))).collect()
     if overlapping.height:
@@ -94,17 +101,21 @@ def _overlaps(catalog: Catalog) -> Iterator[str]:
 
 
 def _doubles(catalog: Catalog) -> Iterator[str]:
-    """One caption per clip, style and model; one embedding per clip and model; one latent per window and autoencoder; choices that
-    exist."""
+    """One caption per clip, style and model; one embedding per clip and model; one latent per window and autoencoder;
+    choices that exist."""
     encoded = catalog.scan("latents").filter(pl.col("error_kind").is_null())
     keys = {
-        "captions": (catalog.captions(), ["clip_id", "style", "model"]), "embeddings": (catalog.embeddings(), ["clip_id", "model"]),
+        "captions": (catalog.captions(), ["clip_id", "style", "model"]),
+        "embeddings": (catalog.embeddings(), ["clip_id", "model"]),
         "latents": (encoded, ["clip_id", "geometry", "autoencoder"]),
     }
     for table, (rows, key) in keys.items():
         doubles = rows.select(key).filter(pl.struct(key).is_duplicated()).collect()
         if doubles.height:
-            yield f"{table}: {doubles.unique().height} {', '.join(key)} occur more than once; first of clip {doubles['clip_id'][0]}"
+            yield (
+                f"{table}: {doubles.unique().height} {', '.join(key)} occur more than once; first of clip "
+                f"{doubles['clip_id'][0]}"
+            )
     chosen = catalog.scan("decisions").filter(pl.col("caption_id").is_not_null())
     lost = chosen.join(catalog.scan("captions"), on="caption_id", how="anti").collect()
     if lost.height:
@@ -128,7 +139,10 @@ def _forgotten(catalog: Catalog) -> Iterator[str]:
     for table, what in (("clips", "clips"), ("latents", "latents of clips")):
         back = forgotten.covers(catalog.scan(table).select(SPAN).collect()).sum()
         if back:
-            yield f"{back} rows of {what} that were forgotten are there (`datakit catalog forget {catalog.root}` removes them)"
+            yield (
+                f"{back} rows of {what} that were forgotten are there (`datakit catalog forget {catalog.root}` "
+                f"removes them)"
+            )
 
 
 def _sources(catalog: Catalog) -> Iterator[str]:
@@ -137,7 +151,10 @@ def _sources(catalog: Catalog) -> Iterator[str]:
         local = [u for u in uris if "://" not in u["uri"]]
         if len(local) < len(uris) or any(_unchanged(u) for u in local):
             continue
-        yield f"video {video_id} is not at {local[0]['uri'] if local else 'any address'} any more (`datakit catalog relink OLD NEW`)"
+        yield (
+            f"video {video_id} is not at {local[0]['uri'] if local else 'any address'} any more (`datakit catalog "
+            f"relink OLD NEW`)"
+        )
 
 
 def _unchanged(address: dict) -> bool:

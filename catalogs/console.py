@@ -26,15 +26,29 @@ def show_catalog(catalog: Catalog, as_json: bool) -> None:
 
     with catalog.reading():
         tables = [
-            {"table": name, "version": handle.version(), "rows": catalog.scan(name).select(_count()).collect().item(),
-             "files": len(handle.file_uris())}
-            for name in schema.TABLES for handle in [catalog.table(name)]
+            {
+                "table": name,
+                "version": handle.version(),
+                "rows": catalog.scan(name).select(_count()).collect().item(),
+                "files": len(handle.file_uris()),
+            }
+            for name in schema.TABLES
+            for handle in [catalog.table(name)]
         ]
         filled = catalog.finished_clips().count().collect().row(0, named=True)
     clips = max(1, filled["clip_id"])
     columns = {
-        name: [{"column": c.name, "type": str(c.type), "unit": c.unit, "meaning": c.meaning, "filled_by": c.filled_by,
-                **({"filled": filled[c.name] / clips} if name == "clips" else {})} for c in described]
+        name: [
+            {
+                "column": c.name,
+                "type": str(c.type),
+                "unit": c.unit,
+                "meaning": c.meaning,
+                "filled_by": c.filled_by,
+                **({"filled": filled[c.name] / clips} if name == "clips" else {}),
+            }
+            for c in described
+        ]
         for name, described in schema.TABLES.items()
     }
     if as_json:
@@ -53,7 +67,10 @@ def show_catalog(catalog: Catalog, as_json: bool) -> None:
             table.add_row(c["column"], _short_type(c["type"]), c["unit"], c["filled_by"], *share, c["meaning"])
         console.print(table)
     added = ", ".join([*schema.VIEW_FROM_VIDEOS, *(c.name for c in schema.VIEW_ADDED)])
-    console.print(f"`datakit catalog query` shows the view clips: the columns of clips and, joined to them, {added}.", markup=False)
+    console.print(
+        f"`datakit catalog query` shows the view clips: the columns of clips and, joined to them, {added}.",
+        markup=False,
+    )
 
 
 def show_rows(frame: pl.DataFrame, form: str, rows: int) -> None:
@@ -64,7 +81,9 @@ def show_rows(frame: pl.DataFrame, form: str, rows: int) -> None:
     frame = frame.with_columns(pl.col(pl.Binary).bin.encode("hex"))
     if form == "csv":
         nested = [name for name, kind in frame.schema.items() if kind.is_nested()]
-        flat = frame.with_columns([pl.col(n).map_elements(lambda v: json.dumps(_plain(v)), return_dtype=pl.String) for n in nested])
+        flat = frame.with_columns(
+            [pl.col(n).map_elements(lambda v: json.dumps(_plain(v)), return_dtype=pl.String) for n in nested]
+        )
         sys.stdout.write(flat.write_csv())
     elif form == "jsonl":
         sys.stdout.write(frame.write_ndjson())
@@ -100,7 +119,9 @@ def show_history(rows: pl.DataFrame, as_json: bool) -> None:
         return
     table = Table(*rows.columns)
     for row in rows.iter_rows(named=True):
-        table.add_row(*(f"{value:%Y-%m-%d %H:%M:%S}" if name == "time" else _cell(value) for name, value in row.items()))
+        table.add_row(
+            *(f"{value:%Y-%m-%d %H:%M:%S}" if name == "time" else _cell(value) for name, value in row.items())
+        )
     wide().print(table)
 
 
@@ -111,8 +132,13 @@ def show_diff(found: Diff, as_json: bool) -> None:
         return
     console = wide()
     print(f"videos +{found.videos_added} −{found.videos_removed}")
-    print(f"clips +{found.clips_added} ({found.hours_added:.3f} h) −{found.clips_removed} ({found.hours_removed:.3f} h)")
-    print(f"captions +{found.captions_added} −{found.captions_removed} ~{found.captions_changed}, marks ~{found.marks_changed}")
+    print(
+        f"clips +{found.clips_added} ({found.hours_added:.3f} h) −{found.clips_removed} ({found.hours_removed:.3f} h)"
+    )
+    print(
+        f"captions +{found.captions_added} −{found.captions_removed} ~{found.captions_changed}, marks "
+        f"~{found.marks_changed}"
+    )
     if found.recipes[0] != found.recipes[1]:
         print(f"recipe {', '.join(found.recipes[0]) or 'none'} → {', '.join(found.recipes[1]) or 'none'}")
     if found.flips:
@@ -124,9 +150,21 @@ def show_diff(found: Diff, as_json: bool) -> None:
     else:
         print("no clip of both changed its status")
     if found.scores:
-        table = Table("column", "filled", "cleared", "changed", "mean difference", "largest", title="Changed columns", title_justify="left")
+        table = Table(
+            "column",
+            "filled",
+            "cleared",
+            "changed",
+            "mean difference",
+            "largest",
+            title="Changed columns",
+            title_justify="left",
+        )
         for name, drift in found.scores.items():
-            table.add_row(name, *(_cell(value) for value in (drift.filled, drift.cleared, drift.changed, drift.mean, drift.largest)))
+            table.add_row(
+                name,
+                *(_cell(value) for value in (drift.filled, drift.cleared, drift.changed, drift.mean, drift.largest)),
+            )
         console.print(table)
     else:
         print("no score changed")
@@ -138,7 +176,10 @@ def show_vacuumed(done: Vacuumed, dry_run: bool, as_json: bool) -> None:
         return
     size = "" if done.bytes is None else f", {done.bytes / 2**20:.1f} MiB"
     kept = ", ".join(f"{name} {'/'.join(map(str, versions))}" for name, versions in done.referenced.items() if versions)
-    print(f"{done.files} files{size} {'would be deleted' if dry_run else 'deleted'}; kept for tags and runs: {kept or 'nothing'}")
+    print(
+        f"{done.files} files{size} {'would be deleted' if dry_run else 'deleted'}; kept for tags and runs: "
+        f"{kept or 'nothing'}"
+    )
 
 
 def wide() -> Console:
@@ -169,4 +210,4 @@ def _count():
 
 
 def _short_type(text: str) -> str:
-    return text.split("<")[0] if "<" in text else text
+    return text.split("<", maxsplit=1)[0] if "<" in text else text

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Iterable, Iterator
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import polars as pl
@@ -50,8 +51,8 @@ class Damage:
 
 @contextmanager
 def explained(catalog: Catalog) -> Iterator[None]:
-    """Around what reads: an error that a missing or torn file is to blame for becomes a CatalogError that names the file and
-    the way back; others go on unchanged."""
+    """Around what reads: an error that a missing or torn file is to blame for becomes a CatalogError that names the
+    file and the way back; others go on unchanged."""
     try:
         yield
     except (DatakitError, *ABOUT_THE_QUESTION):
@@ -66,14 +67,17 @@ def explained(catalog: Catalog) -> Iterator[None]:
 
 
 def damaged(catalog: Catalog, versions: dict[str, int] | dict[str, None]) -> list[Damage]:
-    """Every file that these versions (None: the newest) need and that is missing or torn. Reads the footers of all files."""
+    """Every file that these versions (None: the newest) need and that is missing or torn. Reads the footers of all
+    files."""
     storage = Storage(catalog.root)
     found: list[Damage] = []
     for name, version in versions.items():
         try:
             table = catalog.table(name, version)
         except CatalogError:
-            found += [Damage(name, b.path, b.what) for b in Log(storage, name).broken()] or [Damage(name, f"{name}/_delta_log", "missing")]
+            found += [Damage(name, b.path, b.what) for b in Log(storage, name).broken()] or [
+                Damage(name, f"{name}/_delta_log", "missing")
+            ]
             continue
         stored = storage.list(name)
         for path, size in files_of(table).items():
@@ -82,7 +86,9 @@ def damaged(catalog: Catalog, versions: dict[str, int] | dict[str, None]) -> lis
     return found
 
 
-def require_whole(catalog: Catalog, versions: dict[str, int] | dict[str, None], cause: BaseException | None = None) -> None:
+def require_whole(
+    catalog: Catalog, versions: dict[str, int] | dict[str, None], cause: BaseException | None = None
+) -> None:
     """Raises:
     CatalogError: files that these versions need are missing or torn; which, and the snapshot to go back to.
     """
@@ -92,8 +98,8 @@ def require_whole(catalog: Catalog, versions: dict[str, int] | dict[str, None], 
 
 
 def check_files(root: str, name: str, table: DeltaTable) -> None:
-    """A quick look, before a local table is read, whether its files are there and as long as they were: a reader that meets
-    a file that is too short may panic instead of telling.
+    """A quick look, before a local table is read, whether its files are there and as long as they were: a reader that
+    meets a file that is too short may panic instead of telling.
 
     Raises:
         CatalogError: which is not, and the snapshot to go back to.
@@ -141,14 +147,16 @@ def unreadable_log(root: str, name: str, version: int | None, error: Exception) 
     if wrong:
         return _error(root, [Damage(name, b.path, b.what) for b in wrong])
     if version is not None and version > log.newest >= 0:
-        return CatalogError(f"{name} has no version {version}: the newest is {log.newest} (`datakit catalog history {root}` lists them)")
+        return CatalogError(
+            f"{name} has no version {version}: the newest is {log.newest} (`datakit catalog history {root}` lists them)"
+        )
     return unclear
 
 
 def set_aside(root: str) -> list[str]:
-    """Give up entries of logs that are torn, empty or missing, where the newest version needs them, and all later ones. They are
-    renamed to `….json.torn`, never deleted; entries that change nothing take their places, so that their numbers, which
-    snapshots may have recorded, are not given to other versions.
+    """Give up entries of logs that are torn, empty or missing, where the newest version needs them, and all later ones.
+    They are renamed to `….json.torn`, never deleted; entries that change nothing take their places, so that their
+    numbers, which snapshots may have recorded, are not given to other versions.
 
     Returns:
         paths of the entries that were given up.
@@ -160,7 +168,9 @@ def set_aside(root: str) -> list[str]:
         first = _first_lost(log)
         if first == 0:  # nothing is whole before: no way back, and reading says so
             continue
-        lost = list(range(log.newest, first - 1, -1)) if first else []  # newest first: killed in between, there is no gap
+        lost = (
+            list(range(log.newest, first - 1, -1)) if first else []
+        )  # newest first: killed in between, there is no gap
         for version in lost:
             if version in log.entries:
                 storage.move(log.entries[version], log.entries[version] + ASIDE)
@@ -182,8 +192,13 @@ def _fill_numbers(storage: Storage, log: Log, lost: list[int]) -> None:
 
 def files_of(table: DeltaTable) -> dict[str, int]:
     """The data files of a table as it was opened, as they are called on disk, with their bytes."""
-    adds = table.get_add_actions(flatten=False)  # not made a pyarrow table of, which would import pandas where there is one
-    return {unquote(path): size for path, size in zip(adds.column("path").to_pylist(), adds.column("size_bytes").to_pylist())}
+    adds = table.get_add_actions(
+        flatten=False
+    )  # not made a pyarrow table of, which would import pandas where there is one
+    return {
+        unquote(path): size
+        for path, size in zip(adds.column("path").to_pylist(), adds.column("size_bytes").to_pylist())
+    }
 
 
 def _what_is_wrong(storage: Storage, path: str, size: int, stored: dict[str, Stored]) -> str | None:
@@ -213,21 +228,30 @@ def _way_back(root: str, tables: set[str]) -> str:
     """In words: what to type."""
     records = sorted(tables & set(RECORDS))
     if records:
-        return (f"table {records[0]} is about the catalog itself, no snapshot holds it; move {root}/{records[0]} to another place, and "
-                "the next `datakit run ingest` makes an empty one")
+        return (
+            f"table {records[0]} is about the catalog itself, no snapshot holds it; move {root}/{records[0]} to "
+            f"another place, and "
+            "the next `datakit run ingest` makes an empty one"
+        )
     versions = newest_whole(Storage(root), tables)
     if versions is None:
         return "no older version is whole; the sources can be ingested again, into a new catalog"
     if not versions:
-        return f"the catalog as it is now is whole; that version is lost (`datakit catalog history {root}` lists the others)"
+        return (
+            f"the catalog as it is now is whole; that version is lost (`datakit catalog history {root}` lists the "
+            f"others)"
+        )
     text = ",".join(f"{name}={version}" for name, version in sorted(versions.items()))
     meanwhile = "" if "videos" in tables else f", `--snapshot {text}` reads it meanwhile"
-    return f"the newest snapshot whose files are all there is {text}; `datakit catalog restore {root} {text}` goes back to it{meanwhile}"
+    return (
+        f"the newest snapshot whose files are all there is {text}; `datakit catalog restore {root} {text}` goes "
+        f"back to it{meanwhile}"
+    )
 
 
 def newest_whole(storage: Storage, tables: Iterable[str]) -> dict[str, int] | None:
-    """The newest versions of damaged tables, and of those that must go with them, whose files and logs are all there. Tables
-    whose newest version is whole are left out; None: there is no such version."""
+    """The newest versions of damaged tables, and of those that must go with them, whose files and logs are all there.
+    Tables whose newest version is whole are left out; None: there is no such version."""
     wanted = set(tables)
     wanted |= set(TOGETHER) if wanted & set(TOGETHER) else set()
     newest = {name: Log(storage, name).newest for name in wanted}
@@ -250,7 +274,10 @@ def _at_one_moment(history: dict[str, dict[int, tuple[int, bool]]]) -> dict[str,
     """The newest moment at which all of these tables were whole."""
     moments = sorted({moment for versions in history.values() for moment, _ in versions.values()}, reverse=True)
     for now in moments:
-        at = {name: max((v for v, (moment, _) in versions.items() if moment <= now), default=None) for name, versions in history.items()}
+        at = {
+            name: max((v for v, (moment, _) in versions.items() if moment <= now), default=None)
+            for name, versions in history.items()
+        }
         if all(version is not None and history[name][version][1] for name, version in at.items()):
             return at
     return None
@@ -278,4 +305,3 @@ def _first_lost(log: Log) -> int | None:
     start = max(log.checkpoints, default=-1)
     lost = [b.version for b in log.broken() if b.version > start]
     return lost[0] if lost else None
-

@@ -8,15 +8,27 @@ import polars as pl
 
 from catalogs.tables import Catalog, view_schema
 
-NOT_SCORES = {"stream", "start_frame", "end_frame", "level", "start_pts", "end_pts", "start_s", "end_s", "bit_depth", "rotation", "bit_rate"}
+NOT_SCORES = {
+    "stream",
+    "start_frame",
+    "end_frame",
+    "level",
+    "start_pts",
+    "end_pts",
+    "start_s",
+    "end_s",
+    "bit_depth",
+    "rotation",
+    "bit_rate",
+}
 TEXTS = ("camera_motion", "duplicate_of", "split")
 EACH = ["clip_id", "status", "reasons", "start_s", "end_s"]
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How a column changed on clips that both snapshots have: values that appeared, went, differ; mean (of those that differ)
-    and largest difference, for numbers."""
+    """How a column changed on clips that both snapshots have: values that appeared, went, differ; mean (of those that
+    differ) and largest difference, for numbers."""
 
     filled: int
     cleared: int
@@ -27,7 +39,8 @@ class Drift:
 
 @dataclass(frozen=True)
 class Flip:
-    """Clips whose status changed, and the rules that account for it: the reasons on the side where they are not kept."""
+    """Clips whose status changed, and the rules that account for it: the reasons on the side where they are not
+    kept."""
 
     before: str
     after: str
@@ -65,15 +78,25 @@ def diff(catalog: Catalog, a: dict[str, int], b: dict[str, int]) -> Diff:
         a, b: versions of the tables (see `catalogs.snapshots.resolve`).
     """
     with catalog.at(a).reading(), catalog.at(b).reading():
-        videos_added, videos_removed = _added_removed(*(_videos(catalog, v) for v in (a, b)), "video_id") if a["videos"] != b["videos"] else (0, 0)
+        videos_added, videos_removed = (
+            _added_removed(*(_videos(catalog, v) for v in (a, b)), "video_id") if a["videos"] != b["videos"] else (0, 0)
+        )
         clips_changed = a["clips"] != b["clips"] or a["videos"] != b["videos"]
         added, removed = _clips(catalog, a, b) if clips_changed else ((0, 0.0), (0, 0.0))
         same_captions = a["captions"] == b["captions"] and not clips_changed
         captions = (0, 0, 0) if same_captions else _captions(catalog, a, b)
         return Diff(
-            videos_added, videos_removed, added[0], removed[0], added[1], removed[1], _flips(catalog, a, b),
-            _drifts(catalog, a, b) if a["clips"] != b["clips"] or a["losses"] != b["losses"] else {}, *captions,
-            _marks(catalog, a, b) if a["marks"] != b["marks"] else 0, (_recipes(catalog, a), _recipes(catalog, b)),
+            videos_added,
+            videos_removed,
+            added[0],
+            removed[0],
+            added[1],
+            removed[1],
+            _flips(catalog, a, b),
+            _drifts(catalog, a, b) if a["clips"] != b["clips"] or a["losses"] != b["losses"] else {},
+            *captions,
+            _marks(catalog, a, b) if a["marks"] != b["marks"] else 0,
+            (_recipes(catalog, a), _recipes(catalog, b)),
         )
 
 
@@ -93,7 +116,9 @@ def _added_removed(a: pl.LazyFrame, b: pl.LazyFrame, key: str) -> tuple[int, int
 def _clips(catalog: Catalog, a: dict[str, int], b: dict[str, int]) -> tuple[tuple[int, float], tuple[int, float]]:
     one, other = (catalog.clips(v, ["clip_id", "start_s", "end_s"]) for v in (a, b))
     amount = [pl.len(), (pl.col("end_s") - pl.col("start_s")).sum().fill_null(0.0) / 3600]
-    return tuple(x.join(y, on="clip_id", how="anti").select(amount).collect().row(0) for x, y in ((other, one), (one, other)))
+    return tuple(
+        x.join(y, on="clip_id", how="anti").select(amount).collect().row(0) for x, y in ((other, one), (one, other))
+    )
 
 
 def _flips(catalog: Catalog, a: dict[str, int], b: dict[str, int]) -> list[Flip]:
@@ -104,7 +129,13 @@ def _flips(catalog: Catalog, a: dict[str, int], b: dict[str, int]) -> list[Flip]
     changed = both.select("status", "status_b", rules, (pl.col("end_s") - pl.col("start_s")).alias("seconds")).collect()
     flips = []
     for (before, after), group in changed.group_by("status", "status_b"):
-        named = group.explode("rules").drop_nulls("rules").group_by("rules").len().sort("len", "rules", descending=[True, False])
+        named = (
+            group.explode("rules")
+            .drop_nulls("rules")
+            .group_by("rules")
+            .len()
+            .sort("len", "rules", descending=[True, False])
+        )
         flips.append(Flip(before, after, group.height, (group["seconds"].sum() or 0.0) / 3600, dict(named.iter_rows())))
     return sorted(flips, key=lambda flip: -flip.clips)
 
@@ -118,10 +149,18 @@ def _drifts(catalog: Catalog, a: dict[str, int], b: dict[str, int]) -> dict[str,
         x, y = pl.col(name), pl.col(f"{name}_b")
         gap = pl.lit(None, pl.Float64) if name in TEXTS else (y.cast(pl.Float64) - x.cast(pl.Float64)).abs()
         differs = x != y if name in TEXTS else gap > 0
-        asked += [(x.is_null() & y.is_not_null()).sum().alias(f"{name} filled"), (x.is_not_null() & y.is_null()).sum().alias(f"{name} cleared"),
-                  differs.sum().alias(f"{name} changed"), gap.filter(differs).mean().alias(f"{name} mean"), gap.max().alias(f"{name} largest")]
+        asked += [
+            (x.is_null() & y.is_not_null()).sum().alias(f"{name} filled"),
+            (x.is_not_null() & y.is_null()).sum().alias(f"{name} cleared"),
+            differs.sum().alias(f"{name} changed"),
+            gap.filter(differs).mean().alias(f"{name} mean"),
+            gap.max().alias(f"{name} largest"),
+        ]
     row = both.select(asked).collect(engine="streaming").row(0, named=True)
-    drifts = {name: Drift(*(row[f"{name} {part}"] for part in ("filled", "cleared", "changed", "mean", "largest"))) for name in (*names, *TEXTS)}
+    drifts = {
+        name: Drift(*(row[f"{name} {part}"] for part in ("filled", "cleared", "changed", "mean", "largest")))
+        for name in (*names, *TEXTS)
+    }
     return {name: drift for name, drift in drifts.items() if drift.filled or drift.cleared or drift.changed}
 
 
@@ -139,4 +178,11 @@ def _marks(catalog: Catalog, a: dict[str, int], b: dict[str, int]) -> int:
 
 
 def _recipes(catalog: Catalog, versions: dict[str, int]) -> list[str]:
-    return catalog.scan("decisions", versions["decisions"]).select("recipe").unique().sort("recipe").collect()["recipe"].to_list()
+    return (
+        catalog.scan("decisions", versions["decisions"])
+        .select("recipe")
+        .unique()
+        .sort("recipe")
+        .collect()["recipe"]
+        .to_list()
+    )

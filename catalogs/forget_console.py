@@ -21,10 +21,16 @@ def show_plan(plan: Plan) -> None:
     if plan.clip_files:
         what.append(f"{plan.clip_files} clip files")
     print(f"to be forgotten: {', '.join(what)}")
-    print("from every version: " + (", ".join(f"{count} of {name}" for name, count in plan.versions.items()) or "none has any of it"))
+    print(
+        "from every version: "
+        + (", ".join(f"{count} of {name}" for name, count in plan.versions.items()) or "none has any of it")
+    )
     for name, lost in plan.selections.items():
-        print(f"{name}: its selection loses {lost} clips; its recorded content hash will not match any more" if lost is not None
-              else f"{name}: its selection cannot be read any more; it may have had some of these clips")
+        print(
+            f"{name}: its selection loses {lost} clips; its recorded content hash will not match any more"
+            if lost is not None
+            else f"{name}: its selection cannot be read any more; it may have had some of these clips"
+        )
     _list("checkpoints that were trained on some of it", plan.checkpoints)
     _list("near-duplicates of it, which stay", plan.copies)
     _list("sources, which are not touched", plan.sources)
@@ -39,7 +45,10 @@ def confirm(yes: bool) -> bool:
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise ConfigError("what is forgotten cannot be brought back: --yes says that this is meant (--dry-run only shows what would go)")
+        raise ConfigError(
+            "what is forgotten cannot be brought back: --yes says that this is meant (--dry-run only shows what "
+            "would go)"
+        )
     return input("This cannot be undone. Forget it? [y/N] ").strip().lower() in ("y", "yes")
 
 
@@ -47,10 +56,15 @@ def show_done(plan: Plan, waiting: int, as_json: bool) -> None:
     if as_json:
         print(json.dumps({**plan.as_dict(), "waiting": waiting}, indent=1))
         return
-    print(f"forgotten: {plan.clips} clips, {plan.captions} captions; every other row is readable under the version number that it had")
+    print(
+        f"forgotten: {plan.clips} clips, {plan.captions} captions; every other row is readable under the version "
+        f"number that it had"
+    )
     if waiting:
-        print(f"{waiting} files with such rows belong to no version and may be of a writer at work: "
-              "`datakit catalog forget` in a while removes them")
+        print(
+            f"{waiting} files with such rows belong to no version and may be of a writer at work: "
+            "`datakit catalog forget` in a while removes them"
+        )
 
 
 def _list(what: str, values: list[str]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Sequence
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -70,7 +71,9 @@ class Forgotten:
         spans = self.spans.rename({"start_pts": "from", "end_pts": "to"})
         near = rows.select(SPAN).with_columns(stream=pl.col("stream").cast(pl.Int32)).with_row_index("place")
         near = near.join(spans, on=["video_id", "stream"])
-        places = near.filter((pl.col("start_pts") < pl.col("to")) & (pl.col("end_pts") > pl.col("from")))["place"].unique()
+        places = near.filter((pl.col("start_pts") < pl.col("to")) & (pl.col("end_pts") > pl.col("from")))[
+            "place"
+        ].unique()
         return whole | pl.int_range(rows.height, eager=True, dtype=pl.get_index_type()).is_in(places.implode())
 
     def without(self, rows: Sequence[dict]) -> list[dict]:

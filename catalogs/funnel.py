@@ -79,8 +79,11 @@ def funnel(catalog: Catalog) -> Funnel:
 
 def _funnel(catalog: Catalog, versions: dict[str, int]) -> Funnel:
     result = Funnel()
-    videos = catalog.scan("videos", versions["videos"]).select(
-        "video_id", "status", "error_kind", "duration_s", "clip_count").collect()
+    videos = (
+        catalog.scan("videos", versions["videos"])
+        .select("video_id", "status", "error_kind", "duration_s", "clip_count")
+        .collect()
+    )
     result.videos = videos.height
     by_status = dict(videos.group_by("status").len().iter_rows())
     result.videos_ok = by_status.get("ok", 0)
@@ -91,7 +94,9 @@ def _funnel(catalog: Catalog, versions: dict[str, int]) -> Funnel:
     result.hours["videos"] = float(videos["duration_s"].sum() or 0) / 3600
 
     columns = ["clip_id", "video_id", "status", "reasons", "level", "mark", "caption_style", "start_s", "end_s"]
-    clips = catalog.clips(versions, columns).with_columns((pl.col("end_s") - pl.col("start_s")).alias("seconds")).collect()
+    clips = (
+        catalog.clips(versions, columns).with_columns((pl.col("end_s") - pl.col("start_s")).alias("seconds")).collect()
+    )
     result.clips = clips.height
     counts = dict(clips.group_by("status").len().iter_rows())
     result.kept, result.rejected = counts.get("kept", 0), counts.get("rejected", 0)
@@ -99,9 +104,13 @@ def _funnel(catalog: Catalog, versions: dict[str, int]) -> Funnel:
     for status, seconds in clips.group_by("status").agg(pl.col("seconds").sum()).iter_rows():
         result.hours[status] = seconds / 3600
     result.rejected_by = _rejections(clips.filter(pl.col("status") == "rejected"))
-    result.pending_on = _counts(clips.filter(pl.col("status") == "pending").explode("reasons").drop_nulls("reasons"), "reasons")
+    result.pending_on = _counts(
+        clips.filter(pl.col("status") == "pending").explode("reasons").drop_nulls("reasons"), "reasons"
+    )
     result.clip_errors = _counts(clips.filter(pl.col("status") == "quarantined").explode("reasons"), "reasons")
-    result.levels = {str(k): v for k, v in sorted(clips.filter(pl.col("status") == "kept").group_by("level").len().iter_rows())}
+    result.levels = {
+        str(k): v for k, v in sorted(clips.filter(pl.col("status") == "kept").group_by("level").len().iter_rows())
+    }
     result.marks = _counts(clips.drop_nulls("mark"), "mark")
     _count_captions(catalog.captions(versions), result)
     result.without_caption = clips.filter((pl.col("status") == "kept") & pl.col("caption_style").is_null()).height
@@ -129,15 +138,19 @@ def _counts(frame: pl.DataFrame, column: str) -> dict[str, int]:
 
 
 def _check_clip_counts(catalog: Catalog, videos: pl.DataFrame, clips: pl.DataFrame) -> None:
-    """The commit marker of every video says how many clips it has; more than it has only while they are being forgotten."""
+    """The commit marker of every video says how many clips it has; more than it has only while they are being
+    forgotten."""
     counted = clips.group_by("video_id").len()
     compared = videos.filter(pl.col("status") == "ok").join(counted, on="video_id", how="left")
     wrong = compared.filter(pl.col("clip_count") != pl.col("len").fill_null(0))
     if wrong.height:
         forgotten = catalog.scan("forgotten").select("video_id").collect()["video_id"].unique().to_list()
-        wrong = wrong.filter(~(pl.col("video_id").is_in(forgotten) & (pl.col("clip_count") > pl.col("len").fill_null(0))))
+        wrong = wrong.filter(
+            ~(pl.col("video_id").is_in(forgotten) & (pl.col("clip_count") > pl.col("len").fill_null(0)))
+        )
     if wrong.height:
         video_id, _, _, _, says, has = wrong.row(0)
         raise CatalogError(
-            f"accounting: {wrong.height} videos have other clips than their rows say; first {video_id}: {says} expected, {has or 0} found"
+            f"accounting: {wrong.height} videos have other clips than their rows say; first {video_id}: {says} "
+            f"expected, {has or 0} found"
         )

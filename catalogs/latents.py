@@ -1,11 +1,12 @@
 """The table `latents`: encoded windows, in files that suit training.
 
-Rows lie as they are given, in the order of the plan, in row groups of a few MB: what a loader reads at once is what it needs
-next. That is why files are written here: Delta's own writer puts rows in another order, and takes several times a commit's memory.
+Rows lie as they are given, in the order of the plan, in row groups of a few MB: what a loader reads at once is what it
+needs next. That is why files are written here: Delta's own writer puts rows in another order, and takes several times a
+commit's memory.
 
-A window that could be encoded has one row for an autoencoder: every commit looks at what others have added since, and of two
-commits for one autoencoder at the same moment one fails and looks again. Rows with an error stand for windows that could not be
-encoded; one of a window that has been encoded after all counts for nothing.
+A window that could be encoded has one row for an autoencoder: every commit looks at what others have added since, and
+of two commits for one autoencoder at the same moment one fails and looks again. Rows with an error stand for windows
+that could not be encoded; one of a window that has been encoded after all counts for nothing.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import json
 import os
 import time
 import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from typing import Any, BinaryIO, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 import polars as pl
@@ -75,7 +77,8 @@ class Latents:
         return self._added.get(geometry, False)
 
     def add(self, rows: Sequence[Row], again: Sequence[str] = ()) -> int:
-        """Enter rows, in one commit; how many. Left out are those of windows that have one by now, and of forgotten clips.
+        """Enter rows, in one commit; how many. Left out are those of windows that have one by now, and of forgotten
+        clips.
 
         Args:
             rows: of the table's columns; those of a bucket stay in order.
@@ -83,7 +86,9 @@ class Latents:
         """
         for start in range(0, len(again), DELETE_AT_ONCE):
             some = sql_list(again[start : start + DELETE_AT_ONCE])
-            self.catalog.delete(TABLE, f"autoencoder = '{self.autoencoder}' AND error_kind IS NOT NULL AND geometry IN {some}")
+            self.catalog.delete(
+                TABLE, f"autoencoder = '{self.autoencoder}' AND error_kind IS NOT NULL AND geometry IN {some}"
+            )
         return self.catalog.write(TABLE, lambda handle: self._commit(handle, rows, set(again)))
 
     def _commit(self, handle: DeltaTable, rows: Sequence[Row], again: set[str]) -> int:
@@ -94,9 +99,12 @@ class Latents:
         app = f"{TABLE}/{self.autoencoder}"
         about = CommitProperties(
             custom_metadata={**self.catalog.signature, "num_added_rows": str(len(rows))},
-            app_transactions=[Transaction(app, (handle.transaction_version(app) or 0) + 1)])  # two of one number conflict
+            app_transactions=[Transaction(app, (handle.transaction_version(app) or 0) + 1)],
+        )  # two of one number conflict
         try:
-            handle.create_write_transaction(files, "append", arrow_schema(TABLE), PARTITIONED[TABLE], commit_properties=about)
+            handle.create_write_transaction(
+                files, "append", arrow_schema(TABLE), PARTITIONED[TABLE], commit_properties=about
+            )
         except CommitFailedError:  # another errors may come after the commit: such files stay until a vacuum
             for file in files:
                 self._storage.delete(f"{TABLE}/{file.path}")
@@ -116,7 +124,9 @@ class Latents:
         forgotten = Forgotten.read(self.catalog).covers(spans)
         # An error is news where nothing is known of a window, a latent also where there was an error.
         errors = self._added.keys() - again
-        known = [self.added(row["geometry"]) or bool(row.get("error_kind") and row["geometry"] in errors) for row in rows]
+        known = [
+            self.added(row["geometry"]) or bool(row.get("error_kind") and row["geometry"] in errors) for row in rows
+        ]
         return [row for row, gone, there in zip(rows, forgotten, known, strict=True) if not gone and not there]
 
     def _write(self, bucket: str, rows: list[Row]) -> AddAction:
@@ -126,7 +136,12 @@ class Latents:
         step = max(1, GROUP_BYTES // size) if size else len(rows)
         small = [name for name in FILE.names if name not in NUMBERS]
         with self._storage.create(f"{TABLE}/{path}") as file:
-            how = {"compression": self.compression, "use_dictionary": small, "write_statistics": small, "metadata_collector": (about := [])}
+            how = {
+                "compression": self.compression,
+                "use_dictionary": small,
+                "write_statistics": small,
+                "metadata_collector": (about := []),
+            }
             with pq.ParquetWriter(file, FILE, **how) as writer:
                 for start in range(0, len(rows), step):
                     group = [{name: row.get(name) for name in FILE.names} for row in rows[start : start + step]]
@@ -136,7 +151,14 @@ class Latents:
                 file.flush()
                 os.fsync(file.fileno())
         partition = {"autoencoder": self.autoencoder, "bucket": bucket}
-        return AddAction(path, length, partition, int(time.time() * 1000), True, json.dumps(statistics_of(about[0]), separators=(",", ":")))
+        return AddAction(
+            path,
+            length,
+            partition,
+            int(time.time() * 1000),
+            True,
+            json.dumps(statistics_of(about[0]), separators=(",", ":")),
+        )
 
 
 def paths(handle: DeltaTable, autoencoder: str) -> list[str]:
@@ -159,7 +181,8 @@ def windows_of(address: str, columns: Sequence[str]) -> pl.DataFrame:
     assert isinstance(frame, pl.DataFrame)
     return frame.with_columns(
         row_group=pl.Series(np.repeat(np.arange(len(counts)), counts), dtype=pl.Int32),
-        row=pl.Series(np.concatenate([np.arange(n) for n in counts] or [np.zeros(0)]), dtype=pl.Int32))
+        row=pl.Series(np.concatenate([np.arange(n) for n in counts] or [np.zeros(0)]), dtype=pl.Int32),
+    )
 
 
 @contextmanager
@@ -178,7 +201,9 @@ def _opened(address: str, columns: Sequence[str]) -> Iterator[BinaryIO]:
 
 
 def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
-    """Rows that a file holds, by bucket: those with errors have files of their own, which are replaced when they are no more."""
+    """Rows that a file holds, by bucket: those with errors have files of their own, which are replaced when they are no
+    more."""
+
     def file_of(row: Row) -> tuple[str, bool]:
         return row["bucket"], row.get("error_kind") is not None
 

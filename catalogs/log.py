@@ -1,12 +1,12 @@
-"""The transaction log of one table, read file by file: what Delta's library cannot say of a log that is damaged, or whose
-past is to be changed. Protocol: https://github.com/delta-io/delta/blob/master/PROTOCOL.md"""
+"""The transaction log of one table, read file by file: what Delta's library cannot say of a log that is damaged, or
+whose past is to be changed. Protocol: https://github.com/delta-io/delta/blob/master/PROTOCOL.md"""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Iterator
 from urllib.parse import unquote
 
 import pyarrow.parquet as pq
@@ -30,8 +30,8 @@ class Broken:
 
 @dataclass(frozen=True)
 class State:
-    """A table at one version: its time (ms since 1970), and its files with their sizes. The files are those of the walk: copy
-    what is to stay."""
+    """A table at one version: its time (ms since 1970), and its files with their sizes. The files are those of the
+    walk: copy what is to stay."""
 
     version: int
     time: int
@@ -55,7 +55,7 @@ class Log:
         self.checkpoints: dict[int, list[str]] = {}
         self.other: list[str] = []
         for path in sorted(self.stored):
-            name = path[len(self.folder) + 1:]
+            name = path[len(self.folder) + 1 :]
             if found := ENTRY.fullmatch(name):
                 self.entries[int(found.group(1))] = path
             elif found := CHECKPOINT.fullmatch(name):

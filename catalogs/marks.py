@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from datetime import datetime, timezone
-from typing import Sequence
+from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from catalogs.snapshots import author
 from catalogs.tables import Catalog
@@ -33,8 +33,18 @@ def mark_each(catalog: Catalog, marks: Sequence[tuple[str, str | None, str | Non
     """
     if unknown := sorted({value for _, value, _ in marks if value is not None} - set(MARKS)):
         raise ConfigError(f"a mark is {' or '.join(MARKS)}, not {unknown[0]!r}")
-    now, who = datetime.now(timezone.utc), author()
-    catalog.append("marks", [
-        {"mark_id": uuid.uuid4().hex, "clip_id": clip, "mark": value, "comment": comment or None, "author": who, "created_at": now}
-        for clip, value, comment in marks
-    ])
+    now, who = datetime.now(UTC), author()
+    catalog.append(
+        "marks",
+        [
+            {
+                "mark_id": uuid.uuid4().hex,
+                "clip_id": clip,
+                "mark": value,
+                "comment": comment or None,
+                "author": who,
+                "created_at": now,
+            }
+            for clip, value, comment in marks
+        ],
+    )

@@ -52,7 +52,7 @@ def _moved(uri: str, old: str, new: str) -> str | None:
     if uri == old:
         return new
     base = old if old.endswith("/") else old + "/"
-    return os.path.join(new, uri[len(base):]) if uri.startswith(base) else None
+    return os.path.join(new, uri[len(base) :]) if uri.startswith(base) else None
 
 
 def _look(uri: str, expected: str) -> tuple[dict | None, str]:
@@ -72,7 +72,8 @@ def _write(catalog: Catalog, fresh: dict[str, dict[str, dict]]) -> None:
     def make(table: pl.LazyFrame) -> tuple[pl.DataFrame, dict]:
         now = table.filter(pl.col("video_id").is_in(list(fresh))).select("video_id", "uris").collect()
         rows = [
-            {"video_id": v, "uris": [by_uri[uri] for uri in sorted(by_uri)]} for v, uris in now.iter_rows()
+            {"video_id": v, "uris": [by_uri[uri] for uri in sorted(by_uri)]}
+            for v, uris in now.iter_rows()
             for by_uri in [{a["uri"]: a for a in (fresh[v].get(u["uri"], u) for u in uris)}]
         ]
         source = pl.DataFrame(rows, schema={"video_id": pl.String, "uris": polars_schema("videos")["uris"]})

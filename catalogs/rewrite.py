@@ -1,5 +1,5 @@
-"""Changing the past of a table: the same edit to every data file that any version needs, under new names, and the log made to
-mention those. Every version stays readable under its number at every moment, also after a kill in between:
+"""Changing the past of a table: the same edit to every data file that any version needs, under new names, and the log
+made to mention those. Every version stays readable under its number at every moment, also after a kill in between:
 
 1. Edited files are written beside the old ones. Their names derive from the old name and the new content.
 2. Checkpoints go: the entries since version 0 say the same.
@@ -7,8 +7,8 @@ mention those. Every version stays readable under its number at every moment, al
 4. Every entry that adds an old file adds the new one instead.
 5. Removals of old files go; a new checkpoint is made if there were any; the old files are deleted.
 
-Between 3 and 5 some versions have old files and some new ones, and each is removed where either was. Meant for times when
-nobody writes: a writer that began before and commits in between is caught up with by the next call.
+Between 3 and 5 some versions have old files and some new ones, and each is removed where either was. Meant for times
+when nobody writes: a writer that began before and commits in between is caught up with by the next call.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import math
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Callable
 from urllib.parse import unquote
 
 import polars as pl
@@ -88,13 +88,20 @@ def check_rewritable(storage: Storage, table: str) -> None:
         try:
             actions = log.actions(version)
         except FileNotFoundError as e:
-            raise CatalogError(f"{log.path(version)} is missing: versions before it cannot be rewritten, so nothing was") from e
+            raise CatalogError(
+                f"{log.path(version)} is missing: versions before it cannot be rewritten, so nothing was"
+            ) from e
         except ValueError as e:
-            raise CatalogError(f"{log.path(version)} is torn (`datakit catalog validate` says what to do): nothing was rewritten") from e
+            raise CatalogError(
+                f"{log.path(version)} is torn (`datakit catalog validate` says what to do): nothing was rewritten"
+            ) from e
         for action in actions:
             about = action.get("add") or action.get("remove")
             if about and (about.get("deletionVector") or "://" in about["path"]):
-                raise CatalogError(f"{log.path(version)} has deletion vectors or files elsewhere, by another writer: nothing was rewritten")
+                raise CatalogError(
+                    f"{log.path(version)} has deletion vectors or files elsewhere, by another writer: nothing was "
+                    f"rewritten"
+                )
 
 
 def data_files(storage: Storage, table: str, shards: frozenset[str] | None = None) -> list[str]:
@@ -120,9 +127,13 @@ def read_columns(storage: Storage, path: str, columns: tuple[str, ...]) -> pl.Da
             have = [c for c in columns if c in parquet.schema_arrow.names]
             frame = pl.from_arrow(parquet.read(columns=have))
             assert isinstance(frame, pl.DataFrame)
-            frame = frame if have else pl.DataFrame({"": pl.Series([None]).new_from_index(0, parquet.metadata.num_rows)})
+            frame = (
+                frame if have else pl.DataFrame({"": pl.Series([None]).new_from_index(0, parquet.metadata.num_rows)})
+            )
     except (OSError, pa.ArrowException) as e:
-        raise CatalogError(f"{storage.root}/{path} cannot be read (`datakit catalog validate` says what to do): {e}") from e
+        raise CatalogError(
+            f"{storage.root}/{path} cannot be read (`datakit catalog validate` says what to do): {e}"
+        ) from e
     return frame.select(*(pl.col(c) if c in have else pl.lit(None).alias(c) for c in columns))
 
 
@@ -132,7 +143,11 @@ def rewrite(storage: Storage, table: str, edit: Edit, clean: set[str]) -> Rewrit
     Args:
         clean: files that need no edit, from an earlier call with the same edit; those found are added.
     """
-    old = [path for path in data_files(storage, table, edit.shards) if path not in clean and not _is_clean(storage, path, edit, clean)]
+    old = [
+        path
+        for path in data_files(storage, table, edit.shards)
+        if path not in clean and not _is_clean(storage, path, edit, clean)
+    ]
     log = Log(storage, table)
     actions = {version: log.actions(version) for version in log.entries}
     mentioned = {f"{table}/{unquote(a['add']['path'])}" for entry in actions.values() for a in entry if "add" in a}
@@ -140,7 +155,10 @@ def rewrite(storage: Storage, table: str, edit: Edit, clean: set[str]) -> Rewrit
     clean.update(file.path for file in new.values())
     lying = set(data_files(storage, table))
     vacuumed = {path for path in mentioned - lying if _of_shards(path, edit.shards)}
-    names = {path[len(table) + 1:]: NewFile(file.path[len(table) + 1:], file.size, file.stats) for path, file in new.items()}
+    names = {
+        path[len(table) + 1 :]: NewFile(file.path[len(table) + 1 :], file.size, file.stats)
+        for path, file in new.items()
+    }
     followers = _unmatched_removals(actions, names)
     if names or followers:
         had_checkpoints = _drop_checkpoints(storage, log)
@@ -152,7 +170,10 @@ def rewrite(storage: Storage, table: str, edit: Edit, clean: set[str]) -> Rewrit
     for version, entry in actions.items():
         _write_entry(storage, log, version, actions, [_without_stats(a, table, vacuumed) for a in entry])
     result = Rewritten()
-    bases = {_base(path) for path in {f"{table}/{unquote(a['add']['path'])}" for entry in actions.values() for a in entry if "add" in a}}
+    bases = {
+        _base(path)
+        for path in {f"{table}/{unquote(a['add']['path'])}" for entry in actions.values() for a in entry if "add" in a}
+    }
     for path in old:
         stored = storage.stat(path)
         if stored and path not in mentioned and _base(path) not in bases and time.time() - stored.modified < YOUNG_S:
@@ -183,7 +204,9 @@ def _write_without(storage: Storage, path: str, edit: Edit) -> NewFile:
         rows = rows.set_column(place, rows.schema.field(place), series.to_arrow().cast(rows.schema.field(place).type))
     rows = rows.filter(stays.to_arrow())
     group = about.row_group(0) if about.num_row_groups else None
-    codecs = {group.column(i).path_in_schema: group.column(i).compression for i in range(group.num_columns)} if group else {}
+    codecs = (
+        {group.column(i).path_in_schema: group.column(i).compression for i in range(group.num_columns)} if group else {}
+    )
     one = next(iter(codecs.values()), "SNAPPY")
     buffer = io.BytesIO()
     compression = one if len(set(codecs.values())) < 2 else codecs
@@ -192,7 +215,9 @@ def _write_without(storage: Storage, path: str, edit: Edit) -> NewFile:
     name = f"{_base(path)}-forgot-{hashlib.blake2b(data, digest_size=8).hexdigest()}{_ending(path)}"
     if storage.stat(name) is None or storage.read(name) != data:
         storage.replace(name, data)
-    return NewFile(name, len(data), json.dumps(statistics_of(pq.read_metadata(io.BytesIO(data))), separators=(",", ":")))
+    return NewFile(
+        name, len(data), json.dumps(statistics_of(pq.read_metadata(io.BytesIO(data))), separators=(",", ":"))
+    )
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -236,8 +261,12 @@ def statistics_of(about: pq.FileMetaData) -> dict:
             elif found.null_count < column.num_values:
                 unknown.add(name)
     known = [name for name in lows if name not in unknown]
-    return {"numRecords": about.num_rows, "minValues": {n: lows[n] for n in known}, "maxValues": {n: highs[n] for n in known},
-            "nullCount": {n: count for n, count in nulls.items() if n not in unknown}}
+    return {
+        "numRecords": about.num_rows,
+        "minValues": {n: lows[n] for n in known},
+        "maxValues": {n: highs[n] for n in known},
+        "nullCount": {n: count for n, count in nulls.items() if n not in unknown},
+    }
 
 
 def _is_plain(value: object) -> bool:
@@ -260,7 +289,8 @@ def _unmatched_removals(actions: dict[int, list[dict]], names: dict[str, NewFile
 
 
 def _drop_checkpoints(storage: Storage, log: Log) -> bool:
-    """The hint goes first: nothing may point to what is gone. What is derived from entries (checksums, compactions) goes too."""
+    """The hint goes first: nothing may point to what is gone. What is derived from entries (checksums, compactions)
+    goes too."""
     for path in sorted(log.other, key=lambda p: not p.endswith("_last_checkpoint")):
         if path.endswith(("_last_checkpoint", ".crc", ".compacted.json")) or "/_sidecars/" in path:
             storage.delete(path)
@@ -271,11 +301,17 @@ def _drop_checkpoints(storage: Storage, log: Log) -> bool:
 
 
 def _without_stats(action: dict, table: str, vacuumed: set[str]) -> dict:
-    """The addition of a file that was vacuumed: its rows cannot be looked at, and its lowest and highest texts are some of them."""
+    """The addition of a file that was vacuumed: its rows cannot be looked at, and its lowest and highest texts are some
+    of them."""
     about = action.get("add")
     if not about or not about.get("stats") or f"{table}/{unquote(about['path'])}" not in vacuumed:
         return action
-    return {"add": {**about, "stats": json.dumps({"numRecords": json.loads(about["stats"]).get("numRecords", 0)}, separators=(",", ":"))}}
+    return {
+        "add": {
+            **about,
+            "stats": json.dumps({"numRecords": json.loads(about["stats"]).get("numRecords", 0)}, separators=(",", ":")),
+        }
+    }
 
 
 def _remove_both(entry: list[dict], names: dict[str, NewFile], followers: dict[str, list[str]]) -> list[dict]:
@@ -301,7 +337,9 @@ def _add_new(entry: list[dict], names: dict[str, NewFile], followers: dict[str, 
 
 
 def _remove_new_only(entry: list[dict], names: dict[str, NewFile], followers: dict[str, list[str]]) -> list[dict]:
-    return [a for a in entry if "remove" not in a or unquote(a["remove"]["path"]) not in (names.keys() | followers.keys())]
+    return [
+        a for a in entry if "remove" not in a or unquote(a["remove"]["path"]) not in (names.keys() | followers.keys())
+    ]
 
 
 def _renamed(about: dict, path: str, size: int | None, stats: str | None) -> dict:

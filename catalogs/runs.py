@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from typing import Any, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
 
 import polars as pl
 
@@ -27,8 +28,8 @@ class RunRecord:
     """A run under way; what it writes is signed with its id. `stage_cpu_s` grows as work comes back.
 
     Attributes:
-        selection: that it reads, of one snapshot. Its files are kept as long as the run's row is there, and `forget` names
-            the run's checkpoints.
+        selection: that it reads, of one snapshot. Its files are kept as long as the run's row is there, and `forget`
+            names the run's checkpoints.
     """
 
     catalog: Catalog
@@ -51,17 +52,27 @@ class RunRecord:
         if not finishing_restore:
             check_writable(self.catalog)
         self.catalog.signature = {"run_id": self.run_id, "pipeline": self.pipeline, "author": author()}
-        self.catalog.append("runs", [{
-            "run_id": self.run_id, "pipeline": self.pipeline, "status": "running", "author": author(),
-            "selection": json.dumps(self.selection.as_dict()) if self.selection else None,
-            "started_at": datetime.now(timezone.utc), "config": json.dumps(self.config, sort_keys=True),
-            "code_version": datakit.__version__,
-        }])
+        self.catalog.append(
+            "runs",
+            [
+                {
+                    "run_id": self.run_id,
+                    "pipeline": self.pipeline,
+                    "status": "running",
+                    "author": author(),
+                    "selection": json.dumps(self.selection.as_dict()) if self.selection else None,
+                    "started_at": datetime.now(UTC),
+                    "config": json.dumps(self.config, sort_keys=True),
+                    "code_version": datakit.__version__,
+                }
+            ],
+        )
         return self
 
     @contextmanager
     def running(self, finishing_restore: bool = False) -> Iterator[dict[str, Any]]:
-        """Around the whole run: enters it, completes its row with the counts put into what this gives, whatever happens."""
+        """Around the whole run: enters it, completes its row with the counts put into what this gives, whatever
+        happens."""
         counts: dict[str, Any] = {}
         self.begin(finishing_restore)
         try:
@@ -83,9 +94,13 @@ class RunRecord:
             counts: the funnel, or what else the run counted.
         """
         row = {
-            "run_id": self.run_id, "status": status, "finished_at": datetime.now(timezone.utc),
-            "counts": json.dumps(counts), "stage_cpu_s": json.dumps({k: round(v, 3) for k, v in self.stage_cpu_s.items()}),
-            "wall_s": time.monotonic() - self.started, "cpu_hours": sum(self.stage_cpu_s.values()) / 3600,
+            "run_id": self.run_id,
+            "status": status,
+            "finished_at": datetime.now(UTC),
+            "counts": json.dumps(counts),
+            "stage_cpu_s": json.dumps({k: round(v, 3) for k, v in self.stage_cpu_s.items()}),
+            "wall_s": time.monotonic() - self.started,
+            "cpu_hours": sum(self.stage_cpu_s.values()) / 3600,
             "snapshot": json.dumps(self.catalog.versions()),
         }
         self._set(row)
@@ -93,12 +108,20 @@ class RunRecord:
 
     def fail(self, error: BaseException) -> None:
         """Complete the row of a run that an error or the user ended."""
-        self.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed", {"error": (str(error) or type(error).__name__)[:500]})
+        self.end(
+            "stopped" if isinstance(error, KeyboardInterrupt) else "failed",
+            {"error": (str(error) or type(error).__name__)[:500]},
+        )
 
     def checkpoints(self, written: Sequence[tuple[str, int]]) -> None:
         """Record the checkpoints that the run has written and that exist: their paths or addresses, and steps."""
-        now = datetime.now(timezone.utc)
-        self._set({"run_id": self.run_id, "checkpoints": [{"path": path, "step": step, "created_at": now} for path, step in written]})
+        now = datetime.now(UTC)
+        self._set(
+            {
+                "run_id": self.run_id,
+                "checkpoints": [{"path": path, "step": step, "created_at": now} for path, step in written],
+            }
+        )
 
     def _set(self, row: dict[str, Any]) -> None:
         types = {name: kind for name, kind in polars_schema("runs").items() if name in row}

@@ -7,8 +7,8 @@ hex strings. Times are PTS integers in the stream's own `time_base`; seconds are
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Iterable
 
 import pyarrow as pa
 
@@ -94,7 +94,9 @@ CLIPS = (
     Column("height", I4, "px", "for display"),
     Column("aspect_ratio", F8, "", "height / width"),
     Column("resolution", I8, "px", "height · width"),
-    Column("path", S, "", "clip file relative to the catalog; null: a virtual clip, read from the source by span", "clips"),
+    Column(
+        "path", S, "", "clip file relative to the catalog; null: a virtual clip, read from the source by span", "clips"
+    ),
     Column("lost_start", I4, "frames", "of the span missing at the start of `path` (stream copy only)", "clips"),
     Column("lost_end", I4, "frames", "of the span missing at the end of `path` (stream copy only)", "clips"),
     Column("crop_x", I4, "px", "picture inside black borders: left", "letterbox"),
@@ -105,7 +107,9 @@ CLIPS = (
     Column("motion_vmaf", F4, "luma codes / (1/24 s)", "VMAF motion feature at 360 lines", "motion_vmaf"),
     Column("camera_motion", S, "", "static, pan left/right, tilt up/down, zoom in/out, roll, complex", "motion"),
     Column("jitter", F4, "0..255", "mean frame-to-frame change of the content detector inside the clip", "jitter"),
-    Column("blur", F4, "codes²", "variance of the Laplacian at 360 lines, median over 5 frames (low: blurred)", "quality"),
+    Column(
+        "blur", F4, "codes²", "variance of the Laplacian at 360 lines, median over 5 frames (low: blurred)", "quality"
+    ),
     Column("brightness", F4, "0..1", "mean luma", "quality"),
     Column("contrast", F4, "0..1", "standard deviation of luma", "quality"),
     Column("saturation", F4, "0..1", "mean HSV saturation", "quality"),
@@ -114,10 +118,18 @@ CLIPS = (
     Column("ocr_boxes", I4, "boxes", "most text boxes seen in a frame", "ocr"),
     Column("aesthetic", F4, "about 1..10", "LAION predictor on CLIP embeddings, mean over frames", "aesthetic"),
     Column("nsfw", F4, "0..1", "highest Open NSFW probability over frames", "nsfw"),
-    Column("quality", F4, "0..1", "technical quality: 1 − BRISQUE/100, mean over frames (high: good)", "technical_quality"),
+    Column(
+        "quality", F4, "0..1", "technical quality: 1 − BRISQUE/100, mean over frames (high: good)", "technical_quality"
+    ),
     Column("caption_match", F4, "−1..1", "CLIP cosine of caption and frames", "caption_match"),
     Column("phash", pa.binary(), "", "perceptual hashes: 8 bytes for every grid frame that shows something", "phash"),
-    Column("content_hash", pa.binary(), "", "hash of the grid frames' pictures: equal for the same pictures in another file", "phash"),
+    Column(
+        "content_hash",
+        pa.binary(),
+        "",
+        "hash of the grid frames' pictures: equal for the same pictures in another file",
+        "phash",
+    ),
     Column("duplicate_group", S, "", "near-duplicates share it; a clip without any has its own", "dedup"),
     Column("duplicate_of", S, "", "clip_id of the better clip that this one repeats (null: none)", "dedup"),
     Column("duplicate_kind", S, "", "exact, perceptual or semantic: why duplicate_of", "dedup"),
@@ -165,7 +177,9 @@ EMBEDDINGS = (
     Column("shard", S, "", "of the clip; the partition", "embed"),
     Column("model", S, "", "of the features, for example ViT-L-14/openai", "embed"),
     Column("weights_hash", S, "", "content of its weights", "embed"),
-    Column("vector", pa.list_(F4), "", "mean over frames of unit vectors, scaled to unit length (null: no frame)", "embed"),
+    Column(
+        "vector", pa.list_(F4), "", "mean over frames of unit vectors, scaled to unit length (null: no frame)", "embed"
+    ),
     Column("norm", F4, "0..1", "length of that mean before scaling: 1 when all frames look alike", "embed"),
     Column("frames", I4, "frames", "looked at", "embed"),
     Column("fingerprint", S, "", "of model, weights and frame positions", "embed"),
@@ -217,7 +231,13 @@ LOSSES = (
 )
 
 SAMPLES = (
-    Column("sample_id", S, "", "hash of everything that decides its pixels: prompts, references, seed, number, options, weights", "sample"),
+    Column(
+        "sample_id",
+        S,
+        "",
+        "hash of everything that decides its pixels: prompts, references, seed, number, options, weights",
+        "sample",
+    ),
     Column("status", S, "", "queued, encoded, denoised, done, failed", "sample"),
     Column("error_kind", S, "", "why it failed; see datakit.errors.ErrorKind", "sample"),
     Column("error", S, "", "what happened", "sample"),
@@ -296,19 +316,50 @@ RUNS = (
 )
 
 TABLES: dict[str, tuple[Column, ...]] = {
-    "videos": VIDEOS, "clips": CLIPS, "decisions": DECISIONS, "captions": CAPTIONS, "embeddings": EMBEDDINGS,
-    "marks": MARKS, "latents": LATENTS, "losses": LOSSES, "samples": SAMPLES, "runs": RUNS, "tags": TAGS, "forgotten": FORGOTTEN,
+    "videos": VIDEOS,
+    "clips": CLIPS,
+    "decisions": DECISIONS,
+    "captions": CAPTIONS,
+    "embeddings": EMBEDDINGS,
+    "marks": MARKS,
+    "latents": LATENTS,
+    "losses": LOSSES,
+    "samples": SAMPLES,
+    "runs": RUNS,
+    "tags": TAGS,
+    "forgotten": FORGOTTEN,
 }
 PARTITIONED = {
-    "clips": ["shard"], "captions": ["shard"], "embeddings": ["shard"], "losses": ["shard"], "latents": ["autoencoder", "bucket"],
+    "clips": ["shard"],
+    "captions": ["shard"],
+    "embeddings": ["shard"],
+    "losses": ["shard"],
+    "latents": ["autoencoder", "bucket"],
 }
 RECORDS = ("runs", "tags", "forgotten")
 """Tables about the catalog itself: no snapshot holds them, nothing restores them."""
 
 VIEW_FROM_VIDEOS = (
-    "kind", "container", "codec", "profile", "pix_fmt", "bit_depth", "color_space", "color_range", "color_transfer",
-    "color_primaries", "rotation", "vfr", "bit_rate", "bits_per_pixel", "has_audio", "license", "source_url",
-    "attribution", "source_caption", "extra",
+    "kind",
+    "container",
+    "codec",
+    "profile",
+    "pix_fmt",
+    "bit_depth",
+    "color_space",
+    "color_range",
+    "color_transfer",
+    "color_primaries",
+    "rotation",
+    "vfr",
+    "bit_rate",
+    "bits_per_pixel",
+    "has_audio",
+    "license",
+    "source_url",
+    "attribution",
+    "source_caption",
+    "extra",
 )
 """Columns of `videos` that the view `clips` carries too (where the names do not clash)."""
 
@@ -323,7 +374,9 @@ VIEW_ADDED = (
     Column("caption_flags", pa.list_(S), "", "its flags", "caption"),
     Column("mark", S, "", "human decision: keep or reject", "browse"),
     Column("comment", S, "", "human note", "browse"),
-    Column("loss", F8, "", "training loss minus the mean of its noise level and bucket, over all samples drawn", "train"),
+    Column(
+        "loss", F8, "", "training loss minus the mean of its noise level and bucket, over all samples drawn", "train"
+    ),
 )
 
 

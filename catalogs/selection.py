@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Sequence
 
 import numpy as np
 import polars as pl
@@ -15,8 +15,25 @@ from catalogs.tables import Catalog
 from catalogs.where import parse_where
 
 COLUMNS = (
-    "clip_id", "video_id", "uri", "path", "stream", "start_pts", "end_pts", "time_base", "num_frames", "fps", "width", "height",
-    "crop_x", "crop_y", "crop_width", "crop_height", "motion_vmaf", "split", "caption",
+    "clip_id",
+    "video_id",
+    "uri",
+    "path",
+    "stream",
+    "start_pts",
+    "end_pts",
+    "time_base",
+    "num_frames",
+    "fps",
+    "width",
+    "height",
+    "crop_x",
+    "crop_y",
+    "crop_width",
+    "crop_height",
+    "motion_vmaf",
+    "split",
+    "caption",
 )
 """What reading a clip takes, and its caption."""
 KEPT = "status = 'kept'"
@@ -38,7 +55,10 @@ class Selection:
     """
 
     def __init__(
-        self, catalog: Catalog, snapshot: str | dict[str, int] | None = None, where: str | None = KEPT,
+        self,
+        catalog: Catalog,
+        snapshot: str | dict[str, int] | None = None,
+        where: str | None = KEPT,
         columns: Sequence[str] = COLUMNS,
     ):
         self.versions = resolve(catalog, snapshot) if not isinstance(snapshot, dict) else snapshot
@@ -63,7 +83,9 @@ class Selection:
     def size(self) -> tuple[int, float]:
         """Clips, and hours of footage."""
         with self.catalog.reading():
-            seconds = self.rows(["start_s", "end_s"]).select(pl.len(), (pl.col("end_s") - pl.col("start_s")).sum().fill_null(0.0))
+            seconds = self.rows(["start_s", "end_s"]).select(
+                pl.len(), (pl.col("end_s") - pl.col("start_s")).sum().fill_null(0.0)
+            )
             clips, total = seconds.collect(engine="streaming").row(0)
         return clips, total / 3600
 
@@ -78,7 +100,12 @@ class Selection:
 
     def as_dict(self) -> dict:
         """What a run records, and `Selection.from_dict` reads."""
-        return {"versions": self.versions, "where": self.where, "columns": list(self.columns), "content_hash": self.content_hash}
+        return {
+            "versions": self.versions,
+            "where": self.where,
+            "columns": list(self.columns),
+            "content_hash": self.content_hash,
+        }
 
     @classmethod
     def from_dict(cls, catalog: Catalog, recorded: dict) -> Selection:

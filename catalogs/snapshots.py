@@ -11,7 +11,7 @@ import json
 import re
 import socket
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -58,13 +58,17 @@ def resolve(catalog: Catalog, snapshot: str | None) -> dict[str, int]:
     named = runs.filter(pl.col("run_id").str.starts_with(snapshot)) if len(snapshot) >= RUN_PREFIX else runs.clear()
     if named.height == 1:
         if named["snapshot"][0] is None:
-            raise CatalogError(f"run {named['run_id'][0]} has not finished, or is of an earlier datakit: no snapshot of it is known")
+            raise CatalogError(
+                f"run {named['run_id'][0]} has not finished, or is of an earlier datakit: no snapshot of it is known"
+            )
         return _complete(json.loads(named["snapshot"][0]))
     moment = _time(snapshot)
     if moment is not None:
         return at_time(catalog, moment)
     known = ", ".join(sorted(set(catalog.scan("tags").select("name").collect()["name"]) - {RESTORING})) or "none"
-    raise CatalogError(f"no snapshot {snapshot!r}: give a tag ({known}), a run id, a time, or versions as clips=12,decisions=4")
+    raise CatalogError(
+        f"no snapshot {snapshot!r}: give a tag ({known}), a run id, a time, or versions as clips=12,decisions=4"
+    )
 
 
 def at_time(catalog: Catalog, moment: datetime) -> dict[str, int]:
@@ -82,7 +86,9 @@ def at_time(catalog: Catalog, moment: datetime) -> dict[str, int]:
     return found
 
 
-def tag(catalog: Catalog, name: str, snapshot: str | None = None, selection: Selection | None = None, note: str = "") -> dict[str, int]:
+def tag(
+    catalog: Catalog, name: str, snapshot: str | None = None, selection: Selection | None = None, note: str = ""
+) -> dict[str, int]:
     """Name a snapshot, or a selection. What a tag names is never vacuumed.
 
     Returns:
@@ -95,8 +101,16 @@ def tag(catalog: Catalog, name: str, snapshot: str | None = None, selection: Sel
         raise CatalogError(f"a tag's name has letters, digits, '.', '_' and '-': not {name!r}")
     versions = selection.versions if selection else resolve(catalog, snapshot)
     row = {
-        "name": name, "versions": json.dumps(versions), "note": note, "author": author(), "created_at": datetime.now(timezone.utc),
-        **({"where": selection.where, "columns": list(selection.columns), "content_hash": selection.content_hash} if selection else {}),
+        "name": name,
+        "versions": json.dumps(versions),
+        "note": note,
+        "author": author(),
+        "created_at": datetime.now(UTC),
+        **(
+            {"where": selection.where, "columns": list(selection.columns), "content_hash": selection.content_hash}
+            if selection
+            else {}
+        ),
     }
 
     def make(table: pl.LazyFrame) -> tuple[pl.DataFrame, dict]:
@@ -131,9 +145,9 @@ class Restored:
 
 
 def restore(catalog: Catalog, snapshot: str) -> Restored:
-    """Make the catalog what it was at a snapshot. Nothing is lost: this writes new versions with the old rows, and the state
-    before can be restored in the same way. Readers see the state before until all tables are back; killed in between, the
-    same command finishes.
+    """Make the catalog what it was at a snapshot. Nothing is lost: this writes new versions with the old rows, and the
+    state before can be restored in the same way. Readers see the state before until all tables are back; killed in
+    between, the same command finishes.
 
     Raises:
         CatalogError: no such snapshot, or its files are not there any more.
@@ -142,12 +156,17 @@ def restore(catalog: Catalog, snapshot: str) -> Restored:
     require_whole(catalog, target)
     before = {name: catalog.table(name).version() for name in DATA}
     description = catalog.table("videos").metadata().description
-    changes = {name: version for name, version in target.items() if _same_files(catalog, name, version, before[name]) is False}
+    changes = {
+        name: version for name, version in target.items() if _same_files(catalog, name, version, before[name]) is False
+    }
     if not changes:
         _end_restore(catalog)
         return Restored({})
     if not catalog.scan("tags").filter(pl.col("name") == RESTORING).collect().height:
-        catalog.append("tags", [{"name": RESTORING, "versions": json.dumps(before), "author": author(), "created_at": datetime.now(timezone.utc)}])
+        catalog.append(
+            "tags",
+            [{"name": RESTORING, "versions": json.dumps(before), "author": author(), "created_at": datetime.now(UTC)}],
+        )
     for name, version in changes.items():
         catalog.restore_table(name, version)
         bring_up_to_date(catalog.root, name, description)
@@ -160,7 +179,9 @@ def check_writable(catalog: Catalog) -> None:
     CatalogError: a restore is under way, or was interrupted.
     """
     if catalog.scan("tags").filter(pl.col("name") == RESTORING).collect().height:
-        raise CatalogError(f"a restore of {catalog.root} is under way or was interrupted: `datakit catalog restore` finishes it")
+        raise CatalogError(
+            f"a restore of {catalog.root} is under way or was interrupted: `datakit catalog restore` finishes it"
+        )
 
 
 def _end_restore(catalog: Catalog) -> None:
@@ -184,12 +205,15 @@ def referenced(catalog: Catalog) -> list[dict[str, int]]:
     """The versions that tags, runs with a selection (and so their checkpoints) and a restore under way need."""
     named = catalog.scan("tags").select("versions").collect()["versions"].to_list()
     selections = catalog.scan("runs").select("selection").drop_nulls().collect()["selection"].to_list()
-    return [*(_complete(json.loads(text)) for text in named), *(_complete(json.loads(text)["versions"]) for text in selections)]
+    return [
+        *(_complete(json.loads(text)) for text in named),
+        *(_complete(json.loads(text)["versions"]) for text in selections),
+    ]
 
 
 def vacuum(catalog: Catalog, keep_days: float = 7.0, dry_run: bool = False) -> Vacuumed:
-    """Delete files that are needed by none of: the newest version, any version of the last days, tags, runs that recorded a
-    selection (and so their checkpoints).
+    """Delete files that are needed by none of: the newest version, any version of the last days, tags, runs that
+    recorded a selection (and so their checkpoints).
 
     Args:
         keep_days: that versions live without being referenced.
@@ -198,7 +222,9 @@ def vacuum(catalog: Catalog, keep_days: float = 7.0, dry_run: bool = False) -> V
     needed = referenced(catalog)
     kept = {name: sorted({v[name] for v in needed if name in v}) for name in TABLES}
     gone = [catalog.vacuum_table(name, keep_days, kept[name], dry_run) for name in TABLES]
-    return Vacuumed(sum(len(paths) for paths, _ in gone), sum(size for _, size in gone) if catalog.is_local else None, kept)
+    return Vacuumed(
+        sum(len(paths) for paths, _ in gone), sum(size for _, size in gone) if catalog.is_local else None, kept
+    )
 
 
 def _explicit(text: str) -> dict[str, int]:
@@ -221,7 +247,7 @@ def _time(text: str) -> datetime | None:
         moment = datetime.fromisoformat(text)
     except ValueError:
         return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _types(table: str, row: dict) -> dict:

@@ -111,13 +111,13 @@ class Storage:
                     status = os.stat(path)
                 except FileNotFoundError:  # deleted meanwhile
                     continue
-                found[path[len(self.root) + 1:]] = Stored(status.st_size, status.st_mtime)
+                found[path[len(self.root) + 1 :]] = Stored(status.st_size, status.st_mtime)
         return found
 
     def _list_remote(self, folder: str) -> dict[str, Stored]:
         self._fs.invalidate_cache()
         found = self._fs.find(f"{self._base}/{folder}", detail=True)
-        return {path[len(self._base) + 1:]: Stored(info["size"], _modified(info)) for path, info in found.items()}
+        return {path[len(self._base) + 1 :]: Stored(info["size"], _modified(info)) for path, info in found.items()}
 
 
 def _file_system(root: str):
@@ -135,4 +135,10 @@ def _file_system(root: str):
 def _modified(info: dict) -> float:
     """Object stores call it differently; 0 where none is known."""
     moment = info.get("LastModified") or info.get("last_modified") or info.get("updated") or info.get("mtime")
-    return moment.timestamp() if hasattr(moment, "timestamp") else float(moment) if isinstance(moment, (int, float)) else 0.0
+    return (
+        moment.timestamp()
+        if hasattr(moment, "timestamp")
+        else float(moment)
+        if isinstance(moment, (int, float))
+        else 0.0
+    )

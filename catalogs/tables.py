@@ -12,9 +12,10 @@ import json
 import os
 import random
 import time
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Callable, ContextManager, Iterable, Sequence, TypeVar
+from typing import ContextManager, TypeVar
 from urllib.parse import unquote
 
 import polars as pl
@@ -57,7 +58,9 @@ class Catalog:
         try:
             description = json.loads(self.table("videos").metadata().description or "{}")
         except TableNotFoundError as e:
-            raise CatalogError(f"no catalog at {self.root}: `datakit run ingest … --catalog {self.root}` makes one") from e
+            raise CatalogError(
+                f"no catalog at {self.root}: `datakit run ingest … --catalog {self.root}` makes one"
+            ) from e
         if description.get("schema") != schema.VERSION:
             raise CatalogError(
                 f"the catalog at {self.root} has schema version {description.get('schema')}, this datakit reads "
@@ -70,7 +73,8 @@ class Catalog:
         """Open the catalog at `root`, making what is missing of it. Safe to call from several processes.
 
         Raises:
-            CatalogError: a path that Delta's or polars' readers would take for something else, or that cannot be written.
+            CatalogError: a path that Delta's or polars' readers would take for something else, or that cannot be
+                written.
         """
         root = str(root).rstrip("/")
         odd = set(root if "://" in root else os.path.abspath(root)) & set(UNREADABLE)
@@ -105,7 +109,8 @@ class Catalog:
         """A fresh handle on the newest (or a given, or the pinned) version.
 
         Raises:
-            CatalogError: the folder or the object store cannot be read; the table's log is damaged, or has no such version.
+            CatalogError: the folder or the object store cannot be read; the table's log is damaged, or has no such
+                version.
         """
         from catalogs.damage import check_entries, unreadable_log
 
@@ -157,7 +162,9 @@ class Catalog:
         rows = pl.scan_delta(self._readable(self.table(name, version), name))
         have = set(rows.collect_schema().names())
         types = polars_schema(name)
-        return rows.with_columns(pl.lit(None, types[c]).alias(c) for c in types if c not in have).select(*types, *(have - set(types)))
+        return rows.with_columns(pl.lit(None, types[c]).alias(c) for c in types if c not in have).select(
+            *types, *(have - set(types))
+        )
 
     def finished_clips(self, versions: dict[str, int] | None = None) -> pl.LazyFrame:
         """Rows of `clips` that count: made by the run that finished their video, and it finished well."""
@@ -168,7 +175,9 @@ class Catalog:
     def embeddings(self, versions: dict[str, int] | None = None) -> pl.LazyFrame:
         """Rows of `embeddings` that count: of clips that count."""
         clips = self.finished_clips(versions).select("clip_id", "run_id")
-        return self.scan("embeddings", (versions or {}).get("embeddings")).join(clips, on=["clip_id", "run_id"], how="semi")
+        return self.scan("embeddings", (versions or {}).get("embeddings")).join(
+            clips, on=["clip_id", "run_id"], how="semi"
+        )
 
     def captions(self, versions: dict[str, int] | None = None) -> pl.LazyFrame:
         """Rows of `captions` of clips that count. A caption belongs to the span, whichever run found it."""
@@ -201,7 +210,9 @@ class Catalog:
         """Add rows in one commit. Missing columns are null, unknown ones an error."""
         table = as_arrow(name, rows)
         if table.num_rows:
-            _retry(lambda: write_deltalake(self._writable(name), table, mode="append", commit_properties=self._signed()))
+            _retry(
+                lambda: write_deltalake(self._writable(name), table, mode="append", commit_properties=self._signed())
+            )
 
     def update(self, name: str, make: Callable[[pl.LazyFrame], tuple[pl.DataFrame, dict]]) -> int:
         """Merge rows into a table, reading and writing the same version; done again on conflict.
@@ -214,13 +225,19 @@ class Catalog:
         Returns:
             rows changed or added.
         """
+
         def attempt() -> int:
             handle = self._readable(self._writable(name), name)
             source, how = make(pl.scan_delta(handle))
             if source.is_empty():
                 return 0
             merger = handle.merge(
-                _as_arrow_like(name, source), how["on"], source_alias="s", target_alias="t", commit_properties=self._signed())
+                _as_arrow_like(name, source),
+                how["on"],
+                source_alias="s",
+                target_alias="t",
+                commit_properties=self._signed(),
+            )
             if how.get("set"):
                 merger = merger.when_matched_update(updates=how["set"], predicate=how.get("where"))
             if how.get("insert"):
@@ -237,7 +254,11 @@ class Catalog:
 
     def delete(self, name: str, predicate: str) -> int:
         """Remove rows by a SQL predicate; returns how many."""
-        return _retry(lambda: self._readable(self._writable(name), name).delete(predicate, commit_properties=self._signed())["num_deleted_rows"])
+        return _retry(
+            lambda: self._readable(self._writable(name), name).delete(predicate, commit_properties=self._signed())[
+                "num_deleted_rows"
+            ]
+        )
 
     def compact(self, name: str) -> None:
         """Join small files. Loses against a concurrent writer without harm: the next run tries again."""
@@ -254,7 +275,9 @@ class Catalog:
         """Put the rows of an older version in place of those of the newest, as a new version."""
         _retry(lambda: self._writable(name).restore(version, commit_properties=self._signed()))
 
-    def vacuum_table(self, name: str, keep_days: float, keep_versions: Sequence[int], dry_run: bool) -> tuple[list[str], int]:
+    def vacuum_table(
+        self, name: str, keep_days: float, keep_versions: Sequence[int], dry_run: bool
+    ) -> tuple[list[str], int]:
         """Delete files that neither the newest nor these versions need, and no version of the last days needed.
 
         Args:
@@ -265,7 +288,12 @@ class Catalog:
             their paths, and their bytes (0 in object stores).
         """
         handle = self._writable(name)
-        how = {"retention_hours": round(keep_days * 24), "enforce_retention_duration": False, "keep_versions": list(keep_versions), "full": keep_days >= 1}
+        how = {
+            "retention_hours": round(keep_days * 24),
+            "enforce_retention_duration": False,
+            "keep_versions": list(keep_versions),
+            "full": keep_days >= 1,
+        }
         gone = handle.vacuum(dry_run=True, **how)
         if self.is_local:  # what an earlier vacuum deleted is listed again
             gone = [path for path in gone if os.path.exists(f"{self.root}/{name}/{path}")]
@@ -281,7 +309,8 @@ class Catalog:
         return explained(self)
 
     def _readable(self, table: DeltaTable, name: str) -> DeltaTable:
-        """The table, if its files are there as they were written. In object stores that takes too long: see `reading`."""
+        """The table, if its files are there as they were written. In object stores that takes too long: see
+        `reading`."""
         from catalogs.damage import check_files
 
         if self.is_local:
@@ -299,7 +328,8 @@ class Catalog:
 
 
 class _Table(DeltaTable):
-    """Delta escapes what is special in names of folders (a space is enough); polars takes that for the names themselves."""
+    """Delta escapes what is special in names of folders (a space is enough); polars takes that for the names
+    themselves."""
 
     @property
     def table_uri(self) -> str:
@@ -314,8 +344,13 @@ class _Table(DeltaTable):
 def create_table(root: str, name: str, description: str) -> None:
     """Make an empty table, unless it is there."""
     DeltaTable.create(
-        f"{root}/{name}", schema=schema.arrow_schema(name), mode="ignore", name=name,
-        partition_by=schema.PARTITIONED.get(name), description=description, configuration=KEEP_HISTORY,
+        f"{root}/{name}",
+        schema=schema.arrow_schema(name),
+        mode="ignore",
+        name=name,
+        partition_by=schema.PARTITIONED.get(name),
+        description=description,
+        configuration=KEEP_HISTORY,
     )
 
 
@@ -342,8 +377,14 @@ def polars_type(arrow_type: pa.DataType) -> pl.DataType:
     if pa.types.is_struct(arrow_type):
         return pl.Struct({field.name: polars_type(field.type) for field in arrow_type})
     return {
-        schema.S: pl.String, schema.I4: pl.Int32, schema.I8: pl.Int64, schema.F4: pl.Float32, schema.F8: pl.Float64,
-        schema.B: pl.Boolean, schema.TIME: pl.Datetime("us", "UTC"), pa.binary(): pl.Binary,
+        schema.S: pl.String,
+        schema.I4: pl.Int32,
+        schema.I8: pl.Int64,
+        schema.F4: pl.Float32,
+        schema.F8: pl.Float64,
+        schema.B: pl.Boolean,
+        schema.TIME: pl.Datetime("us", "UTC"),
+        pa.binary(): pl.Binary,
     }[arrow_type]
 
 
@@ -370,7 +411,9 @@ def _as_arrow_like(name: str, source: pl.DataFrame) -> pa.Table:
     """A merge source: its columns typed as the table's where they are the table's."""
     wanted = schema.arrow_schema(name)
     table = source.to_arrow()
-    fields = [wanted.field(f.name) if f.name in wanted.names else pa.field(f.name, _plain(f.type)) for f in table.schema]
+    fields = [
+        wanted.field(f.name) if f.name in wanted.names else pa.field(f.name, _plain(f.type)) for f in table.schema
+    ]
     return table.cast(pa.schema(fields))
 
 

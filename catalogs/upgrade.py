@@ -26,7 +26,9 @@ def upgrade(root: str) -> list[str]:
         raise CatalogError(f"no catalog at {root}") from e
     found = description.get("schema", 0)
     if found > schema.VERSION:
-        raise CatalogError(f"the catalog at {root} has schema version {found}, this datakit only knows {schema.VERSION}")
+        raise CatalogError(
+            f"the catalog at {root} has schema version {found}, this datakit only knows {schema.VERSION}"
+        )
     if found == schema.VERSION:
         return []
     text = json.dumps({**description, "schema": schema.VERSION})

@@ -6,7 +6,8 @@ Only the tables that the wanted columns come from are read and joined.
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -36,7 +37,8 @@ def view(catalog: Catalog, versions: dict[str, int], columns: Sequence[str]) -> 
         clips = _marks_win(clips)
     if wanted & {*FROM_CAPTIONS}:
         texts = catalog.scan("captions", versions.get("captions")).select(
-            "caption_id", *(pl.col(theirs).alias(ours) for ours, theirs in FROM_CAPTIONS.items()))
+            "caption_id", *(pl.col(theirs).alias(ours) for ours, theirs in FROM_CAPTIONS.items())
+        )
         clips = clips.join(texts, on="caption_id", how="left")
     if "loss" in wanted:
         clips = clips.join(_losses(catalog, versions), on="clip_id", how="left")
@@ -78,11 +80,26 @@ def _marks_win(clips: pl.LazyFrame) -> pl.LazyFrame:
     text_list = pl.List(pl.String)
     return clips.with_columns(
         pl.when(keep).then(pl.lit("kept")).when(reject).then(pl.lit("rejected")).otherwise("status").alias("status"),
-        pl.when(keep).then(pl.lit([], text_list)).when(reject).then(pl.lit(["mark"], text_list)).otherwise("reasons").alias("reasons"),
-        pl.when(keep).then(pl.max_horizontal("level", pl.lit(1))).when(reject).then(0).otherwise("level").cast(pl.Int32).alias("level"),
+        pl.when(keep)
+        .then(pl.lit([], text_list))
+        .when(reject)
+        .then(pl.lit(["mark"], text_list))
+        .otherwise("reasons")
+        .alias("reasons"),
+        pl.when(keep)
+        .then(pl.max_horizontal("level", pl.lit(1)))
+        .when(reject)
+        .then(0)
+        .otherwise("level")
+        .cast(pl.Int32)
+        .alias("level"),
     )
 
 
 def _losses(catalog: Catalog, versions: dict[str, int]) -> pl.LazyFrame:
-    sums = catalog.scan("losses", versions.get("losses")).group_by("clip_id").agg(pl.col("excess").sum(), pl.col("count").sum())
+    sums = (
+        catalog.scan("losses", versions.get("losses"))
+        .group_by("clip_id")
+        .agg(pl.col("excess").sum(), pl.col("count").sum())
+    )
     return sums.select("clip_id", (pl.col("excess") / pl.col("count")).alias("loss"))

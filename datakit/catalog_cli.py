@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -12,7 +12,9 @@ catalog_app = typer.Typer(no_args_is_help=True, help="Look at a catalog, questio
 CatalogOption = Annotated[str, typer.Option("--catalog", "-c", help="Catalog folder, or s3://, gs:// URL.")]
 CatalogArgument = Annotated[str, typer.Argument(metavar="DIR", help="Catalog folder, or s3://, gs:// URL.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout, nothing else.")]
-SnapshotOption = Annotated[Optional[str], typer.Option("--snapshot", help="A tag, a run id, a time, or clips=12,decisions=4; not given: now.")]
+SnapshotOption = Annotated[
+    str | None, typer.Option("--snapshot", help="A tag, a run id, a time, or clips=12,decisions=4; not given: now.")
+]
 
 
 def opened(root: str, snapshot: str | None = None):
@@ -27,8 +29,8 @@ def opened(root: str, snapshot: str | None = None):
 @catalog_app.command("show")
 def catalog_show(catalog: CatalogArgument, as_json: JsonOption = False) -> None:
     """Tables, versions, counts, and every column with its unit and meaning."""
-    from catalogs.tables import Catalog
     from catalogs.console import show_catalog
+    from catalogs.tables import Catalog
 
     show_catalog(Catalog(catalog), as_json)
 
@@ -46,12 +48,19 @@ def catalog_funnel(catalog: CatalogArgument, snapshot: SnapshotOption = None, as
 def catalog_report(
     catalog: CatalogArgument,
     out: Annotated[str, typer.Option("--out", "-o", help="The page to write.")] = "report.html",
-    where: Annotated[Optional[str], typer.Option("--where", help="SQL condition over the view clips: only these.")] = None,
-    recipe: Annotated[Optional[str], typer.Option("--recipe", help="Whose thresholds to draw: a name or a YAML file; not given: those in force.")] = None,
+    where: Annotated[str | None, typer.Option("--where", help="SQL condition over the view clips: only these.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", help="Whose thresholds to draw: a name or a YAML file; not given: those in force."),
+    ] = None,
     snapshot: SnapshotOption = None,
-    thumbnails: Annotated[int, typer.Option("--thumbnails", min=0, max=12, help="In a row of the contact sheets; 0: no contact sheets.")] = 5,
+    thumbnails: Annotated[
+        int, typer.Option("--thumbnails", min=0, max=12, help="In a row of the contact sheets; 0: no contact sheets.")
+    ] = 5,
     patience_s: Annotated[float, typer.Option("--patience", min=1, help="Seconds for all thumbnails together.")] = 30,
-    run: Annotated[Optional[str], typer.Option("--run", help="Training run whose losses to show; not given: the newest.")] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="Training run whose losses to show; not given: the newest.")
+    ] = None,
 ) -> None:
     """One HTML page with charts, thresholds and contact sheets. It opens without a network."""
     from catalogs.report import plain_rules, report
@@ -61,17 +70,32 @@ def catalog_report(
 
     chosen = load_recipe(recipe) if recipe else current_recipe(opened(catalog, snapshot))
     rules = plain_rules({rule.name: rule.keep for rule in chosen.file.rules}) if chosen else ()
-    print(report(Catalog(catalog), out, rules=rules, recipe=chosen.label if chosen else None, where=where, snapshot=snapshot,
-                 thumbnails=thumbnails, pictures_s=patience_s, run=run))
+    print(
+        report(
+            Catalog(catalog),
+            out,
+            rules=rules,
+            recipe=chosen.label if chosen else None,
+            where=where,
+            snapshot=snapshot,
+            thumbnails=thumbnails,
+            pictures_s=patience_s,
+            run=run,
+        )
+    )
 
 
 @catalog_app.command("browse")
 def catalog_browse(
     catalog: CatalogArgument,
-    host: Annotated[str, typer.Option("--host", help="Address to serve on; others than 127.0.0.1 let other machines in.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option("--host", help="Address to serve on; others than 127.0.0.1 let other machines in.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 8642,
     snapshot: SnapshotOption = None,
-    where: Annotated[Optional[str], typer.Option("--where", help="SQL condition over the view clips to start with.")] = None,
+    where: Annotated[
+        str | None, typer.Option("--where", help="SQL condition over the view clips to start with.")
+    ] = None,
     open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Also open it in a browser here.")] = False,
 ) -> None:
     """A local web app: filter, sort, play, mark, query, export. Snapshots are for looking only."""
@@ -83,14 +107,16 @@ def catalog_browse(
 @catalog_app.command("query")
 def catalog_query(
     catalog: CatalogArgument,
-    sql: Annotated[str, typer.Argument(help='For example: "SELECT uri, start_s, motion FROM clips WHERE status = \'kept\'".')],
+    sql: Annotated[
+        str, typer.Argument(help="For example: \"SELECT uri, start_s, motion FROM clips WHERE status = 'kept'\".")
+    ],
     form: Annotated[str, typer.Option("--format", help="table, csv or jsonl.")] = "table",
     rows: Annotated[int, typer.Option("--rows", min=1, help="Rows shown in a table.")] = 40,
     snapshot: SnapshotOption = None,
 ) -> None:
     """SQL over clips (the joined view), and every table by its name."""
-    from catalogs.query import query
     from catalogs.console import show_rows
+    from catalogs.query import query
 
     show_rows(query(opened(catalog, snapshot), sql), form, rows)
 
@@ -99,9 +125,12 @@ def catalog_query(
 def catalog_select(
     catalog: CatalogArgument,
     where: Annotated[str, typer.Option("--where", help="SQL condition over the view clips.")] = "status = 'kept'",
-    columns: Annotated[Optional[str], typer.Option("--columns", help="Comma-separated; not given: what reading clips takes, and captions.")] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option("--columns", help="Comma-separated; not given: what reading clips takes, and captions."),
+    ] = None,
     snapshot: SnapshotOption = None,
-    tag_as: Annotated[Optional[str], typer.Option("--tag", help="Name the selection, so that its files are kept.")] = None,
+    tag_as: Annotated[str | None, typer.Option("--tag", help="Name the selection, so that its files are kept.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """What a training run would read: clips, hours, versions, content hash."""
@@ -153,7 +182,7 @@ def catalog_diff(
 @catalog_app.command("tag")
 def catalog_tag(
     catalog: CatalogArgument,
-    name: Annotated[Optional[str], typer.Argument(help="Not given: list the tags.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Not given: list the tags.")] = None,
     snapshot: SnapshotOption = None,
     note: Annotated[str, typer.Option("--note", help="Why.")] = "",
     delete: Annotated[bool, typer.Option("--delete", help="Remove the tag.")] = False,
@@ -186,7 +215,10 @@ def catalog_restore(
     from catalogs.tables import Catalog
 
     for path in set_aside(catalog):
-        print(f"given up: {path}, which cannot be read (it is kept as {path}.torn where it was not missing)", file=sys.stderr)
+        print(
+            f"given up: {path}, which cannot be read (it is kept as {path}.torn where it was not missing)",
+            file=sys.stderr,
+        )
     opened = Catalog(catalog)
     with RunRecord(opened, "restore", {"snapshot": snapshot}).running(finishing_restore=True) as counts:
         done = restore(opened, snapshot)
@@ -198,7 +230,9 @@ def catalog_restore(
 @catalog_app.command("vacuum")
 def catalog_vacuum(
     catalog: CatalogArgument,
-    keep_days: Annotated[float, typer.Option("--keep-days", min=0, help="Days that versions live which nothing references.")] = 7.0,
+    keep_days: Annotated[
+        float, typer.Option("--keep-days", min=0, help="Days that versions live which nothing references.")
+    ] = 7.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -266,15 +300,29 @@ def catalog_relink(
 @catalog_app.command("export")
 def catalog_export(
     catalog: CatalogArgument,
-    form: Annotated[str, typer.Option("--format", help="open-sora-csv|-parquet, webdataset, huggingface, jsonl, parquet, lance.")],
-    out: Annotated[str, typer.Option("--out", help="Folder; or a file that the format is: x.csv, x.parquet, x.jsonl, x.lance.")],
+    form: Annotated[
+        str, typer.Option("--format", help="open-sora-csv|-parquet, webdataset, huggingface, jsonl, parquet, lance.")
+    ],
+    out: Annotated[
+        str, typer.Option("--out", help="Folder; or a file that the format is: x.csv, x.parquet, x.jsonl, x.lance.")
+    ],
     where: Annotated[str, typer.Option("--where", help="SQL condition over the view clips.")] = "status = 'kept'",
     snapshot: SnapshotOption = None,
-    columns: Annotated[Optional[str], typer.Option("--columns", help="Comma-separated, of the view; not given: the format's own.")] = None,
-    media: Annotated[Optional[str], typer.Option("--media", help="none, link (what is there), cut (re-encode), copy.")] = None,
-    style: Annotated[Optional[str], typer.Option("--style", help="Captions of this style; not given: those preferred.")] = None,
-    shard_size: Annotated[str, typer.Option("--shard-size", help="Of a WebDataset shard: 500MB, 1GB, or clips.")] = "1GB",
-    workers: Annotated[Optional[int], typer.Option("--workers", min=1, help="Processes that cut; not given: one per processor.")] = None,
+    columns: Annotated[
+        str | None, typer.Option("--columns", help="Comma-separated, of the view; not given: the format's own.")
+    ] = None,
+    media: Annotated[
+        str | None, typer.Option("--media", help="none, link (what is there), cut (re-encode), copy.")
+    ] = None,
+    style: Annotated[
+        str | None, typer.Option("--style", help="Captions of this style; not given: those preferred.")
+    ] = None,
+    shard_size: Annotated[
+        str, typer.Option("--shard-size", help="Of a WebDataset shard: 500MB, 1GB, or clips.")
+    ] = "1GB",
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Processes that cut; not given: one per processor.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -285,7 +333,9 @@ def catalog_export(
 
     names = [name.strip() for name in columns.split(",") if name.strip()] if columns else None
     with ClipBar("exporting", quiet=as_json) as bar:
-        done = export(catalog, out, form, where, snapshot, names, media, style, overwrite, shard_size, workers, bar.update)
+        done = export(
+            catalog, out, form, where, snapshot, names, media, style, overwrite, shard_size, workers, bar.update
+        )
     show_exported(done, as_json)
 
 
@@ -293,15 +343,26 @@ def catalog_export(
 def catalog_import(
     src: Annotated[str, typer.Argument(metavar="SRC", help="File, folder, or shards as name-{000..012}.tar.")],
     catalog: CatalogOption,
-    form: Annotated[str, typer.Option("--format", help="auto, open-sora, webdataset, huggingface; our jsonl, parquet, lance.")] = "auto",
-    media_root: Annotated[Optional[str], typer.Option("--media-root", help="Folder that relative paths start from.")] = None,
-    extract_to: Annotated[Optional[str], typer.Option("--extract-to", help="For videos of tar shards; not given: DIR-media.")] = None,
-    style: Annotated[str, typer.Option("--style", help="Name of the style of the captions that come along.")] = "imported",
-    limit: Annotated[Optional[int], typer.Option("--limit", min=1, help="Take at most this many rows.")] = None,
-    workers: Annotated[Optional[int], typer.Option("--workers", min=1, help="Processes that decode; not given: all processors.")] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="auto, open-sora, webdataset, huggingface; our jsonl, parquet, lance.")
+    ] = "auto",
+    media_root: Annotated[
+        str | None, typer.Option("--media-root", help="Folder that relative paths start from.")
+    ] = None,
+    extract_to: Annotated[
+        str | None, typer.Option("--extract-to", help="For videos of tar shards; not given: DIR-media.")
+    ] = None,
+    style: Annotated[
+        str, typer.Option("--style", help="Name of the style of the captions that come along.")
+    ] = "imported",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Take at most this many rows.")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Processes that decode; not given: all processors.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Enter another tool's data set (made if there is no catalog): every file is a clip, captions and scores come along."""
+    """Enter another tool's data set (made if there is no catalog): every file is a clip, captions and scores come
+    along."""
     from catalogs.interop import import_dataset
     from catalogs.interop.console import show_imported
     from catalogs.tables import Catalog
@@ -316,15 +377,18 @@ def catalog_import(
 @catalog_app.command("forget")
 def catalog_forget(
     catalog: CatalogArgument,
-    clip: Annotated[Optional[list[str]], typer.Option("--clip", help="A clip_id. Repeatable.")] = None,
-    source: Annotated[Optional[list[str]], typer.Option("--source", help="A whole video: its address or video_id. Repeatable.")] = None,
-    where: Annotated[Optional[str], typer.Option("--where", help="SQL condition over the view clips.")] = None,
-    reason: Annotated[Optional[str], typer.Option("--reason", help="Is recorded.")] = None,
+    clip: Annotated[list[str] | None, typer.Option("--clip", help="A clip_id. Repeatable.")] = None,
+    source: Annotated[
+        list[str] | None, typer.Option("--source", help="A whole video: its address or video_id. Repeatable.")
+    ] = None,
+    where: Annotated[str | None, typer.Option("--where", help="SQL condition over the view clips.")] = None,
+    reason: Annotated[str | None, typer.Option("--reason", help="Is recorded.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove clips or whole sources from every version, for good; run it when nobody writes. Naming nothing, it completes one that was interrupted."""
+    """Remove clips or whole sources from every version, for good; run it when nobody writes. Naming nothing, it
+    completes one that was interrupted."""
     import json
 
     from catalogs.forget import Forgetting, Request

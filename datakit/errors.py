@@ -8,19 +8,19 @@ from enum import StrEnum
 class ErrorKind(StrEnum):
     """Why a video or a clip could not be processed; the value stored in `error_kind`."""
 
-    UNREADABLE = "unreadable"          # missing, no permission, network error
-    EMPTY = "empty"                    # zero bytes
-    NOT_MEDIA = "not_media"            # no demuxer recognises the bytes
-    NO_VIDEO = "no_video"              # audio only, cover art only, data only
-    UNSUPPORTED = "unsupported"        # a codec or pixel format this build cannot decode
-    DECODE = "decode"                  # damaged packets inside the stream
-    TRUNCATED = "truncated"            # the file ends before its header says it should
+    UNREADABLE = "unreadable"  # missing, no permission, network error
+    EMPTY = "empty"  # zero bytes
+    NOT_MEDIA = "not_media"  # no demuxer recognises the bytes
+    NO_VIDEO = "no_video"  # audio only, cover art only, data only
+    UNSUPPORTED = "unsupported"  # a codec or pixel format this build cannot decode
+    DECODE = "decode"  # damaged packets inside the stream
+    TRUNCATED = "truncated"  # the file ends before its header says it should
     SOURCE_CHANGED = "source_changed"  # a known URI now holds other content
-    TIMEOUT = "timeout"                # no progress within the deadline
-    CRASH = "crash"                    # the worker process died
-    OUT_OF_MEMORY = "out_of_memory"    # the worker process hit its memory limit
-    STAGE = "stage"                    # a stage raised an exception
-    ENCODE = "encode"                  # writing a clip file failed
+    TIMEOUT = "timeout"  # no progress within the deadline
+    CRASH = "crash"  # the worker process died
+    OUT_OF_MEMORY = "out_of_memory"  # the worker process hit its memory limit
+    STAGE = "stage"  # a stage raised an exception
+    ENCODE = "encode"  # writing a clip file failed
 
 
 class DatakitError(Exception):

@@ -9,9 +9,9 @@ import difflib
 import importlib.util
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator
 
 from datakit.clip import content_hash
 from datakit.errors import MissingDependency
@@ -52,30 +52,75 @@ TRANSFORMERS_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 def _clip(name: str, size_gb: float, licence: str, repo: str) -> ModelInfo:
     """Repositories: open_clip 3.3, pretrained.py. Sizes: float32 of the parameters in its model_profile.csv."""
-    return ModelInfo(name, "clip", size_gb, licence, repo, files=OPEN_CLIP_FILES, single=True, extra="clip",
-                     used_by="embed, caption_match")
+    return ModelInfo(
+        name,
+        "clip",
+        size_gb,
+        licence,
+        repo,
+        files=OPEN_CLIP_FILES,
+        single=True,
+        extra="clip",
+        used_by="embed, caption_match",
+    )
 
 
 def _head(file: str, size_gb: float, licence: str, repository: str) -> ModelInfo:
     url = f"https://github.com/{repository}/raw/main/{file.replace('+', '%2B')}"
-    return ModelInfo(file.removesuffix(".pth"), "aesthetic", size_gb, licence, files=(file,), single=True, url=url, extra="clip",
-                     used_by="aesthetic")
+    return ModelInfo(
+        file.removesuffix(".pth"),
+        "aesthetic",
+        size_gb,
+        licence,
+        files=(file,),
+        single=True,
+        url=url,
+        extra="clip",
+        used_by="aesthetic",
+    )
 
 
 def _qwen(name: str, kind: str, size_gb: float, licence: str = "Apache-2.0") -> ModelInfo:
-    return ModelInfo(name, kind, size_gb, licence, name, name, TRANSFORMERS_FILES, extra="vllm",
-                     used_by={"vlm": "caption", "llm": "refine"}[kind])
+    return ModelInfo(
+        name,
+        kind,
+        size_gb,
+        licence,
+        name,
+        name,
+        TRANSFORMERS_FILES,
+        extra="vllm",
+        used_by={"vlm": "caption", "llm": "refine"}[kind],
+    )
 
 
 def _part(name: str, kind: str, size_gb: float, licence: str, file: str, used_by: str) -> ModelInfo:
     """One file of the Open-Sora 2.0 release (its README; sizes from the repository's page)."""
-    return ModelInfo(name, kind, size_gb, licence, "hpcai-tech/Open-Sora-v2", "luchentech/Open-Sora-v2", (file,), single=True,
-                     extra="train", used_by=used_by)
+    return ModelInfo(
+        name,
+        kind,
+        size_gb,
+        licence,
+        "hpcai-tech/Open-Sora-v2",
+        "luchentech/Open-Sora-v2",
+        (file,),
+        single=True,
+        extra="train",
+        used_by=used_by,
+    )
 
 
 FLUX_LICENCE = f"FLUX.1 [dev] Non-Commercial License ({NON_COMMERCIAL})"
 FLUX_PIPELINE = (
-    "model_index.json", "scheduler/*", "text_encoder/*", "text_encoder_2/*", "tokenizer/*", "tokenizer_2/*", "transformer/*", "vae/*")
+    "model_index.json",
+    "scheduler/*",
+    "text_encoder/*",
+    "text_encoder_2/*",
+    "tokenizer/*",
+    "tokenizer_2/*",
+    "transformer/*",
+    "vae/*",
+)
 _TABLE = (
     _clip("ViT-B-32/openai", 0.61, "Apache-2.0", "timm/vit_base_patch32_clip_224.openai"),
     _clip("ViT-B-16/openai", 0.60, "Apache-2.0", "timm/vit_base_patch16_clip_224.openai"),
@@ -101,24 +146,90 @@ _TABLE = (
     _qwen("Qwen/Qwen3-VL-30B-A3B-Instruct", "vlm", 62.0),
     _qwen("Qwen/Qwen2.5-7B-Instruct", "llm", 15.2),
     _qwen("Qwen/Qwen3-8B", "llm", 16.4),
-    ModelInfo("google/t5-v1_1-xxl", "text encoder", 44.5, "Apache-2.0", "google/t5-v1_1-xxl",
-              files=("*.bin", "*.json", "*.model"), extra="train", used_by="train, sample"),
-    ModelInfo("DeepFloyd/t5-v1_1-xxl", "text encoder", 19.1, "not stated (the encoder of google/t5-v1_1-xxl)", "DeepFloyd/t5-v1_1-xxl",
-              files=("*.bin", "*.json", "*.model"), extra="train", used_by="train, sample"),
-    ModelInfo("openai/clip-vit-large-patch14", "text encoder", 1.71, "not stated (OpenAI's CLIP code: MIT)",
-              "openai/clip-vit-large-patch14", "AI-ModelScope/clip-vit-large-patch14", ("*.safetensors", "*.json", "*.txt"),
-              extra="train", used_by="train, sample"),
-    ModelInfo("hpcai-tech/Open-Sora-v2", "release", 69.2, f"Apache-2.0; its FLUX.1 files {NON_COMMERCIAL}", "hpcai-tech/Open-Sora-v2",
-              "luchentech/Open-Sora-v2", extra="train", used_by="train, sample (all of it: DiT, VAE, text encoders, FLUX.1)"),
+    ModelInfo(
+        "google/t5-v1_1-xxl",
+        "text encoder",
+        44.5,
+        "Apache-2.0",
+        "google/t5-v1_1-xxl",
+        files=("*.bin", "*.json", "*.model"),
+        extra="train",
+        used_by="train, sample",
+    ),
+    ModelInfo(
+        "DeepFloyd/t5-v1_1-xxl",
+        "text encoder",
+        19.1,
+        "not stated (the encoder of google/t5-v1_1-xxl)",
+        "DeepFloyd/t5-v1_1-xxl",
+        files=("*.bin", "*.json", "*.model"),
+        extra="train",
+        used_by="train, sample",
+    ),
+    ModelInfo(
+        "openai/clip-vit-large-patch14",
+        "text encoder",
+        1.71,
+        "not stated (OpenAI's CLIP code: MIT)",
+        "openai/clip-vit-large-patch14",
+        "AI-ModelScope/clip-vit-large-patch14",
+        ("*.safetensors", "*.json", "*.txt"),
+        extra="train",
+        used_by="train, sample",
+    ),
+    ModelInfo(
+        "hpcai-tech/Open-Sora-v2",
+        "release",
+        69.2,
+        f"Apache-2.0; its FLUX.1 files {NON_COMMERCIAL}",
+        "hpcai-tech/Open-Sora-v2",
+        "luchentech/Open-Sora-v2",
+        extra="train",
+        used_by="train, sample (all of it: DiT, VAE, text encoders, FLUX.1)",
+    ),
     _part("Open-Sora-v2/mmdit", "dit", 23.8, "Apache-2.0", "Open_Sora_v2.safetensors", "train, sample"),
-    _part("Open-Sora-v2/hunyuan-vae", "autoencoder", 0.49, "Tencent Hunyuan Community License", "hunyuan_vae.safetensors",
-          "encode, train, sample"),
-    ModelInfo("hpcai-tech/Open-Sora-v2-Video-DC-AE", "autoencoder", None, "not stated", "hpcai-tech/Open-Sora-v2-Video-DC-AE",
-              files=("F32T4C128_AE.safetensors",), single=True, extra="train", used_by="encode, train, sample"),
-    ModelInfo("black-forest-labs/FLUX.1-dev", "text to image", 33.7, FLUX_LICENCE, "black-forest-labs/FLUX.1-dev",
-              "black-forest-labs/FLUX.1-dev", FLUX_PIPELINE, extra="train", used_by="sample (t2i2v)"),
-    ModelInfo("FLUX.1-dev/mmdit", "dit", 23.8, FLUX_LICENCE, "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-dev",
-              ("flux1-dev.safetensors",), single=True, extra="train", used_by="train (to start from)"),
+    _part(
+        "Open-Sora-v2/hunyuan-vae",
+        "autoencoder",
+        0.49,
+        "Tencent Hunyuan Community License",
+        "hunyuan_vae.safetensors",
+        "encode, train, sample",
+    ),
+    ModelInfo(
+        "hpcai-tech/Open-Sora-v2-Video-DC-AE",
+        "autoencoder",
+        None,
+        "not stated",
+        "hpcai-tech/Open-Sora-v2-Video-DC-AE",
+        files=("F32T4C128_AE.safetensors",),
+        single=True,
+        extra="train",
+        used_by="encode, train, sample",
+    ),
+    ModelInfo(
+        "black-forest-labs/FLUX.1-dev",
+        "text to image",
+        33.7,
+        FLUX_LICENCE,
+        "black-forest-labs/FLUX.1-dev",
+        "black-forest-labs/FLUX.1-dev",
+        FLUX_PIPELINE,
+        extra="train",
+        used_by="sample (t2i2v)",
+    ),
+    ModelInfo(
+        "FLUX.1-dev/mmdit",
+        "dit",
+        23.8,
+        FLUX_LICENCE,
+        "black-forest-labs/FLUX.1-dev",
+        "black-forest-labs/FLUX.1-dev",
+        ("flux1-dev.safetensors",),
+        single=True,
+        extra="train",
+        used_by="train (to start from)",
+    ),
 )
 MODELS: dict[str, ModelInfo] = {info.name: info for info in _TABLE}
 """Every model the toolkit has a use for. Any other Hugging Face id, and any tag of open_clip, works as well."""
@@ -166,8 +277,10 @@ def locate(name: str, folder: str | Path = DEFAULT_FOLDER) -> Path:
     if found := _in_hub_cache(info):
         return found
     raise MissingDependency(
-        f"no weights of {name} on this machine: looked for a file or folder of that name, in {home / info.name}, and in {_hub_cache()}; "
-        f"bring them with `datakit models download {name}`, give their path instead of the name, or say where they are: "
+        f"no weights of {name} on this machine: looked for a file or folder of that name, in {home / info.name}, and "
+        f"in {_hub_cache()}; "
+        f"bring them with `datakit models download {name}`, give their path instead of the name, or say where they "
+        f"are: "
         "--set models.folder=FOLDER"
     )
 
@@ -186,7 +299,11 @@ def weights_hash(path: str | Path) -> str:
     path = Path(path)
     if path.is_file():
         return _hash_file(path)[:16]
-    files = sorted((f.relative_to(path).as_posix(), f) for f in visible_files(path) if f.suffix in WEIGHTS_SUFFIXES + CONFIG_SUFFIXES)
+    files = sorted(
+        (f.relative_to(path).as_posix(), f)
+        for f in visible_files(path)
+        if f.suffix in WEIGHTS_SUFFIXES + CONFIG_SUFFIXES
+    )
     if not files:
         raise MissingDependency(f"no weights at {path}")
     digest = hashlib.blake2b(digest_size=8, person=b"datakit-model")
@@ -269,7 +386,9 @@ def _open_clip(name: str) -> ModelInfo | None:
         raise MissingDependency(f"open_clip has no weights {tag!r} of {architecture}: see open_clip.list_pretrained()")
     repo, _, file = known["hf_hub"].rpartition("/")  # "org/name/", or "org/name/file"
     files = (file.removesuffix(".bin") + ".safetensors", file) if file else OPEN_CLIP_FILES
-    return ModelInfo(name, "clip", None, "see its page", repo, files=files, single=True, extra="clip", used_by="embed, caption_match")
+    return ModelInfo(
+        name, "clip", None, "see its page", repo, files=files, single=True, extra="clip", used_by="embed, caption_match"
+    )
 
 
 def _hash_file(path: Path) -> str:

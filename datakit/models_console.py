@@ -30,10 +30,16 @@ def show_models(kind: str | None, folder: str | None, as_json: bool) -> None:
     """
     chosen = [info for info in MODELS.values() if kind in (None, info.kind)]
     if not chosen:
-        raise ConfigError(f"there are no models of kind {kind!r}, but {', '.join(dict.fromkeys(m.kind for m in MODELS.values()))}")
+        raise ConfigError(
+            f"there are no models of kind {kind!r}, but {', '.join(dict.fromkeys(m.kind for m in MODELS.values()))}"
+        )
     found = {info.name: _where(info.name, folder or DEFAULT_FOLDER) for info in chosen}
     if as_json:
-        print(json.dumps([{**asdict(info), "where": found[info.name] and str(found[info.name])} for info in chosen], indent=1))
+        print(
+            json.dumps(
+                [{**asdict(info), "where": found[info.name] and str(found[info.name])} for info in chosen], indent=1
+            )
+        )
         return
     table = Table("model", "kind", "size", "licence", "used by", "where")
     table.columns[2].justify = "right"
@@ -45,8 +51,11 @@ def show_models(kind: str | None, folder: str | None, as_json: bool) -> None:
         table.add_row(*map(escape, cells))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
     console.print(table)
-    console.print("Others work too: any Hugging Face id ORG/NAME, any ARCH/TAG of open_clip. To bring one: datakit models download NAME",
-                  soft_wrap=True)
+    console.print(
+        "Others work too: any Hugging Face id ORG/NAME, any ARCH/TAG of open_clip. To bring one: datakit models "
+        "download NAME",
+        soft_wrap=True,
+    )
 
 
 def ask_and_download(names: list[str], folder: str | None, source: str, revision: str | None, yes: bool) -> None:
@@ -80,7 +89,9 @@ def _agreed(models: list[ModelInfo], home: Path, source: str, revision: str | No
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise ConfigError("nothing downloaded: there is no terminal to ask on, --yes says that size and licence are agreed to")
+        raise ConfigError(
+            "nothing downloaded: there is no terminal to ask on, --yes says that size and licence are agreed to"
+        )
     return typer.confirm("Download?")
 
 
@@ -89,8 +100,16 @@ class _Bar:
 
     def __init__(self, name: str):
         console = Console(stderr=True)
-        self._rich = Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-                              TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
+        self._rich = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
         self._task = self._rich.add_task(name, total=None)
 
     def __enter__(self) -> _Bar:

@@ -16,10 +16,10 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator
 
 from datakit.errors import DownloadError
 from datakit.models import DEFAULT_FOLDER, ModelInfo, find, is_whole, visible_files
@@ -60,7 +60,10 @@ def sizes(info: ModelInfo, source: str = "huggingface", revision: str | None = N
 
 
 def download(
-    model: ModelInfo | str, folder: str | Path = DEFAULT_FOLDER, source: str = "huggingface", revision: str | None = None,
+    model: ModelInfo | str,
+    folder: str | Path = DEFAULT_FOLDER,
+    source: str = "huggingface",
+    revision: str | None = None,
     on_progress: Progress | None = None,
 ) -> Path:
     """Put a model's weights into `folder/NAME`; what is there already (at that revision) stays as it is.
@@ -89,7 +92,9 @@ def download(
             _check_space(partial, listing, info)
             _fetch_all(partial, listing, info, on_progress)
             if not is_whole(partial, info):
-                raise DownloadError(f"{listing.source} does not hold the whole of {info.name}: what it has is in {partial}")
+                raise DownloadError(
+                    f"{listing.source} does not hold the whole of {info.name}: what it has is in {partial}"
+                )
             _name(partial, target)
     return next(target / file for file in info.files if (target / file).exists()) if info.single else target
 
@@ -109,7 +114,9 @@ def _disk_errors(info: ModelInfo, home: Path) -> Iterator[None]:
         yield
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DownloadError(f"{info.name}: the disk of {home} is full; free some space, the same command goes on from there") from e
+            raise DownloadError(
+                f"{info.name}: the disk of {home} is full; free some space, the same command goes on from there"
+            ) from e
         raise DownloadError(f"{info.name}: cannot write to {home}: {e.strerror or e}") from e
 
 
@@ -130,7 +137,9 @@ def _prepare(partial: Path, listing: Listing) -> None:
     before, now = _read_record(partial), _record(listing)
     same = all(before.get(key) == now[key] for key in ("source", "revision"))
     old = before.get("files", {})
-    kept = {path for path, (size, sha256) in now["files"].items() if (same or sha256) and old.get(path) == [size, sha256]}
+    kept = {
+        path for path, (size, sha256) in now["files"].items() if (same or sha256) and old.get(path) == [size, sha256]
+    }
     for path in visible_files(partial):
         if path.relative_to(partial).as_posix().removesuffix(PART) not in kept:
             path.unlink()
@@ -218,7 +227,9 @@ def _accept(file: RemoteFile, part: Path, target: Path, info: ModelInfo) -> None
             found = hashlib.file_digest(content, "sha256").hexdigest()
         if found != file.sha256:
             part.unlink()
-            raise DownloadError(f"{info.name}: {file.path} arrived damaged (its SHA-256 is not the source's) and was deleted: try again")
+            raise DownloadError(
+                f"{info.name}: {file.path} arrived damaged (its SHA-256 is not the source's) and was deleted: try again"
+            )
     os.replace(part, target)
 
 

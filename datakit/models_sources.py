@@ -16,9 +16,9 @@ import os
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Callable, Iterator, Mapping
 from urllib.parse import unquote, urlencode, urlsplit
 
 from datakit.errors import DownloadError, MissingDependency
@@ -90,7 +90,9 @@ def _needed(info: ModelInfo, listing: Listing) -> tuple[RemoteFile, ...]:
         chosen = [files[name] for name in info.files if name in files][:1]
     else:
         patterns = info.files or ("*",)
-        chosen = [file for path, file in files.items() if any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)]
+        chosen = [
+            file for path, file in files.items() if any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+        ]
     if not chosen:
         raise DownloadError(f"{info.name}: {listing.source} holds none of {', '.join(info.files) or 'its files'}")
     return tuple(chosen)
@@ -115,13 +117,21 @@ def _hugging_face(info: ModelInfo, revision: str | None) -> Listing:
         found = api.model_info(info.repo, revision=revision, files_metadata=True, timeout=TIMEOUT_S)
     except HfHubHTTPError as e:
         raise _refusal(HUGGING_FACE, info, e.response.status_code, e.response.headers, revision) from e
-    except Exception as e:  # no connection, offline mode: the exceptions are those of its HTTP library, which changes with its version
+    except (
+        Exception
+    ) as e:  # no connection, offline mode: the exceptions are those of its HTTP library, which changes with its version
         raise _unreachable(HUGGING_FACE, e) from e
     token = get_token()
     headers = (("Authorization", f"Bearer {token}"),) if token else ()
     files = tuple(
-        RemoteFile(s.rfilename, s.size, s.lfs.sha256 if s.lfs else None,
-                   hf_hub_url(found.id, s.rfilename, revision=found.sha, endpoint=api.endpoint), HUGGING_FACE, headers)
+        RemoteFile(
+            s.rfilename,
+            s.size,
+            s.lfs.sha256 if s.lfs else None,
+            hf_hub_url(found.id, s.rfilename, revision=found.sha, endpoint=api.endpoint),
+            HUGGING_FACE,
+            headers,
+        )
         for s in found.siblings or ()
     )
     return Listing(HUGGING_FACE, revision, found.sha, files)
@@ -130,10 +140,15 @@ def _hugging_face(info: ModelInfo, revision: str | None) -> Listing:
 def _modelscope(info: ModelInfo, revision: str | None) -> Listing:
     """GET /api/v1/models/ORG/NAME/repo/files, and /repo?FilePath= for a file; `master` is the main branch there."""
     place, wanted = "ModelScope", revision or "master"
-    base = f"{os.environ.get('MODELSCOPE_ENDPOINT', MODELSCOPE).rstrip('/')}/api/v1/models/{info.modelscope or info.repo}/repo"
+    base = (
+        f"{os.environ.get('MODELSCOPE_ENDPOINT', MODELSCOPE).rstrip('/')}/api/v1/models/"
+        f"{info.modelscope or info.repo}/repo"
+    )
     token = os.environ.get("MODELSCOPE_API_TOKEN")
     headers = (("Authorization", f"Bearer {token}"), ("Cookie", f"m_session_id={token}")) if token else ()
-    listing = RemoteFile("", None, None, f"{base}/files?{urlencode({'Revision': wanted, 'Recursive': 'True'})}", place, headers)
+    listing = RemoteFile(
+        "", None, None, f"{base}/files?{urlencode({'Revision': wanted, 'Recursive': 'True'})}", place, headers
+    )
     with open_at(listing, 0, info, revision) as (read, _):
         content = b"".join(iter(read, b""))
     try:
@@ -141,9 +156,16 @@ def _modelscope(info: ModelInfo, revision: str | None) -> Listing:
     except (ValueError, TypeError, KeyError) as e:
         raise Unreachable(f"{place} gives no list of files of {info.name}, but {content[:80]!r}") from e
     files = tuple(
-        RemoteFile(e["Path"], e["Size"], e.get("Sha256") or None, f"{base}?{urlencode({'Revision': wanted, 'FilePath': e['Path']})}",
-                   place, headers)
-        for e in entries if e.get("Type") != "tree"
+        RemoteFile(
+            e["Path"],
+            e["Size"],
+            e.get("Sha256") or None,
+            f"{base}?{urlencode({'Revision': wanted, 'FilePath': e['Path']})}",
+            place,
+            headers,
+        )
+        for e in entries
+        if e.get("Type") != "tree"
     )
     return Listing(place, revision, wanted, files)
 
@@ -168,8 +190,13 @@ def _in_folder(info: ModelInfo, root: Path, revision: str | None) -> Listing:
     place = next((place for place in places if place and is_whole(place, info)), None)
     if place is None:
         at = f" at revision {revision} (only Hugging Face's cache has revisions)" if revision else ""
-        raise DownloadError(f"{root} does not hold the whole of {info.name}{at}: looked for {', '.join(ids)} and for Hugging Face's cache")
-    files = [RemoteFile(f.relative_to(place).as_posix(), f.stat().st_size, None, f, str(root)) for f in visible_files(place)]
+        raise DownloadError(
+            f"{root} does not hold the whole of {info.name}{at}: looked for {', '.join(ids)} and for Hugging Face's "
+            f"cache"
+        )
+    files = [
+        RemoteFile(f.relative_to(place).as_posix(), f.stat().st_size, None, f, str(root)) for f in visible_files(place)
+    ]
     return Listing(str(root), revision, place.name if place.parent.name == "snapshots" else None, tuple(files))
 
 
@@ -180,7 +207,9 @@ def _snapshot(cache: Path, revision: str) -> Path | None:
 
 
 @contextlib.contextmanager
-def open_at(file: RemoteFile, offset: int, info: ModelInfo, revision: str | None = None) -> Iterator[tuple[Callable[[], bytes], int]]:
+def open_at(
+    file: RemoteFile, offset: int, info: ModelInfo, revision: str | None = None
+) -> Iterator[tuple[Callable[[], bytes], int]]:
     """Open a file at a position. Gives a function that returns the next bytes (b"" at the end), and where they
     start: at 0 when the source cannot start elsewhere.
 
@@ -256,7 +285,9 @@ def _refusal(
         return DownloadError(f"{place} does not know the token in {token} ({status}): take it away, or make a new one")
     if code == "GatedRepo" or status == 403:
         return DownloadError(
-            f"{what} is gated ({status}): accept its licence on its page at {place}, then set {token} to a token of that account")
+            f"{what} is gated ({status}): accept its licence on its page at {place}, then set {token} to a token of "
+            f"that account"
+        )
     if code == "RevisionNotFound" or (status == 404 and revision and code != "RepoNotFound"):
         return DownloadError(f"{place} has no revision {revision!r} of {what} ({status})")
     if status in (401, 404) and file:
@@ -270,4 +301,7 @@ def _unreachable(place: str, error: Exception) -> Unreachable:
     reason = " ".join(str(getattr(error, "reason", None) or error).split())
     endpoint = {HUGGING_FACE: " or HF_ENDPOINT", "ModelScope": " or MODELSCOPE_ENDPOINT"}.get(place, "")
     other = "" if place == "ModelScope" else "--from modelscope, "
-    return Unreachable(f"{place} cannot be reached ({reason}): check the network{endpoint}, or take another source: {other}--from FOLDER")
+    return Unreachable(
+        f"{place} cannot be reached ({reason}): check the network{endpoint}, or take another source: {other}--from "
+        f"FOLDER"
+    )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Sequence
+from typing import Any
 
 from datakit.clip import unreadable_id, video_id
 from datakit.errors import ErrorKind, MediaError
@@ -57,7 +58,14 @@ def look_at_file(path: str, attributes: dict[str, str] | None = None) -> Source:
 
 def listed_object(uri: str, info: dict[str, Any], attributes: dict[str, str] | None = None) -> Source:
     """The source that an object store's listing describes."""
-    etag = info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("LastModified") or info.get("created") or ""
+    etag = (
+        info.get("ETag")
+        or info.get("etag")
+        or info.get("md5Hash")
+        or info.get("LastModified")
+        or info.get("created")
+        or ""
+    )
     return Source(uri, info.get("size"), str(etag).strip('"'), attributes or {})
 
 
@@ -99,6 +107,8 @@ def check_content(uri: str, size: int | None, expected: str) -> None:
             found = video_id(file, size if size is not None else file.seek(0, 2))
             grown = file.seek(0, 2) != size if size is not None else False
     except OSError as e:
-        raise MediaError(ErrorKind.UNREADABLE, f"cannot read {uri}: {e.strerror or e} (moved? `datakit catalog relink`)") from e
+        raise MediaError(
+            ErrorKind.UNREADABLE, f"cannot read {uri}: {e.strerror or e} (moved? `datakit catalog relink`)"
+        ) from e
     if grown or found != expected:
         raise MediaError(ErrorKind.SOURCE_CHANGED, f"{uri} holds other content than when it was ingested")

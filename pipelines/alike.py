@@ -18,8 +18,8 @@ dimension, twice (6 kB at 768); a few hundred bytes a clip for links.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Iterator, Sequence
 
 import numpy as np
 
@@ -105,7 +105,12 @@ class Perceptual:
     """
 
     def __init__(
-        self, phash: Sequence[bytes], video: np.ndarray, radius: int = RADIUS, share: float = SHARE, within_video: bool = False
+        self,
+        phash: Sequence[bytes],
+        video: np.ndarray,
+        radius: int = RADIUS,
+        share: float = SHARE,
+        within_video: bool = False,
     ):
         self._frames = np.frombuffer(b"".join(phash), "<u8")
         self._lengths = np.array([len(p) // 8 for p in phash], np.int64)
@@ -114,7 +119,9 @@ class Perceptual:
 
     def compare(self, a: np.ndarray, b: np.ndarray) -> Links:
         """Links among the given pairs (a < b): those that agree at their best offset."""
-        usable = (np.minimum(self._lengths[a], self._lengths[b]) > 0) & (self._within | (self._video[a] != self._video[b]))
+        usable = (np.minimum(self._lengths[a], self._lengths[b]) > 0) & (
+            self._within | (self._video[a] != self._video[b])
+        )
         a, b = a[usable], b[usable]
         similarity, covered = np.zeros(len(a), np.float32), np.zeros(len(a), np.float32)
         for some in self._batches(a, b):
@@ -191,7 +198,9 @@ class Perceptual:
         """Similarity and covered share of b at the best offset; 0 where they do not agree."""
         la, lb = self._lengths[a], self._lengths[b]
         x, y = self._padded(a, la), self._padded(b, lb)[:, ::-1]
-        both = (np.arange(x.shape[1]) < la[:, None])[:, :, None] & (np.arange(y.shape[1])[::-1] < lb[:, None])[:, None, :]
+        both = (np.arange(x.shape[1]) < la[:, None])[:, :, None] & (np.arange(y.shape[1])[::-1] < lb[:, None])[
+            :, None, :
+        ]
         distance = np.bitwise_count(x[:, :, None] ^ y[:, None, :])
         shorter = np.minimum(la, lb)
         radius = self._radius * np.minimum(1.0, shorter / SURE)

@@ -11,7 +11,8 @@ _FLUFF = (
     r"(?:short|brief|provided|given|following|captivating|engaging|stunning|beautiful|mesmerizing|dynamic|fascinating|"
     r"intriguing|heartwarming|entire|whole|(?:\d+|one|two|three|four|five|six|seven|eight|nine|ten)[- ]seconds?)"
 )
-"""Adjectives that say nothing about the content. Others ("black-and-white footage") are facts: no repair may drop them."""
+"""Adjectives that say nothing about the content. Others ("black-and-white footage") are facts: no repair may drop
+them."""
 _MEDIUM = r"(?:video(?: clip| footage| sequence| segment)?|clip|footage)"
 _PICTURE = rf"(?:{_MEDIUM}|images?|picture|photo(?:graph)?|scene|shot|frames?|sequence|recording|segment|visuals?)"
 _SHOWS = (
@@ -19,42 +20,52 @@ _SHOWS = (
     r"illustrates?|highlights?|documents?)"
 )
 _OPENS = (
-    r"(?:(?:begins|starts|opens)(?: off)?(?: with| on| by showing)|focuses on|cent(?:er|re)s on|revolves around|is about|"
+    r"(?:(?:begins|starts|opens)(?: off)?(?: with| on| by showing)|focuses on|cent(?:er|re)s on|revolves around|is "
+    r"about|"
     r"is(?=\s+an?\s+(?:[\w-]+\s+)?(?:close-up|shot|view|time-?lapse|animation|depiction)\b))"
 )
 _OF = rf"(?:of|showing|depicting|featuring|(?:that|which)\s+{_SHOWS}|in\s+which)"
 _SENTENCE = r"(?:\A|(?<=[.!?]\s)|(?<=\n))"
 
-_OPENINGS = tuple(re.compile(pattern, re.I) for pattern in (
-    # The video shows a dog. This short clip appears to depict how a man … The video begins with a man …
-    rf"\A(?:the|this)\s+(?:(?:series|sequence)\s+of\s+)?(?:{_FLUFF}\s+)*{_PICTURE}\s+(?:(?:you\s+)?(?:provided|shared)\s+)?"
-    r"(?:(?:appears|seems)\s+to\s+|primarily\s+|mainly\s+)?"
-    rf"(?:{_SHOWS}(?:\s+(?:us|viewers|the\s+viewer))?(?:\s+(?:that|how))?|{_OPENS}|(?:begins|starts|opens)\s+(?:as|when))\s+",
-    # This is a video of a dog. It is a clip in which a dog …
-    rf"\A(?:this|it)\s+is\s+an?\s+(?:{_FLUFF}\s+)*{_PICTURE}\s+{_OF}\s+",
-    # A video of a dog. Footage showing a dog. (But: a clip of hair, a picture of the family on the piano)
-    rf"\A(?:an?\s+)?(?:{_FLUFF}\s+)*(?:video(?:\s+clip)?|footage|image|(?<=short )clip|(?<=brief )clip)\s+{_OF}\s+",
-    # From the video, we can see a dog. Based on the frames provided, it appears that a dog …
-    rf"\A(?:from|based\s+on)\s+(?:the|this|these)\s+(?:{_FLUFF}\s+)*{_PICTURE}(?:\s+provided)?\s*,\s*"
-    r"(?:it\s+(?:appears|seems|shows|is\s+clear)\s+(?:that|like)\s+)?",
-    # At the beginning of the video, a dog …
-    rf"\A(?:in|at)\s+the\s+(?:beginning|start)\s+of\s+(?:the|this)\s+{_PICTURE}\s*,\s*",
-    # We can see a dog. You see how a dog …
-    r"\A(?:we|you|I)\s+(?:(?:can|could)\s+)?(?:clearly\s+)?(?:see|observe|are\s+shown|are\s+presented\s+with)\s+(?:(?:that|how)\s+)?",
-))
+_OPENINGS = tuple(
+    re.compile(pattern, re.I)
+    for pattern in (
+        # The video shows a dog. This short clip appears to depict how a man … The video begins with a man …
+        rf"\A(?:the|this)\s+(?:(?:series|sequence)\s+of\s+)?(?:{_FLUFF}\s+)*{_PICTURE}\s+(?:(?:you\s+)?(?:provided|shared)\s+)?"
+        r"(?:(?:appears|seems)\s+to\s+|primarily\s+|mainly\s+)?"
+        rf"(?:{_SHOWS}(?:\s+(?:us|viewers|the\s+viewer))?(?:\s+(?:that|how))?|{_OPENS}|(?:begins|starts|opens)\s+(?:as|when))\s+",
+        # This is a video of a dog. It is a clip in which a dog …
+        rf"\A(?:this|it)\s+is\s+an?\s+(?:{_FLUFF}\s+)*{_PICTURE}\s+{_OF}\s+",
+        # A video of a dog. Footage showing a dog. (But: a clip of hair, a picture of the family on the piano)
+        rf"\A(?:an?\s+)?(?:{_FLUFF}\s+)*(?:video(?:\s+clip)?|footage|image|(?<=short )clip|(?<=brief )clip)\s+{_OF}\s+",
+        # From the video, we can see a dog. Based on the frames provided, it appears that a dog …
+        rf"\A(?:from|based\s+on)\s+(?:the|this|these)\s+(?:{_FLUFF}\s+)*{_PICTURE}(?:\s+provided)?\s*,\s*"
+        r"(?:it\s+(?:appears|seems|shows|is\s+clear)\s+(?:that|like)\s+)?",
+        # At the beginning of the video, a dog …
+        rf"\A(?:in|at)\s+the\s+(?:beginning|start)\s+of\s+(?:the|this)\s+{_PICTURE}\s*,\s*",
+        # We can see a dog. You see how a dog …
+        r"\A(?:we|you|I)\s+(?:(?:can|could)\s+)?(?:clearly\s+)?(?:see|observe|are\s+shown|are\s+presented\s+with)\s+(?:(?:that|how)\s+)?",
+    )
+)
 _ADVERBIAL = re.compile(
     rf"{_SENTENCE}(?:in|throughout)\s+(?:the|this)\s+(?:{_FLUFF}\s+)*"
-    rf"(?:{_PICTURE}\s*,\s*|{_MEDIUM}\s+(?=(?:an?|two|three|several|we|you|there)\s))", re.I,
+    rf"(?:{_PICTURE}\s*,\s*|{_MEDIUM}\s+(?=(?:an?|two|three|several|we|you|there)\s))",
+    re.I,
 )
-_NOT_OPENING = re.compile(r"\b(?:plays|is\s+playing|hangs|appears|is\s+(?:being\s+)?(?:shown|displayed|projected|played))\b", re.I)
+_NOT_OPENING = re.compile(
+    r"\b(?:plays|is\s+playing|hangs|appears|is\s+(?:being\s+)?(?:shown|displayed|projected|played))\b", re.I
+)
 """A video that is itself part of the scene: "A video of a wedding plays on a laptop." """
 _GOES_ON = re.compile(
     rf"(?:,|\band\b|\bthen\b|\bbefore\b|\bbut\b)\s*(?:(?:also|then|later|finally)\s+)*(?:{_SHOWS}|ends|concludes|transitions|cuts|shifts|"
-    r"switches|pans|zooms|focuses|begins|starts|continues|reveals|moves\s+to)\b", re.I,
+    r"switches|pans|zooms|focuses|begins|starts|continues|reveals|moves\s+to)\b",
+    re.I,
 )
 """A second verb whose subject is the video: "The video shows a man and then cuts to a car." """
 _BAD_START = re.compile(
-    r"(?:up|of|in|on|at|from|by|to|for|and|or|is|was|are|has|with|as|what|why|whether|when|where|who|which|it|that|how)\b", re.I)
+    r"(?:up|of|in|on|at|from|by|to|for|and|or|is|was|are|has|with|as|what|why|whether|when|where|who|which|it|that|how)\b",
+    re.I,
+)
 _MENTION = re.compile(
     rf"{_SENTENCE}(?:"
     rf"(?:the|this)\s+(?:{_FLUFF}\s+)*(?:{_MEDIUM}['’]s|{_PICTURE}\s+(?:(?:then|also|later|finally)\s+)?(?:{_SHOWS}|{_OPENS}))"
@@ -62,7 +73,8 @@ _MENTION = re.compile(
     r"|(?:the|this)\s+(?:video|footage)\s+(?:(?:then|also)\s+)?(?:was|has|takes|seems|appears\s+to|continues|ends|concludes|"
     r"transitions|cuts|contains|includes|provides|gives|offers|begins|starts|opens|is\s+(?!playing|displayed|shown|projected|paused))"
     rf"|as\s+the\s+{_MEDIUM}\s+(?:progresses|continues|unfolds|goes\s+on))\b"
-    r"|\b(?:throughout|in|of|from|during)\s+(?:the|this)\s+(?:video|footage)(?=\s*(?:[,.;]|\Z)|\s+(?:is|are|and|with|as)\b)", re.I,
+    r"|\b(?:throughout|in|of|from|during)\s+(?:the|this)\s+(?:video|footage)(?=\s*(?:[,.;]|\Z)|\s+(?:is|are|and|with|as)\b)",
+    re.I,
 )
 """Words about the video that nothing here mends."""
 
@@ -70,23 +82,28 @@ _THOUGHTS = re.compile(r"\A(?:.*</think>|\s*<think>.*\Z)\s*", re.S)
 _FENCE = re.compile(r"\A\s*```[\w-]*[ \t]*\n(.*?)\n?\s*```\s*\Z", re.S)
 _TAG = re.compile(r"\A<(caption|answer|output)>\s*(.*?)\s*</\1>\Z", re.S | re.I)
 _PREAMBLE = re.compile(
-    r"\A(?:(?:sure|certainly|of course|okay|absolutely)\b[!,.:]*\s+)?(?:here(?:'s|’s| is| are)|below is|the following is)\b"
+    r"\A(?:(?:sure|certainly|of course|okay|absolutely)\b[!,.:]*\s+)?(?:here(?:'s|’s| is| are)|below is|the "
+    r"following is)\b"
     r"[^:\n]{0,100}?\b(?:captions?|descriptions?|version|rewrite|sentence|paragraph|summary|answer|response|text|log)\b"
-    r"[^:\n]{0,100}(?::\s*|\n\s*)", re.I,
+    r"[^:\n]{0,100}(?::\s*|\n\s*)",
+    re.I,
 )
 _SURE = re.compile(r"\A(?:sure(?: thing)?|certainly|of course|absolutely)!\s+", re.I)
 _LABEL = re.compile(
     r"\A(?:\*\*)?(?:(?:(?:video|clip|image|refined|rewritten|revised|improved|final|short|dense|detailed|english|edited)\s+){0,3}"
-    r"(?:caption|description|rewrite|summary)(?:\s+of\s+the\s+\w+)?|answer|output|response)\s*(?:\*\*)?\s*:\s*(?:\*\*)?\s*", re.I,
+    r"(?:caption|description|rewrite|summary)(?:\s+of\s+the\s+\w+)?|answer|output|response)\s*(?:\*\*)?\s*:\s*(?:\*\*)?\s*",
+    re.I,
 )
 _HEADER = re.compile(r"^[ ]{0,3}(?:#{1,6}\s.*|\*\*[^*\n]{1,60}\*\*:?[ \t]*|title:.*|-{3,}|\*{3,})$\n*", re.M | re.I)
 _MARK = re.compile(r"\A#{1,6}\s+([^\W\d][^\n]*)\Z|\A\*([^*\n]+)\*\Z")
 _BOLD = re.compile(r"\*\*(?=\S)([^*\n]+?)(?<=\S)\*\*")
 _LIST = re.compile(r"^\s*(?:[-*•]|\d{1,2}[.)])\s+\S.*\n(?:.*\n)*?\s*(?:[-*•]|\d{1,2}[.)])\s+\S", re.M)
 _CLOSING = re.compile(
-    r"(?:\n+|(?<=[.!?])\s+)(?:(?:please )?let me know (?:if|whether)|I hope (?:this|that)|feel free to|is there anything else|"
+    r"(?:\n+|(?<=[.!?])\s+)(?:(?:please )?let me know (?:if|whether)|I hope (?:this|that)|feel free to|is there "
+    r"anything else|"
     r"would you like me to)[^\n]*\Z|\n+note:[^\n]*\Z|"
-    r"\s+(?:word count: ?\d+|\((?:word count: ?)?(?:about |approximately )?\d+(?: words)?\))\.?\Z", re.I,
+    r"\s+(?:word count: ?\d+|\((?:word count: ?)?(?:about |approximately )?\d+(?: words)?\))\.?\Z",
+    re.I,
 )
 _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "「": "」"}
 
@@ -161,7 +178,7 @@ def _without_opening(text: str) -> str:
     if body != text:
         return re.sub("\0(.?)", lambda m: m[1].upper(), body, flags=re.S)
     opening = _opening(text)
-    rest = text[opening.end():] if opening else ""
+    rest = text[opening.end() :] if opening else ""
     return _capitalised(rest) if opening and _stands_alone(rest) else text
 
 

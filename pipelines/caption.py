@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Callable, Iterator
 
 import polars as pl
 
@@ -27,8 +27,8 @@ from pipelines.backends import missing_backend
 from pipelines.caption_text import UNUSABLE, repeated_texts
 from pipelines.decide import redecide
 from pipelines.isolate import ToolSpec
-from pipelines.language import check_language
 from pipelines.jobs import CLIPS_A_BATCH, CaptionJob, ClipSpan
+from pipelines.language import check_language
 from pipelines.prompting import FACTS as FACTS_OF_PROMPTS
 from pipelines.prompting import Prompt, load_prompt
 from pipelines.row_pass import RowJob
@@ -67,7 +67,11 @@ class Captioned:
 
 
 def caption(
-    root: str, settings: Settings = Settings(), where: str | None = None, retry_failed: bool = False, ray: str = "local",
+    root: str,
+    settings: Settings = Settings(),
+    where: str | None = None,
+    retry_failed: bool = False,
+    ray: str = "local",
     on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Captioned:
     """Caption the clips that match `where` (SQL over the view `clips`; None: those kept or pending), in every style
@@ -85,7 +89,11 @@ def caption(
 
 
 def refine(
-    root: str, settings: Settings = Settings(), where: str | None = None, retry_failed: bool = False, ray: str = "local",
+    root: str,
+    settings: Settings = Settings(),
+    where: str | None = None,
+    retry_failed: bool = False,
+    ray: str = "local",
     on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Captioned:
     """Have a language model rewrite the captions of style `refine.source`, as new ones of style `refine.style`; the
@@ -101,7 +109,9 @@ def _run(pipeline: str, root: str, settings: Settings, where, retry_failed, ray,
     record = RunRecord(catalog, pipeline, {**settings.model_dump(), "where": where}).begin()
     try:
         with session:
-            result = fill_captions(session, catalog, settings, pipeline, condition, record.run_id, retry_failed, on_progress)
+            result = fill_captions(
+                session, catalog, settings, pipeline, condition, record.run_id, retry_failed, on_progress
+            )
         record.spend(result.stage_cpu_s)
         result.statuses = redecide(catalog)
         result.wall_s = time.monotonic() - record.started
@@ -132,7 +142,9 @@ def check_captioning(settings: Settings, pipeline: str = "caption") -> Settings:
         _folder(section, settings)
     for question in questions(settings, pipeline).values():
         if pipeline == "refine" and "caption" not in question.prompt.placeholders:
-            raise ConfigError(f"prompt {question.prompt.name} has no place {{caption}}: refine has nothing to rewrite with it")
+            raise ConfigError(
+                f"prompt {question.prompt.name} has no place {{caption}}: refine has nothing to rewrite with it"
+            )
         if pipeline == "caption" and "caption" in question.prompt.placeholders:
             raise ConfigError(f"prompt {question.prompt.name} rewrites captions: it is for `datakit run refine`")
     return settings
@@ -146,7 +158,9 @@ def questions(settings: Settings, pipeline: str) -> dict[str, Question]:
     """
     if pipeline == "refine":
         prompt = load_prompt(settings.refine.prompt)
-        return {settings.refine.style: Question(settings.refine.style, prompt, _fingerprint(prompt, settings, pipeline))}
+        return {
+            settings.refine.style: Question(settings.refine.style, prompt, _fingerprint(prompt, settings, pipeline))
+        }
     prompts = [load_prompt(name) for name in settings.caption.styles]
     if len({p.name for p in prompts}) < len(prompts):
         raise ConfigError("caption.styles: two prompts have the same name")
@@ -154,14 +168,22 @@ def questions(settings: Settings, pipeline: str) -> dict[str, Question]:
 
 
 def fill_captions(
-    session: RaySession, catalog: Catalog, settings: Settings, pipeline: str, condition: pl.Expr, run_id: str,
-    retry_failed: bool = False, on_progress: Callable[[int, int], None] = lambda done, of: None,
+    session: RaySession,
+    catalog: Catalog,
+    settings: Settings,
+    pipeline: str,
+    condition: pl.Expr,
+    run_id: str,
+    retry_failed: bool = False,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Captioned:
     """Ask about the clips that match and enter the answers; see `caption`."""
     asked = questions(settings, pipeline)
     section: LanguageModel = getattr(settings, pipeline)
     with catalog.reading():
-        todo = (_captions_to_refine if pipeline == "refine" else _clips_to_caption)(catalog, settings, asked, condition, retry_failed)
+        todo = (_captions_to_refine if pipeline == "refine" else _clips_to_caption)(
+            catalog, settings, asked, condition, retry_failed
+        )
     result = Captioned(clips=todo.height)
     if not todo.height:
         return result
@@ -186,15 +208,23 @@ def fill_captions(
 
 
 def flag_repeated(catalog: Catalog) -> int:
-    """Set the flag `duplicate` on captions that say the same of unrelated clips, take it from others; how many have it."""
+    """Set the flag `duplicate` on captions that say the same of unrelated clips, take it from others; how many have
+    it."""
     clips = catalog.clips().select("clip_id", "video_id", "duplicate_group")
-    rows = catalog.captions().filter(pl.col("text").is_not_null()).select("caption_id", "clip_id", "shard", "style", "text", "flags")
+    rows = (
+        catalog.captions()
+        .filter(pl.col("text").is_not_null())
+        .select("caption_id", "clip_id", "shard", "style", "text", "flags")
+    )
     rows = rows.join(clips, on="clip_id").collect()
     repeated = repeated_texts(rows)
     has = pl.col("flags").list.contains(DUPLICATE).fill_null(False)
     should = pl.col("caption_id").is_in(list(repeated))
     wrong = rows.filter(has != should).with_columns(
-        flags=pl.when(should).then(pl.concat_list("flags", pl.lit(DUPLICATE))).otherwise(pl.col("flags").list.set_difference([DUPLICATE])))
+        flags=pl.when(should)
+        .then(pl.concat_list("flags", pl.lit(DUPLICATE)))
+        .otherwise(pl.col("flags").list.set_difference([DUPLICATE]))
+    )
     for (shard,), group in wrong.select("caption_id", "shard", "flags").group_by("shard"):
         how = {"on": f"t.shard = '{shard}' AND t.caption_id = s.caption_id", "set": {"flags": "s.flags"}}
         catalog.update("captions", lambda table: (group.drop("shard"), how))
@@ -204,7 +234,9 @@ def flag_repeated(catalog: Catalog) -> int:
 class _Writer:
     """Turns outcomes into rows of `captions`, and merges them in."""
 
-    def __init__(self, catalog: Catalog, section: LanguageModel, asked: dict[str, Question], run_id: str, result: Captioned):
+    def __init__(
+        self, catalog: Catalog, section: LanguageModel, asked: dict[str, Question], run_id: str, result: Captioned
+    ):
         self._catalog, self._asked, self._run_id, self._result = catalog, asked, run_id, result
         self._section = section
         self._rows: list[dict] = []
@@ -244,18 +276,33 @@ class _Writer:
 
     def _identity(self, clip: dict, style: str) -> dict[str, object]:
         return {
-            "caption_id": caption_id(clip["clip_id"], style, model_name(self._section)), "clip_id": clip["clip_id"], "shard": clip["shard"],
-            "run_id": self._run_id, "created_at": datetime.now(timezone.utc),
+            "caption_id": caption_id(clip["clip_id"], style, model_name(self._section)),
+            "clip_id": clip["clip_id"],
+            "shard": clip["shard"],
+            "run_id": self._run_id,
+            "created_at": datetime.now(UTC),
         }
 
     def _failures(self, clip: dict, problem) -> list[dict]:
         """A clip that could not be shown or asked about, as a row for each style."""
-        kind, message = (problem["kind"], problem["message"]) if isinstance(problem, dict) else (str(problem.kind), problem.message)
-        return [{
-            "style": style, "model": model_name(self._section), "backend": self._section.backend, "prompt_hash": self._asked[style].prompt.hash,
-            "fingerprint": clip.get("fingerprint") or self._asked[style].fingerprint, "made_from": clip.get("made_from"), "text": None, "flags": [],
-            "error_kind": kind or str(ErrorKind.STAGE), "error": message,
-        } for style in clip["styles"]]
+        kind, message = (
+            (problem["kind"], problem["message"]) if isinstance(problem, dict) else (str(problem.kind), problem.message)
+        )
+        return [
+            {
+                "style": style,
+                "model": model_name(self._section),
+                "backend": self._section.backend,
+                "prompt_hash": self._asked[style].prompt.hash,
+                "fingerprint": clip.get("fingerprint") or self._asked[style].fingerprint,
+                "made_from": clip.get("made_from"),
+                "text": None,
+                "flags": [],
+                "error_kind": kind or str(ErrorKind.STAGE),
+                "error": message,
+            }
+            for style in clip["styles"]
+        ]
 
 
 def model_name(section: LanguageModel) -> str:
@@ -271,11 +318,27 @@ def _flow(session: RaySession, settings: Settings, pipeline: str, asked: dict[st
     local = section.backend != "openai"
     num_gpus = gpus_of(section, session.gpus(), float(section.tensor_parallel)) if local else 0.0
     as_video = pipeline == "caption" and settings.caption.input != "images"
-    spec = ToolSpec("pipelines.stages.caption:Captioner", {
-        "options": options, "questions": asked, "language": section.language, "as_video": as_video, "stall_s": STALL_S})
+    spec = ToolSpec(
+        "pipelines.stages.caption:Captioner",
+        {
+            "options": options,
+            "questions": asked,
+            "language": section.language,
+            "as_video": as_video,
+            "stall_s": STALL_S,
+        },
+    )
     pool = StagePool(
-        "caption", spec, ("captions",), section.num_cpus, num_gpus, section.workers if local else section.workers or 1,
-        pictures=pipeline == "caption", slots=slots_of(section), worker=EngineWorker, threads=section.threads if local else 1,
+        "caption",
+        spec,
+        ("captions",),
+        section.num_cpus,
+        num_gpus,
+        section.workers if local else section.workers or 1,
+        pictures=pipeline == "caption",
+        slots=slots_of(section),
+        worker=EngineWorker,
+        threads=section.threads if local else 1,
     )
     tool = "pipelines.caption_pass:sample" if pipeline == "caption" else "pipelines.row_pass:pass_on"
     return Flow(session, worker_limits(settings, tool), [pool], settings.runner.workers, settings.runner.attempts)
@@ -296,7 +359,11 @@ def _folder(section: LanguageModel, settings: Settings):
 def _fingerprint(prompt: Prompt, settings: Settings, pipeline: str) -> str:
     """Hash of all that decides an answer but the clip."""
     section: LanguageModel = getattr(settings, pipeline)
-    parts: list = [prompt.hash, {name: getattr(section, name) for name in NUMBERS if name != "backend"}, section.language]
+    parts: list = [
+        prompt.hash,
+        {name: getattr(section, name) for name in NUMBERS if name != "backend"},
+        section.language,
+    ]
     parts.append(section.model if section.backend == "openai" else weights_hash(_folder(section, settings)))
     if pipeline == "caption":
         parts += [settings.caption.fps, settings.caption.frames, settings.caption.side, settings.caption.input]
@@ -309,14 +376,31 @@ def _clips_to_caption(
     """Clips that lack a style, with what their jobs need and the `styles` they lack."""
     clips = catalog.clips().filter(condition)
     for style, question in asked.items():
-        answered = _answered(catalog, style, model_name(settings.caption), retry_failed).filter(pl.col("fingerprint") == question.fingerprint)
+        answered = _answered(catalog, style, model_name(settings.caption), retry_failed).filter(
+            pl.col("fingerprint") == question.fingerprint
+        )
         clips = clips.join(answered.select("clip_id", pl.lit(True).alias(f"has {style}")), on="clip_id", how="left")
     lacks = [pl.when(pl.col(f"has {style}").is_null()).then(pl.lit(style)) for style in asked]
     videos = catalog.scan("videos").select("video_id", "uris")
-    return clips.with_columns(styles=pl.concat_list(lacks).list.drop_nulls()).filter(pl.col("styles").list.len() > 0).select(
-        "clip_id", "video_id", "shard", "stream", "start_pts", "end_pts", *FACTS, "camera_motion",
-        (pl.col("end_s") - pl.col("start_s")).alias("duration"), "styles",
-    ).join(videos, on="video_id").sort("video_id", "start_pts").collect()
+    return (
+        clips.with_columns(styles=pl.concat_list(lacks).list.drop_nulls())
+        .filter(pl.col("styles").list.len() > 0)
+        .select(
+            "clip_id",
+            "video_id",
+            "shard",
+            "stream",
+            "start_pts",
+            "end_pts",
+            *FACTS,
+            "camera_motion",
+            (pl.col("end_s") - pl.col("start_s")).alias("duration"),
+            "styles",
+        )
+        .join(videos, on="video_id")
+        .sort("video_id", "start_pts")
+        .collect()
+    )
 
 
 def _captions_to_refine(
@@ -327,14 +411,35 @@ def _captions_to_refine(
     own, (style, question) = settings.refine, next(iter(asked.items()))
     usable = (pl.col("style") == own.source) & pl.col("text").is_not_null()
     usable &= ~pl.col("flags").list.eval(pl.element().is_in(list(UNUSABLE))).list.any().fill_null(False)
-    source = catalog.captions().filter(usable).sort("created_at", "caption_id", descending=True).unique("clip_id", keep="first", maintain_order=True)
+    source = (
+        catalog.captions()
+        .filter(usable)
+        .sort("created_at", "caption_id", descending=True)
+        .unique("clip_id", keep="first", maintain_order=True)
+    )
     source = source.select("clip_id", pl.col("caption_id").alias("made_from"), pl.col("text").alias("source_text"))
-    clips = catalog.clips().filter(condition).select(
-        "clip_id", "video_id", "shard", "camera_motion", (pl.col("end_s") - pl.col("start_s")).alias("duration"), "start_pts")
-    before = _answered(catalog, style, model_name(own), retry_failed).select("clip_id", pl.col("fingerprint").alias("before"))
-    rows = clips.join(source, on="clip_id").join(before, on="clip_id", how="left").sort("video_id", "start_pts").collect()
+    clips = (
+        catalog.clips()
+        .filter(condition)
+        .select(
+            "clip_id",
+            "video_id",
+            "shard",
+            "camera_motion",
+            (pl.col("end_s") - pl.col("start_s")).alias("duration"),
+            "start_pts",
+        )
+    )
+    before = _answered(catalog, style, model_name(own), retry_failed).select(
+        "clip_id", pl.col("fingerprint").alias("before")
+    )
+    rows = (
+        clips.join(source, on="clip_id").join(before, on="clip_id", how="left").sort("video_id", "start_pts").collect()
+    )
     marks = [_source_mark(question.fingerprint, text) for text in rows["source_text"]]
-    rows = rows.with_columns(fingerprint=pl.Series(marks, dtype=pl.String), styles=pl.lit([style])).rename({"source_text": "caption"})
+    rows = rows.with_columns(fingerprint=pl.Series(marks, dtype=pl.String), styles=pl.lit([style])).rename(
+        {"source_text": "caption"}
+    )
     return rows.filter(pl.col("before").is_null() | (pl.col("before") != pl.col("fingerprint")))
 
 
@@ -364,17 +469,32 @@ def _jobs(clips_of: dict[str, list[dict]], settings: Settings, pipeline: str) ->
 def _caption_job(clips: list[dict], settings: Settings) -> CaptionJob:
     own, address = settings.caption, present(clips[0]["uris"])
     spans = tuple(
-        ClipSpan(c["clip_id"], c["start_pts"], c["end_pts"], {**{k: c[k] for k in FACTS}, "styles": c["styles"], "facts": _facts(c)})
+        ClipSpan(
+            c["clip_id"],
+            c["start_pts"],
+            c["end_pts"],
+            {**{k: c[k] for k in FACTS}, "styles": c["styles"], "facts": _facts(c)},
+        )
         for c in clips
     )
-    return CaptionJob(clips[0]["video_id"], address["uri"], address["size"], clips[0]["stream"], spans, own.fps, own.frames, own.side)
+    return CaptionJob(
+        clips[0]["video_id"], address["uri"], address["size"], clips[0]["stream"], spans, own.fps, own.frames, own.side
+    )
 
 
 def _row_job(clips: list[dict], settings: Settings) -> RowJob:
-    return RowJob(tuple(
-        {"clip_id": c["clip_id"], "styles": c["styles"], "facts": _facts(c), "fingerprint": c["fingerprint"], "made_from": c["made_from"]}
-        for c in clips
-    ))
+    return RowJob(
+        tuple(
+            {
+                "clip_id": c["clip_id"],
+                "styles": c["styles"],
+                "facts": _facts(c),
+                "fingerprint": c["fingerprint"],
+                "made_from": c["made_from"],
+            }
+            for c in clips
+        )
+    )
 
 
 def _facts(clip: dict) -> dict[str, object]:

@@ -4,7 +4,7 @@ the same CLIP."""
 from __future__ import annotations
 
 import hashlib
-from typing import Iterator
+from collections.abc import Iterator
 
 import polars as pl
 
@@ -55,13 +55,21 @@ def fill_caption_match(
 
 def _pool(settings: Settings, gpus: float) -> StagePool:
     embed, own = settings.embed, settings.caption_match
-    options = {"model": embed.model, "weights": embed.weights, "precision": embed.precision, "threads": own.threads, "batch": embed.batch}
+    options = {
+        "model": embed.model,
+        "weights": embed.weights,
+        "precision": embed.precision,
+        "threads": own.threads,
+        "batch": embed.batch,
+    }
     num_gpus = own.num_gpus if own.num_gpus is not None else float(gpus > 0)
     spec = ToolSpec(STAGES[STAGE].target, options, None, settings.runner.stall_s, threads=own.threads)
     return StagePool(STAGE, spec, (STAGE,), own.num_cpus, num_gpus, own.workers, pictures=False, threads=own.threads)
 
 
-def _jobs(catalog: Catalog, settings: Settings, condition: pl.Expr, redo: bool, clips_of: dict[str, list[dict]]) -> Iterator:
+def _jobs(
+    catalog: Catalog, settings: Settings, condition: pl.Expr, redo: bool, clips_of: dict[str, list[dict]]
+) -> Iterator:
     own = fingerprint(STAGE, settings)
     captioned = condition & pl.col("caption").is_not_null()
     for shard in embedded(catalog, settings, captioned, "caption", mark_of(STAGE).alias("before")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Iterator
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -54,7 +54,9 @@ def _show(reader: VideoReader, clip: ClipSpan, job: CaptionJob) -> tuple[dict, l
     except MediaError as e:
         row["errors"] = [{"stage": "caption", "kind": str(e.kind), "message": e.message}]
     if not frames and not row["errors"]:
-        row["errors"] = [{"stage": "caption", "kind": str(ErrorKind.DECODE), "message": "no frame of the clip could be decoded"}]
+        row["errors"] = [
+            {"stage": "caption", "kind": str(ErrorKind.DECODE), "message": "no frame of the clip could be decoded"}
+        ]
     if row["errors"]:
         return row, []
     row["times"] = [float((pts - span.start_pts) * reader.time_base) for pts in frames]
@@ -71,4 +73,8 @@ def inside(image: np.ndarray, facts: dict, side: int) -> np.ndarray:
         x, y = facts["crop_x"], facts["crop_y"]
         image = image[y : y + facts["crop_height"], x : x + facts["crop_width"]]
     size = fit(image.shape[1], image.shape[0], side)
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA) if size != image.shape[1::-1] else np.ascontiguousarray(image)
+    return (
+        cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        if size != image.shape[1::-1]
+        else np.ascontiguousarray(image)
+    )

@@ -1,7 +1,7 @@
 """What came back from a language model: is it a caption, and can it be mended? Plain text, no model, no Ray.
 
-    judge(reply.text, reply.finish, prompt, "en")  ->  Judgement(text, original, flags)
-    repeated_texts(all captions of a catalog)      ->  those to flag `duplicate`
+judge(reply.text, reply.finish, prompt, "en")  ->  Judgement(text, original, flags)
+repeated_texts(all captions of a catalog)      ->  those to flag `duplicate`
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import json
 import re
 import zlib
 from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, Collection, Iterator
+from typing import Any
 
 import polars as pl
 
@@ -26,7 +27,8 @@ FLAGS = {
     "repetition": "the model went round in circles: a phrase, sentence or value again and again",
     "language": "not in the wanted language, wholly or for a passage (quotations aside; short texts are not judged)",
     "truncated": "cut at the longest answer, or it ends in the middle of a sentence",
-    "boilerplate": "words about the video, preambles, Markdown, quotes around; taken off where that leaves a good sentence",
+    "boilerplate": "words about the video, preambles, Markdown, quotes around; taken off where that leaves a good "
+    "sentence",
     "length": "fewer or more words than the prompt's min_words and max_words",
     "duplicate": "the same text for clips of different videos that do not look alike",
 }
@@ -36,10 +38,12 @@ UNUSABLE = frozenset({"empty", "refusal", "invalid_json", "repetition", "languag
 """Flags that make a caption useless. A truncated one is not: what is there is true (cut JSON is `invalid_json`)."""
 
 LOOPS = {1: 6, 2: 5, 3: 4}
-"""Words of a phrase -> times in a row that make a loop; longer phrases: LONG_LOOP. ("up and down, up and down" is English.)"""
+"""Words of a phrase -> times in a row that make a loop; longer phrases: LONG_LOOP. ("up and down, up and down" is
+English.)"""
 LONG_LOOP = 3
 COMPRESSION = 3.0
-"""Length over zlib length at which a text is a loop; Whisper gives up decoding at 2.4, which long plain prose comes near."""
+"""Length over zlib length at which a text is a loop; Whisper gives up decoding at 2.4, which long plain prose comes
+near."""
 REPEATED_SHARE = 0.3
 """Share of words in sentences (of at least MIN_SENTENCE words) that were there before."""
 MIN_SENTENCE = 4
@@ -52,9 +56,9 @@ DUPLICATE_WORDS = 8
 @dataclass(frozen=True)
 class Judgement:
     """Attributes:
-        text: to store; for a prompt with a schema the JSON, its keys in the schema's order.
-        original: what the model wrote, where `text` is mended.
-        flags: of FLAGS, in that order.
+    text: to store; for a prompt with a schema the JSON, its keys in the schema's order.
+    original: what the model wrote, where `text` is mended.
+    flags: of FLAGS, in that order.
     """
 
     text: str
@@ -134,7 +138,10 @@ def repeated_texts(rows: pl.DataFrame | pl.LazyFrame, ignore: Collection[str] = 
         caption_ids.
     """
     words = pl.col("text").str.to_lowercase().str.replace_all(r"[^\p{L}\p{M}\p{N}]+", " ").str.strip_chars()
-    long = words.str.count_matches(r"[\p{Han}\p{Hiragana}\p{Katakana}]|[^\s\p{Han}\p{Hiragana}\p{Katakana}]+") >= DUPLICATE_WORDS
+    long = (
+        words.str.count_matches(r"[\p{Han}\p{Hiragana}\p{Katakana}]|[^\s\p{Han}\p{Hiragana}\p{Katakana}]+")
+        >= DUPLICATE_WORDS
+    )
     # Any two clips share a video or a group exactly when all share one: so counting both is enough.
     unrelated = pl.min_horizontal(pl.col("video_id").n_unique(), pl.coalesce("duplicate_group", "video_id").n_unique())
     enough = pl.when(pl.col("style").first() == "short").then(3).otherwise(2)
@@ -154,36 +161,45 @@ def repeated_texts(rows: pl.DataFrame | pl.LazyFrame, ignore: Collection[str] = 
 
 _I_AM = r"(?:i'm|i am|we're|we are)"
 _THING = r"(?:video|clip|image|images|picture|frames?|caption|footage|file|media|content)"
-_REFUSALS = re.compile(r"(?:\A|(?<=[.!?]\s)|(?<=\n))[\s*]{0,3}(?:" + "|".join((
-    rf"{_I_AM}\s+(?:(?:very|really|so|truly)\s+)?(?:sorry|afraid)\b(?=[,.:;]|\s+(?:but|that|for|i|we|about|to)\b)",
-    r"(?:my\s+|our\s+|i\s+)?(?:sincere\s+)?apolog(?:ies|i[sz]e)\b(?=[,.:;]|\s+(?:but|for)\b)",
-    rf"(?:sorry|unfortunately)[,.:;]?\s+(?:but\s+)?(?:i|we|there\s+(?:is|was)\s+no|the\s+{_THING})\b",
-    r"as\s+an?\s+(?:[\w-]+\s+){0,3}?(?:ai|language\s+model|assistant|model)\b[^.\n]{0,40}?,?\s+(?:i|my)\b",
-    r"i\s+(?:can't|can\s?not|could\s?n[o']t|do\s+not|don't|did\s+not|didn't|won't|will\s+not)\s+(?:actually\s+|directly\s+)?"
-    r"(?:see|view|watch|access|process|open|play|analy[sz]e|assist|help|provide|describe|generate|create|write|identify|determine|"
-    r"recogni[sz]e|fulfill|comply|continue|discuss|have|know|engage|offer|find|caption|answer|share|read|rewrite)\b",
-    rf"(?:error\W+)?unable\s+to\s+(?:process|view|access|describe|caption|load|open|see)\s+(?:the\s+|this\s+|your\s+)?{_THING}\b",
-    rf"{_I_AM}\s+(?:just\s+|only\s+)?an?\s+(?:ai|(?:[\w-]+\s+){{0,2}}language\s+model|text-based)\b",
-    rf"{_I_AM}\s+(?:unable|not\s+able|not\s+allowed|not\s+permitted)\s+to\b",
-    r"i(?:'d|\s+would)\s+need\s+(?:to|the|more|a)\b|i\s+need\s+(?:to\s+see|the\s+video|more)\b",
-    r"i\s+(?:must|have\s+to)\s+(?:decline|refuse)\b",
-    r"[^.\n]{0,80}\bit(?:'s|\s+is)\s+(?:not\s+possible|impossible)\s+(?:for\s+me\s+)?to\s+(?:describe|caption|write|provide)\b",
-    rf"(?:please|(?:could|can)\s+you(?:\s+please)?)\s+(?:provide|upload|share|attach|send|supply)\s+(?:\w+\s+){{0,3}}?"
-    rf"(?:{_THING}|details|context|information|description|text)\b",
-    r"(?:it\s+(?:seems|appears|looks)\s+(?:like\s+|that\s+)?)?you\s+(?:have\s?n[o']t|have\s+not|did\s?n[o']t|did\s+not|forgot\s+to)\s+"
-    r"(?:provided?|attach(?:ed)?|upload(?:ed)?|shared?|give|given|included?)\b",
-    rf"(?:(?:there\s+(?:is|was|are)|there's|i\s+see)\s+)?no\s+(?:\w+\s+)?{_THING}(?:\s+\w+){{0,3}}?\s+"
-    r"(?:provided|attached|given|available|included|uploaded|to\s+(?:describe|caption|rewrite|see))\b",
-    rf"it\s+(?:seems|appears|looks)\s+(?:like\s+|that\s+)?(?:there\s+(?:is|was)\s+)?no\s+{_THING}\b",
-    rf"(?:it\s+(?:seems|appears|looks)\s+(?:like\s+|that\s+)?)?(?:the|this|your)\s+{_THING}(?:\s+you\s+\w+)?\s+"
-    r"(?:(?:was|is|were|are|could|can|did|does|has)\s?(?:not|n't)|failed\s+to|cannot|can't)\s+(?:been\s+|be\s+)?"
-    r"(?:provided|attached|available|load(?:ed)?|access(?:ible|ed)|displayed|play(?:ed)?|come\s+through|opened|included|"
-    r"described|captioned|processed|viewed|analy[sz]ed)\b",
-    rf"without\s+(?:seeing|access\s+to|being\s+able\s+to\s+see|viewing|watching)\s+(?:\w+\s+){{0,2}}?{_THING}\b[^.\n]*?\b(?:i|it)\b",
-)) + ")", re.I)
+_REFUSALS = re.compile(
+    r"(?:\A|(?<=[.!?]\s)|(?<=\n))[\s*]{0,3}(?:"
+    + "|".join(
+        (
+            rf"{_I_AM}\s+(?:(?:very|really|so|truly)\s+)?(?:sorry|afraid)\b(?=[,.:;]|\s+(?:but|that|for|i|we|about|to)\b)",
+            r"(?:my\s+|our\s+|i\s+)?(?:sincere\s+)?apolog(?:ies|i[sz]e)\b(?=[,.:;]|\s+(?:but|for)\b)",
+            rf"(?:sorry|unfortunately)[,.:;]?\s+(?:but\s+)?(?:i|we|there\s+(?:is|was)\s+no|the\s+{_THING})\b",
+            r"as\s+an?\s+(?:[\w-]+\s+){0,3}?(?:ai|language\s+model|assistant|model)\b[^.\n]{0,40}?,?\s+(?:i|my)\b",
+            r"i\s+(?:can't|can\s?not|could\s?n[o']t|do\s+not|don't|did\s+not|didn't|won't|will\s+not)\s+(?:actually\s+|directly\s+)?"
+            r"(?:see|view|watch|access|process|open|play|analy[sz]e|assist|help|provide|describe|generate|create|write|identify|determine|"
+            r"recogni[sz]e|fulfill|comply|continue|discuss|have|know|engage|offer|find|caption|answer|share|read|rewrite)\b",
+            rf"(?:error\W+)?unable\s+to\s+(?:process|view|access|describe|caption|load|open|see)\s+(?:the\s+|this\s+|your\s+)?{_THING}\b",
+            rf"{_I_AM}\s+(?:just\s+|only\s+)?an?\s+(?:ai|(?:[\w-]+\s+){{0,2}}language\s+model|text-based)\b",
+            rf"{_I_AM}\s+(?:unable|not\s+able|not\s+allowed|not\s+permitted)\s+to\b",
+            r"i(?:'d|\s+would)\s+need\s+(?:to|the|more|a)\b|i\s+need\s+(?:to\s+see|the\s+video|more)\b",
+            r"i\s+(?:must|have\s+to)\s+(?:decline|refuse)\b",
+            r"[^.\n]{0,80}\bit(?:'s|\s+is)\s+(?:not\s+possible|impossible)\s+(?:for\s+me\s+)?to\s+(?:describe|caption|write|provide)\b",
+            rf"(?:please|(?:could|can)\s+you(?:\s+please)?)\s+(?:provide|upload|share|attach|send|supply)\s+(?:\w+\s+){{0,3}}?"
+            rf"(?:{_THING}|details|context|information|description|text)\b",
+            r"(?:it\s+(?:seems|appears|looks)\s+(?:like\s+|that\s+)?)?you\s+(?:have\s?n[o']t|have\s+not|did\s?n[o']t|did\s+not|forgot\s+to)\s+"
+            r"(?:provided?|attach(?:ed)?|upload(?:ed)?|shared?|give|given|included?)\b",
+            rf"(?:(?:there\s+(?:is|was|are)|there's|i\s+see)\s+)?no\s+(?:\w+\s+)?{_THING}(?:\s+\w+){{0,3}}?\s+"
+            r"(?:provided|attached|given|available|included|uploaded|to\s+(?:describe|caption|rewrite|see))\b",
+            rf"it\s+(?:seems|appears|looks)\s+(?:like\s+|that\s+)?(?:there\s+(?:is|was)\s+)?no\s+{_THING}\b",
+            rf"(?:it\s+(?:seems|appears|looks)\s+(?:like\s+|that\s+)?)?(?:the|this|your)\s+{_THING}(?:\s+you\s+\w+)?\s+"
+            r"(?:(?:was|is|were|are|could|can|did|does|has)\s?(?:not|n't)|failed\s+to|cannot|can't)\s+(?:been\s+|be\s+)?"
+            r"(?:provided|attached|available|load(?:ed)?|access(?:ible|ed)|displayed|play(?:ed)?|come\s+through|opened|included|"
+            r"described|captioned|processed|viewed|analy[sz]ed)\b",
+            rf"without\s+(?:seeing|access\s+to|being\s+able\s+to\s+see|viewing|watching)\s+(?:\w+\s+){{0,2}}?{_THING}\b[^.\n]*?\b(?:i|it)\b",
+        )
+    )
+    + ")",
+    re.I,
+)
 _NOTHING = re.compile(r"[\W_]*|\W*(?:n/?a|none|null|nil|no caption|unknown|undefined)\W*", re.I)
-_QUOTATION = re.compile(r'"[^"\n]{1,300}"|“[^”\n]{1,300}”|‘[^’\n]{1,300}’(?!\w)|「[^」\n]{1,300}」|«[^»\n]{1,300}»|'
-                        r"(?<!\w)'(?:[^'\n]|(?<=\w)'(?=\w)){1,300}'(?!\w)")
+_QUOTATION = re.compile(
+    r'"[^"\n]{1,300}"|“[^”\n]{1,300}”|‘[^’\n]{1,300}’(?!\w)|「[^」\n]{1,300}」|«[^»\n]{1,300}»|'
+    r"(?<!\w)'(?:[^'\n]|(?<=\w)'(?=\w)){1,300}'(?!\w)"
+)
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _TOKEN = re.compile(f"[{_CJK}]|[^\\W{_CJK}]+(?:['’][^\\W{_CJK}]+)*")
 _SAME_CHARACTER = re.compile(r"([^\s])\1{14,}")
@@ -278,6 +294,7 @@ def _same(text: str, raw: str) -> bool:
 
 # JSON
 
+
 def _candidates(text: str) -> Iterator[int]:
     """Where a JSON object may begin; a few places, outermost first."""
     return (match.start() for match, _ in zip(re.finditer(r"\{", text), range(8)))
@@ -286,8 +303,8 @@ def _candidates(text: str) -> Iterator[int]:
 def _syntax_error(error: Exception) -> str:
     if not isinstance(error, json.JSONDecodeError):
         return str(error) if isinstance(error, ValueError) else "the JSON is nested too deeply"
-    near = error.doc[max(0, error.pos - 20):error.pos + 10].replace("\n", " ").strip()
-    at_end = not error.doc[error.pos:].strip() or error.msg.startswith("Unterminated")
+    near = error.doc[max(0, error.pos - 20) : error.pos + 10].replace("\n", " ").strip()
+    at_end = not error.doc[error.pos :].strip() or error.msg.startswith("Unterminated")
     return "the JSON breaks off before its end" if at_end else f"the JSON is malformed near `{near}`: {error.msg}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Iterator
+from collections.abc import Iterator
 
 import polars as pl
 
@@ -65,21 +65,32 @@ def write_clips(
 def file_counts(catalog: Catalog) -> dict[str, int]:
     """Kept clips with a file, frames that stream copies lost at their ends, kept clips without a file."""
     lost = pl.col("lost_start").fill_null(0) + pl.col("lost_end").fill_null(0)
-    counted = catalog.clips().filter((pl.col("status") == "kept") & (pl.col("kind") == "video")).select(
-        files=pl.col("path").count(), lost_frames=lost.sum(), without=pl.col("path").null_count())
+    counted = (
+        catalog.clips()
+        .filter((pl.col("status") == "kept") & (pl.col("kind") == "video"))
+        .select(files=pl.col("path").count(), lost_frames=lost.sum(), without=pl.col("path").null_count())
+    )
     return counted.collect().row(0, named=True)
 
 
 def _todo(catalog: Catalog, mark: str, retry_failed: bool) -> pl.DataFrame:
     stage_is_clips = pl.element().struct.field("stage") == "clips"
-    written = pl.col("stage_versions").list.eval(stage_is_clips & (pl.element().struct.field("fingerprint") == mark)).list.any()
+    written = (
+        pl.col("stage_versions")
+        .list.eval(stage_is_clips & (pl.element().struct.field("fingerprint") == mark))
+        .list.any()
+    )
     todo = (pl.col("status") == "kept") & ~written.fill_null(False)
     if retry_failed:
         only_that = pl.col("errors").list.eval(stage_is_clips).list.all()
         todo = todo | ((pl.col("status") == "quarantined") & only_that.fill_null(False))
     clips = catalog.clips().filter((pl.col("kind") == "video") & todo)
-    return clips.select("clip_id", "run_id", "video_id", "shard", "stream", "start_pts", "end_pts").join(
-        catalog.scan("videos").select("video_id", "uris"), on="video_id").sort("video_id", "start_pts").collect()
+    return (
+        clips.select("clip_id", "run_id", "video_id", "shard", "stream", "start_pts", "end_pts")
+        .join(catalog.scan("videos").select("video_id", "uris"), on="video_id")
+        .sort("video_id", "start_pts")
+        .collect()
+    )
 
 
 def _jobs(clips_of: dict[str, list[dict]], root: str, mode: str) -> Iterator:

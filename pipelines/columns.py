@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import polars as pl
 
@@ -67,10 +67,18 @@ def embedding_rows(rows: list[dict], model: str, weights_hash: str, mark: str) -
             continue
         embedding = row.pop("embedding") or NO_FRAMES
         if not any(error["stage"] == "embed" for error in row["errors"]):
-            made.append({
-                "clip_id": row["clip_id"], "video_id": row["video_id"], "shard": row["shard"], "run_id": row["run_id"],
-                "model": model, "weights_hash": weights_hash, "fingerprint": mark, **embedding,
-            })
+            made.append(
+                {
+                    "clip_id": row["clip_id"],
+                    "video_id": row["video_id"],
+                    "shard": row["shard"],
+                    "run_id": row["run_id"],
+                    "model": model,
+                    "weights_hash": weights_hash,
+                    "fingerprint": mark,
+                    **embedding,
+                }
+            )
     return made
 
 
@@ -102,7 +110,8 @@ def _with_lists(
     ]
     types = polars_schema("clips")
     return joined.drop("new_errors", "mark", strict=False).with_columns(
-        pl.Series("stage_versions", versions, dtype=types["stage_versions"]), pl.Series("errors", errors, dtype=types["errors"])
+        pl.Series("stage_versions", versions, dtype=types["stage_versions"]),
+        pl.Series("errors", errors, dtype=types["errors"]),
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -30,9 +31,16 @@ class ProgressBar:
     def __init__(self, quiet: bool = False, unit: str = "videos"):
         console = Console(stderr=True)
         self._rich = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
-            TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), console=console, transient=True,
-            disable=quiet or not console.is_terminal, refresh_per_second=4,
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=quiet or not console.is_terminal,
+            refresh_per_second=4,
         )
         self._task = self._rich.add_task("starting", total=None, rate="")
         self._began: float | None = None
@@ -92,37 +100,63 @@ def show_plan(settings: Settings, sources: Sequence[str], catalog: str, as_json:
     check(sources)
     recipe = checked_recipe(settings)
     stages = [
-        {"stage": name, "needs": STAGES[name].needs, "columns": list(STAGES[name].columns),
-         "fingerprint": fingerprint(name, settings), "missing": missing_requirements(name, settings)}
+        {
+            "stage": name,
+            "needs": STAGES[name].needs,
+            "columns": list(STAGES[name].columns),
+            "fingerprint": fingerprint(name, settings),
+            "missing": missing_requirements(name, settings),
+        }
         for name in enabled_stages(settings)
     ]
     waiting = recipe.waits_for(set(enabled_stages(settings)))
     if as_json:
-        print(json.dumps({"settings": settings.model_dump(), "stages": stages, "recipe": recipe.label, "pending_rules": waiting}, indent=1))
+        print(
+            json.dumps(
+                {"settings": settings.model_dump(), "stages": stages, "recipe": recipe.label, "pending_rules": waiting},
+                indent=1,
+            )
+        )
         return
     import yaml
 
     console = wide()
     console.print(f"Sources: {', '.join(sources)}\nCatalog: {catalog}\n", highlight=False)
-    console.print(yaml.safe_dump(json.loads(settings.model_dump_json()), sort_keys=False).rstrip() + "\n", highlight=False, markup=False)
+    console.print(
+        yaml.safe_dump(json.loads(settings.model_dump_json()), sort_keys=False).rstrip() + "\n",
+        highlight=False,
+        markup=False,
+    )
     table = Table("stage", "looks at", "fills", "fingerprint", "missing", title="Stages", title_justify="left")
     for s in stages:
         fills = ", ".join(s["columns"]) or "videos.cuts, the clips"
         table.add_row(s["stage"], s["needs"], fills, s["fingerprint"], "; ".join(s["missing"]) or "–")
     console.print(table)
-    rules = Table("rule", "keeps", "source", title=f"Recipe {recipe.label}: {recipe.file.description}", title_justify="left")
+    rules = Table(
+        "rule", "keeps", "source", title=f"Recipe {recipe.label}: {recipe.file.description}", title_justify="left"
+    )
     for rule in recipe.file.rules:
         keep = rule.keep if isinstance(rule.keep, str) else "\n".join(f"{k}: {v}" for k, v in rule.keep.items())
-        rules.add_row(rule.name, keep, rule.source + (f" (waits for stage {waiting[rule.name]})" if rule.name in waiting else ""))
+        rules.add_row(
+            rule.name, keep, rule.source + (f" (waits for stage {waiting[rule.name]})" if rule.name in waiting else "")
+        )
     console.print(rules)
 
 
 def show_report(report: ingest.Report, catalog: str, as_json: bool) -> None:
     """The end of an ingest: what it did, the funnel, time by stage."""
     if as_json:
-        body = {"run_id": report.run_id, "catalog": catalog, "counts": report.counts, "ignored_files": report.ignored_files,
-                "funnel": report.funnel.as_dict(), "clip_files": report.clip_files, "stage_cpu_s": report.stage_cpu_s, "wall_s": report.wall_s,
-                "cpu_hours_per_kept_hour": report.cpu_hours_per_kept_hour}
+        body = {
+            "run_id": report.run_id,
+            "catalog": catalog,
+            "counts": report.counts,
+            "ignored_files": report.ignored_files,
+            "funnel": report.funnel.as_dict(),
+            "clip_files": report.clip_files,
+            "stage_cpu_s": report.stage_cpu_s,
+            "wall_s": report.wall_s,
+            "cpu_hours_per_kept_hour": report.cpu_hours_per_kept_hour,
+        }
         print(json.dumps(body, indent=1))
         return
     console = Console(highlight=False)
@@ -146,16 +180,23 @@ def show_report(report: ingest.Report, catalog: str, as_json: bool) -> None:
         without = f"; {files['without']} kept clips hold no key frame and have no file" if files["without"] else ""
         console.print(f"{files['files']} clip files in {catalog}/{CLIP_FOLDER}{lost}{without}.", soft_wrap=True)
     query = "SELECT uri, start_s, end_s, motion FROM clips WHERE status = 'kept'"
-    console.print(f'Catalog: {catalog}   (try: datakit catalog query {catalog} "{query}")', soft_wrap=True, markup=False)
+    console.print(
+        f'Catalog: {catalog}   (try: datakit catalog query {catalog} "{query}")', soft_wrap=True, markup=False
+    )
 
 
 def _sentence(report: ingest.Report) -> str:
     c = report.counts
     parts = [f"{c['ok']} videos ingested"] if c["ok"] else ["nothing new to ingest"]
     c = {**c, "quarantined": c["quarantined"] + c["quarantined_at_once"]}
-    words = {"quarantined": "quarantined", "done_before": "done before",
-             "quarantined_before": "quarantined before (--retry-failed does them again)", "same_content": "with the content of another",
-             "done_by_another": "done by another run meanwhile", "forgotten": "forgotten (`datakit catalog forget`): left out"}
+    words = {
+        "quarantined": "quarantined",
+        "done_before": "done before",
+        "quarantined_before": "quarantined before (--retry-failed does them again)",
+        "same_content": "with the content of another",
+        "done_by_another": "done by another run meanwhile",
+        "forgotten": "forgotten (`datakit catalog forget`): left out",
+    }
     parts += [f"{c[key]} {text}" for key, text in words.items() if c[key]]
     ignored = f"; {report.ignored_files} files without a media suffix ignored" if report.ignored_files else ""
     return f"{c['sources']} sources: {', '.join(parts)}{ignored}."
@@ -175,7 +216,12 @@ def show_funnel(funnel: Funnel, as_json: bool) -> None:
         table.add_row("  pending", str(funnel.videos_pending), "", "not processed yet: the same command goes on")
     table.add_row("  quarantined", str(funnel.videos_quarantined), "", _list(funnel.quarantine))
     table.add_section()
-    table.add_row("clips", str(funnel.clips), _hours(sum(hours.get(s, 0.0) for s in ("kept", "rejected", "pending", "quarantined"))), "")
+    table.add_row(
+        "clips",
+        str(funnel.clips),
+        _hours(sum(hours.get(s, 0.0) for s in ("kept", "rejected", "pending", "quarantined"))),
+        "",
+    )
     table.add_row("  rejected", str(funnel.rejected), _hours(hours.get("rejected")), "")
     for rule, (count, only) in funnel.rejected_by.items():
         table.add_row(f"    {rule}", str(count), "", f"{only} by this rule alone" if only else "")
@@ -204,7 +250,9 @@ def show_what_if(found: WhatIf, as_json: bool) -> None:
         print(json.dumps(found.as_dict(), indent=1))
         return
     console = wide()
-    table = Table("", "clips", "hours", "now", "hours", title=f"Recipe {found.recipe}, nothing written", title_justify="left")
+    table = Table(
+        "", "clips", "hours", "now", "hours", title=f"Recipe {found.recipe}, nothing written", title_justify="left"
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     for status, then in found.outcome.items():
@@ -218,13 +266,32 @@ def show_what_if(found: WhatIf, as_json: bool) -> None:
     if found.marked.clips:
         table.add_row("marked by people", str(found.marked.clips), _hours(found.marked.hours), "", "")
     console.print(table)
-    rules = Table("rule", "rejects", "hours", "alone", "hours", "waits", "kept without it", "keeps", title="Rules", title_justify="left")
+    rules = Table(
+        "rule",
+        "rejects",
+        "hours",
+        "alone",
+        "hours",
+        "waits",
+        "kept without it",
+        "keeps",
+        title="Rules",
+        title_justify="left",
+    )
     for column in rules.columns[1:7]:
         column.justify = "right"
     for rule in found.rules:
         more = rule.kept_without.clips - found.outcome["kept"].clips
-        rules.add_row(rule.rule, str(rule.rejects.clips), _hours(rule.rejects.hours), str(rule.only.clips), _hours(rule.only.hours),
-                      str(rule.waits.clips), f"+{more}", rule.keep)
+        rules.add_row(
+            rule.rule,
+            str(rule.rejects.clips),
+            _hours(rule.rejects.hours),
+            str(rule.only.clips),
+            _hours(rule.only.hours),
+            str(rule.waits.clips),
+            f"+{more}",
+            rule.keep,
+        )
     console.print(rules)
 
 
@@ -244,7 +311,11 @@ def show_captioned(done: Captioned, as_json: bool) -> None:
         print(json.dumps(asdict(done), indent=1))
         return
     failed = f", {done.failed} failed (SELECT error FROM captions; --retry-failed asks again)" if done.failed else ""
-    print(f"{done.captions} captions for {done.clips} clips in {_duration(done.wall_s)}{failed}" if done.clips else "nothing to caption")
+    print(
+        f"{done.captions} captions for {done.clips} clips in {_duration(done.wall_s)}{failed}"
+        if done.clips
+        else "nothing to caption"
+    )
     if done.flags:
         print(f"flagged: {_list(done.flags)}")
     _show_statuses(done.statuses)
@@ -258,7 +329,10 @@ def show_dedup(found: Deduplicated, as_json: bool) -> None:
     repeated = sum(found.duplicates.values())
     model = f"; embeddings of {found.model}, cosine from {found.threshold:g}" if found.model else ""
     print(f"{found.clips} of {found.of} clips compared ({_hours(found.hours)} h){model}, in {_duration(found.wall_s)}")
-    print(f"{repeated} repeat another ({_list(found.duplicates)}): {_hours(found.hours_saved)} h less without them; {found.groups} groups")
+    print(
+        f"{repeated} repeat another ({_list(found.duplicates)}): {_hours(found.hours_saved)} h less without them; "
+        f"{found.groups} groups"
+    )
     if found.splits_moved:
         print(f"{found.splits_moved} clips moved to the split of their group")
     if found.without_phash:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 from datakit.clip import Span
 from datakit.errors import ErrorKind, MediaError
+from datakit.source import check_content
 from datakit.video.address import is_remote
 from datakit.video.cut import copy, copy_suffix, cut
 from datakit.video.decode import VideoReader
 from pipelines.jobs import CLIP_FOLDER, ClipBatch, ClipSpan, FileJob, VideoFacts
-from datakit.source import check_content
 
 
 def materialise(job: FileJob) -> Iterator[ClipBatch | VideoFacts]:

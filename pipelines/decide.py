@@ -38,7 +38,9 @@ def decide(catalog: Catalog, recipe: Recipe) -> dict[str, int]:
 
 def decide_and_record(catalog: Catalog, recipe: Recipe) -> Funnel:
     """`decide` as a run of its own: it is in `runs`, and its recipe is the one in force from then on."""
-    with RunRecord(catalog, "decide", {"recipe": recipe.label, "recipe_rules": recipe.file.model_dump()}).running() as counts:
+    with RunRecord(
+        catalog, "decide", {"recipe": recipe.label, "recipe_rules": recipe.file.model_dump()}
+    ).running() as counts:
         decide(catalog, recipe)
         counted = funnel(catalog)
         counts["funnel"] = counted.as_dict()
@@ -49,7 +51,8 @@ def verdicts(catalog: Catalog, recipe: Recipe) -> pl.LazyFrame:
     """The rows of `decisions` that a recipe gives, captions chosen; writes nothing."""
     chosen = preferred_captions(catalog, recipe)
     return recipe.decide(judged(catalog, recipe, {"clip_id", "shard"})).join(
-        chosen.select("clip_id", "caption_id"), on="clip_id", how="left")
+        chosen.select("clip_id", "caption_id"), on="clip_id", how="left"
+    )
 
 
 def judged(catalog: Catalog, recipe: Recipe, columns: set[str]) -> pl.LazyFrame:
@@ -62,20 +65,24 @@ def judged(catalog: Catalog, recipe: Recipe, columns: set[str]) -> pl.LazyFrame:
     if not texts:
         return clips
     written = catalog.scan("captions", versions.get("captions")).select(
-        "caption_id", *(pl.col(theirs).alias(ours) for ours, theirs in texts.items()))
+        "caption_id", *(pl.col(theirs).alias(ours) for ours, theirs in texts.items())
+    )
     chosen = preferred_captions(catalog, recipe, versions).join(written, on="caption_id").drop("caption_id")
     return clips.join(chosen, on="clip_id", how="left")
 
 
 def preferred_captions(catalog: Catalog, recipe: Recipe, versions: dict[str, int] | None = None) -> pl.LazyFrame:
-    """`clip_id` and `caption_id` of the caption that the recipe prefers, for every clip that has usable ones: by style, then
-    the one with fewest flags, then the newest."""
+    """`clip_id` and `caption_id` of the caption that the recipe prefers, for every clip that has usable ones: by style,
+    then the one with fewest flags, then the newest."""
     order = {style: rank for rank, style in enumerate(recipe.file.captions)}
     usable = pl.col("text").is_not_null() & pl.col("style").is_in(list(order))
     usable &= ~pl.col("flags").list.eval(pl.element().is_in(list(UNUSABLE))).list.any().fill_null(False)
     rank = pl.col("style").replace_strict(order, return_dtype=pl.Int32, default=None)
-    ranked = catalog.captions(versions).filter(usable).select(
-        "clip_id", "caption_id", rank.alias("rank"), pl.col("flags").list.len().alias("flagged"), "created_at")
+    ranked = (
+        catalog.captions(versions)
+        .filter(usable)
+        .select("clip_id", "caption_id", rank.alias("rank"), pl.col("flags").list.len().alias("flagged"), "created_at")
+    )
     ranked = ranked.sort("rank", "flagged", "created_at", "caption_id", descending=[False, False, True, False])
     return ranked.unique("clip_id", keep="first", maintain_order=True).select("clip_id", "caption_id")
 

@@ -130,9 +130,21 @@ def _read(catalog: Catalog, where: str | None) -> pl.DataFrame:
     """
     pixels = (pl.col("crop_width").cast(pl.Int64) * pl.col("crop_height")).fill_null(pl.col("resolution"))
     length = pl.col("end_s") - pl.col("start_s")
-    clips = catalog.clips().join(_participants(catalog, where), on="clip_id", how="left").select(
-        *KEY, "video_id", pixels.alias("pixels"), "bit_rate", "aesthetic", length.alias("seconds"), "phash", "content_hash",
-        *COLUMNS, pl.col("takes_part").fill_null(False),
+    clips = (
+        catalog.clips()
+        .join(_participants(catalog, where), on="clip_id", how="left")
+        .select(
+            *KEY,
+            "video_id",
+            pixels.alias("pixels"),
+            "bit_rate",
+            "aesthetic",
+            length.alias("seconds"),
+            "phash",
+            "content_hash",
+            *COLUMNS,
+            pl.col("takes_part").fill_null(False),
+        )
     )
     order = {"pixels": True, "bit_rate": True, "aesthetic": True, "seconds": True, "clip_id": False}
     with catalog.reading():
@@ -165,13 +177,19 @@ def _compare(catalog: Catalog, settings: Settings, clips: pl.DataFrame, found: D
             video=clips["video_id"].rank("dense").to_numpy().astype(np.int64),
             content=clips["content_hash"].to_list() if options.exact else None,
             phash=clips["phash"].fill_null(b"").to_list() if options.perceptual else None,
-            embedded=embedded, vectors=vectors,
+            embedded=embedded,
+            vectors=vectors,
         ),
-        options.perceptual_radius, options.perceptual_share, found.threshold or 1.0, options.within_video,
+        options.perceptual_radius,
+        options.perceptual_share,
+        found.threshold or 1.0,
+        options.within_video,
     )
 
 
-def _embeddings(catalog: Catalog, model: str | None, clips: pl.DataFrame) -> tuple[str | None, np.ndarray | None, np.ndarray | None]:
+def _embeddings(
+    catalog: Catalog, model: str | None, clips: pl.DataFrame
+) -> tuple[str | None, np.ndarray | None, np.ndarray | None]:
     """The model asked for, or the one that embedded most of these clips; their indices and vectors. None without any.
 
     Raises:
@@ -206,8 +224,12 @@ def _columns(clips: pl.DataFrame, found: Duplicates) -> pl.DataFrame:
 
 def _with_splits(clips: pl.DataFrame) -> pl.DataFrame:
     """Every group on one side: train if any of it is, else val if any of it is."""
-    side = pl.col("split").replace_strict({name: i for i, name in enumerate(SPLITS)}, default=None, return_dtype=pl.Int8)
-    first = side.min().over("duplicate_group").replace_strict(dict(enumerate(SPLITS)), default=None, return_dtype=pl.String)
+    side = pl.col("split").replace_strict(
+        {name: i for i, name in enumerate(SPLITS)}, default=None, return_dtype=pl.Int8
+    )
+    first = (
+        side.min().over("duplicate_group").replace_strict(dict(enumerate(SPLITS)), default=None, return_dtype=pl.String)
+    )
     return clips.with_columns(pl.coalesce(first, "split").alias("split"))
 
 

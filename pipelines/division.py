@@ -20,7 +20,6 @@ from collections import deque
 from dataclasses import dataclass
 from fractions import Fraction
 
-
 LONGEST_FADE_S = 2.0
 BLANK_SPREAD = 4.0
 """Standard deviation of luma codes (16..235 scale) below which a dark frame shows nothing."""

@@ -12,8 +12,8 @@ something never loses a picture without a like that stays, and a long clip never
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Callable, Sequence
 
 import numpy as np
 
@@ -82,7 +82,9 @@ def find_duplicates(
     links: dict[str, Links] = {}
     if clips.phash is not None:
         first = np.flatnonzero(same == np.arange(n))
-        links["perceptual"] = perceptual_links([clips.phash[i] for i in first], clips.video[first], radius, share, within_video).of(first)
+        links["perceptual"] = perceptual_links(
+            [clips.phash[i] for i in first], clips.video[first], radius, share, within_video
+        ).of(first)
     if clips.vectors is not None:
         first, place = np.unique(same[clips.embedded], return_index=True)
         links["semantic"] = semantic_links(clips.vectors[place], clips.video[first], threshold, within_video).of(first)
@@ -187,7 +189,9 @@ def stars(same: np.ndarray, links: dict[str, Links]) -> tuple[np.ndarray, np.nda
     n = len(same)
     of, why, similarity = np.full(n, -1), np.full(n, -1, np.int8), np.full(n, np.nan, np.float32)
     strong = [(KINDS.index(kind), found[found.covered >= COVERED]) for kind, found in links.items()]
-    every = sorted(edge for kind, found in strong for edge in zip(*found.ends(), [kind] * len(found), found.similarity.tolist()))
+    every = sorted(
+        edge for kind, found in strong for edge in zip(*found.ends(), [kind] * len(found), found.similarity.tolist())
+    )
     for i, j, kind, like in every:
         if of[i] < 0 and of[j] < 0:  # i stands for itself: whatever could take it came before
             of[j], why[j], similarity[j] = i, kind, like

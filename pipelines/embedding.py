@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import numpy as np
 import polars as pl
@@ -18,8 +18,11 @@ from pipelines.settings import Settings
 from pipelines.stages import EFFICIENTNET, STAGES, content_of, fingerprint
 
 HEADS = {
-    "v1": {"ViT-B-32/openai": "sa_0_4_vit_b_32_linear", "ViT-B-16/openai": "sa_0_4_vit_b_16_linear",
-           "ViT-L-14/openai": "sa_0_4_vit_l_14_linear"},
+    "v1": {
+        "ViT-B-32/openai": "sa_0_4_vit_b_32_linear",
+        "ViT-B-16/openai": "sa_0_4_vit_b_16_linear",
+        "ViT-L-14/openai": "sa_0_4_vit_l_14_linear",
+    },
     "v2": {"ViT-L-14/openai": "sac+logos+ava1-l14-linearMSE"},
 }
 """LAION's aesthetic heads by the CLIP whose embeddings they take: v1 linear (github.com/LAION-AI/aesthetic-predictor),
@@ -53,7 +56,10 @@ def _embedder(settings: Settings, wants_clip: list[str]) -> tuple[str, str]:
     embed = settings.embed
     if embed.model == EFFICIENTNET:
         if wants_clip:
-            raise ConfigError(f"{wants_clip[0]} needs a CLIP: {EFFICIENTNET} has features of pictures only (--set embed.model=ViT-L-14/openai)")
+            raise ConfigError(
+                f"{wants_clip[0]} needs a CLIP: {EFFICIENTNET} has features of pictures only (--set "
+                f"embed.model=ViT-L-14/openai)"
+            )
         return EFFICIENTNET, _efficientnet()
     try:
         _need("open_clip", "clip")
@@ -91,7 +97,8 @@ def _head(settings: Settings, model: str) -> str:
     if wanted in HEADS:
         if model not in HEADS[wanted]:
             raise ConfigError(
-                f"LAION has no aesthetic head {wanted} for {model}: there are {', '.join(HEADS[wanted])}; a head of your own: "
+                f"LAION has no aesthetic head {wanted} for {model}: there are {', '.join(HEADS[wanted])}; a head of "
+                f"your own: "
                 "--set aesthetic.head=FILE"
             )
         wanted = HEADS[wanted][model]
@@ -150,7 +157,9 @@ def fill_aesthetic(catalog: Catalog, settings: Settings, condition: pl.Expr, red
         vectors = np.stack(rows["vector"].to_numpy())
         if vectors.shape[1] != len(head[0]):
             raise ConfigError(
-                f"{settings.aesthetic.head} is for embeddings of length {len(head[0])}, those of {settings.embed.model} have {vectors.shape[1]}")
+                f"{settings.aesthetic.head} is for embeddings of length {len(head[0])}, those of "
+                f"{settings.embed.model} have {vectors.shape[1]}"
+            )
         scores = aesthetic_of(vectors, rows["norm"].to_numpy(), head)
         made = rows.select(KEY).with_columns(aesthetic=pl.Series(scores, dtype=pl.Float32), errors=pl.lit([]))
         write_columns(catalog, made.to_dicts(), {"aesthetic": mark})

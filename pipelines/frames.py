@@ -10,11 +10,11 @@ import math
 import queue
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Iterator
 
 from datakit.errors import ErrorKind, MediaError
 from datakit.video.decode import GRID_S, Damage, VideoReader

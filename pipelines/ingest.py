@@ -7,9 +7,10 @@ sweep → decide. Everything but the listing and the commits runs on Ray. This m
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Callable, Sequence
+from typing import TYPE_CHECKING
 
 from datakit.errors import ConfigError
 from pipelines.session import RaySession
@@ -59,8 +60,14 @@ class Report:
 
 
 def ingest(
-    specs: Sequence[str], catalog: str, settings: Settings = Settings(), ray: str = "local", retry_failed: bool = False,
-    limit: int | None = None, on_progress: Callable[[Progress], None] = lambda progress: None, leave_ray: bool = False,
+    specs: Sequence[str],
+    catalog: str,
+    settings: Settings = Settings(),
+    ray: str = "local",
+    retry_failed: bool = False,
+    limit: int | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    leave_ray: bool = False,
 ) -> Report:
     """Bring sources into a catalog, which is made if there is none.
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, wait
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
-from typing import Callable, Iterator
 
 import polars as pl
 
@@ -48,11 +48,14 @@ def checked_recipe(settings: Settings) -> Recipe:
     """
     recipe = load_recipe(settings.recipe)
     waiting = recipe.waits_for(set(enabled_stages(settings)))
-    switched_off = {r: s for r, s in waiting.items() if s in STAGES and s not in derived(STAGES)}  # those may come later
+    switched_off = {
+        r: s for r, s in waiting.items() if s in STAGES and s not in derived(STAGES)
+    }  # those may come later
     if switched_off:
         rule, stage = next(iter(switched_off.items()))
         raise ConfigError(
-            f"recipe {recipe.name}, rule {rule} needs stage {stage}, which is off: --set {stage}.enabled=true, or another --recipe"
+            f"recipe {recipe.name}, rule {rule} needs stage {stage}, which is off: --set {stage}.enabled=true, or "
+            f"another --recipe"
         )
     return recipe
 
@@ -98,7 +101,9 @@ class IngestRun:
         for pipeline in ("caption", "refine"):
             if getattr(self.settings, pipeline).enabled:
                 self._show_phase("captioning")
-                told = fill_captions(session, self.catalog, self.settings, pipeline, status, self.record.run_id, self.retry_failed)
+                told = fill_captions(
+                    session, self.catalog, self.settings, pipeline, status, self.record.run_id, self.retry_failed
+                )
                 self.record.spend(told.stage_cpu_s)
                 decide(self.catalog, self.recipe)  # chooses the captions
         if self.settings.caption_match.enabled:
@@ -142,8 +147,15 @@ class IngestRun:
         try:
             self.recipe = checked_recipe(self.settings)
             self.catalog = Catalog.create(self.root, self.settings.catalog.shard_digits)
-            self.record = RunRecord(self.catalog, "ingest", {
-                **self.settings.model_dump(), "sources": list(self.specs), "recipe_rules": self.recipe.file.model_dump()}).begin()
+            self.record = RunRecord(
+                self.catalog,
+                "ingest",
+                {
+                    **self.settings.model_dump(),
+                    "sources": list(self.specs),
+                    "recipe_rules": self.recipe.file.model_dump(),
+                },
+            ).begin()
             self.ledger = Ledger(self.catalog, self.record.run_id, self.settings, self.retry_failed)
             for wave in waves(islice(sources(self.specs, self.listing), self.limit)):
                 if self._stop.is_set():
@@ -159,7 +171,9 @@ class IngestRun:
             raise
 
     def _analyse(self, session: RaySession) -> None:
-        flow = make_flow(session, ToolSpec("pipelines.video_pass:analyse"), self.settings, enabled_stages(self.settings))
+        flow = make_flow(
+            session, ToolSpec("pipelines.video_pass:analyse"), self.settings, enabled_stages(self.settings)
+        )
         flow.on_progress = self._show_running
         commit: Future | None = None
         try:
@@ -197,11 +211,20 @@ class IngestRun:
         shots = self.settings.shots
         names = enabled_stages(self.settings)
         return PassJob(
-            video_id=task.video_id, uri=task.uri, shard=task.shard, size=task.size,
-            detector=DetectorOptions(shots.detector, shots.threshold, shots.window, shots.min_content, shots.min_scene_s,
-                                     shots.final_scene),
-            min_s=shots.min_s, max_s=shots.max_s, trim_frames=shots.trim_frames, fade_level=shots.fade_level,
-            stages=grid_stages(names, self.settings), positions=wanted_positions(names, self.settings), threads=threads,
+            video_id=task.video_id,
+            uri=task.uri,
+            shard=task.shard,
+            size=task.size,
+            detector=DetectorOptions(
+                shots.detector, shots.threshold, shots.window, shots.min_content, shots.min_scene_s, shots.final_scene
+            ),
+            min_s=shots.min_s,
+            max_s=shots.max_s,
+            trim_frames=shots.trim_frames,
+            fade_level=shots.fade_level,
+            stages=grid_stages(names, self.settings),
+            positions=wanted_positions(names, self.settings),
+            threads=threads,
             limits=worker_limits(self.settings),
         )
 
@@ -222,7 +245,9 @@ class IngestRun:
     def _commit_is_due(self) -> bool:
         """The first result at once; then large commits, seldom."""
         waiting = time.monotonic() - self._committed_at
-        return bool(self._finished) and (waiting > self.settings.runner.commit_s or len(self._finished) > MOST_VIDEOS_A_COMMIT)
+        return bool(self._finished) and (
+            waiting > self.settings.runner.commit_s or len(self._finished) > MOST_VIDEOS_A_COMMIT
+        )
 
     def _commit(self) -> None:
         batch, self._finished = self._finished, []

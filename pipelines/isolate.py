@@ -13,9 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any, Iterator
+from typing import Any
 
 from datakit.errors import ErrorKind
 
@@ -176,10 +177,17 @@ class Child:
 
 
 def _spawn(connection: socket.socket, log, threads: int) -> subprocess.Popen:
-    environment = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))}
+    environment = {
+        **os.environ,
+        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)),
+    }
     return subprocess.Popen(
         [sys.executable, "-m", "pipelines.child", str(connection.fileno())],
-        pass_fds=[connection.fileno()], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+        pass_fds=[connection.fileno()],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=environment,
     )
 
 

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 MIN_WORDS = 8
 """Shorter texts are not judged: names of places and dishes outweigh them."""
 MIN_FOREIGN = 24
-"""Weight of letters of another script in a row that make a passage: 8 Chinese or Japanese characters, 24 other letters."""
+"""Weight of letters of another script in a row that make a passage: 8 Chinese or Japanese characters, 24 other
+letters."""
 SURE, UNLIKELY = 0.5, 0.1
 """Another language counts when it is at least this likely, and the wanted one at most that."""
 
 _KIN = ({"zh", "yue", "wuu"}, {"no", "nn"}, {"id", "ms"}, {"bs", "hr", "sr"}, {"ar", "ary", "arz"}, {"en", "pcm"})
 """Told apart by more than short texts hold: the same for our purpose."""
-_OTHER_SCRIPT = re.compile("[^\\W\\d_a-zA-Z\u00aa-\u024f\u1e00-\u1eff](?:[^\\Wa-zA-Z\u00aa-\u024f\u1e00-\u1eff]|[\\s、，])*")
+_OTHER_SCRIPT = re.compile(
+    "[^\\W\\d_a-zA-Z\u00aa-\u024f\u1e00-\u1eff](?:[^\\Wa-zA-Z\u00aa-\u024f\u1e00-\u1eff]|[\\s、，])*"
+)
 _HAN_OR_KANA = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
 _WORD = re.compile(r"[^\W\d_]+")
 
@@ -44,7 +47,10 @@ def check_language(language: str | None) -> None:
     known = _identifier().labels
     if _base(language) not in known:
         close = difflib.get_close_matches(language.lower(), known, n=1)
-        raise ConfigError(f"no language {language!r}: " + (f"did you mean {close[0]}?" if close else "give an ISO 639-1 code, as en or zh"))
+        raise ConfigError(
+            f"no language {language!r}: "
+            + (f"did you mean {close[0]}?" if close else "give an ISO 639-1 code, as en or zh")
+        )
 
 
 def in_other_language(text: str, wanted: str) -> bool:
@@ -56,7 +62,9 @@ def in_other_language(text: str, wanted: str) -> bool:
     words = _WORD.findall(text)
     if len(words) >= MIN_WORDS and _differs(text, wanted):
         return True
-    return not text.isascii() and any(_weight(run) >= MIN_FOREIGN and _differs(run, wanted) for run in _OTHER_SCRIPT.findall(text))
+    return not text.isascii() and any(
+        _weight(run) >= MIN_FOREIGN and _differs(run, wanted) for run in _OTHER_SCRIPT.findall(text)
+    )
 
 
 def _differs(text: str, wanted: str) -> bool:

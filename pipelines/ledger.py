@@ -2,8 +2,8 @@
 
 1. `register` adds videos as `pending` (one commit a wave); a known content at a new address only gains the
    address.
-2. `finish` appends the clips of finished videos (and their embeddings), then turns their `videos` rows `ok`, with the run that
-   made the clips: that second commit is what counts. Readers take a clip only if its `run_id` is its
+2. `finish` appends the clips of finished videos (and their embeddings), then turns their `videos` rows `ok`, with the
+   run that made the clips: that second commit is what counts. Readers take a clip only if its `run_id` is its
    video's; so clips appended by a run that was killed in between, or that lost to another run on the same
    video, are never seen.
 3. `sweep` deletes such clips, once their video was finished by another run. Clips of pending videos are
@@ -12,10 +12,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
-from typing import Sequence
+from datetime import UTC, datetime
 
 import polars as pl
 
@@ -136,8 +136,11 @@ class Ledger:
 
     def _sweep(self, table: str) -> int:
         clips = self.catalog.scan(table).select("shard", "video_id", "run_id").unique()
-        done = self.catalog.scan("videos").filter(pl.col("status") != "pending").select(
-            "video_id", pl.col("run_id").alias("winner"))
+        done = (
+            self.catalog.scan("videos")
+            .filter(pl.col("status") != "pending")
+            .select("video_id", pl.col("run_id").alias("winner"))
+        )
         stray = clips.join(done, on="video_id").filter(pl.col("run_id") != pl.col("winner")).collect()
         deleted = 0
         for (shard, run_id), group in stray.group_by("shard", "run_id"):
@@ -145,15 +148,20 @@ class Ledger:
             for start in range(0, len(ids), DELETE_AT_ONCE):
                 some = sql_list(ids[start : start + DELETE_AT_ONCE])
                 deleted += self.catalog.delete(
-                    table, f"shard = {sql_list([shard])[1:-1]} AND run_id = {sql_list([run_id])[1:-1]} AND video_id IN {some}"
+                    table,
+                    f"shard = {sql_list([shard])[1:-1]} AND run_id = {sql_list([run_id])[1:-1]} AND video_id IN {some}",
                 )
         return deleted
 
     def _read_known(self) -> pl.DataFrame:
         """Every address in the catalog, with the content last seen there."""
         return (
-            self.catalog.scan("videos").select("video_id", "uris").explode("uris").unnest("uris")
-            .select("uri", "size", "etag", "video_id").collect()
+            self.catalog.scan("videos")
+            .select("video_id", "uris")
+            .explode("uris")
+            .unnest("uris")
+            .select("uri", "size", "etag", "video_id")
+            .collect()
         )
 
     def _identify(self, wave: Sequence[Source]) -> list[tuple[str, MediaError | None]]:
@@ -176,7 +184,8 @@ class Ledger:
                 problem = MediaError(
                     ErrorKind.SOURCE_CHANGED,
                     f"{source.uri} held video {min(before)} when it was ingested and holds {identity} now: put the old "
-                    "file back, `datakit catalog relink` it, or take the new one with --retry-failed", "scan",
+                    "file back, `datakit catalog relink` it, or take the new one with --retry-failed",
+                    "scan",
                 )
             return identity, problem
 
@@ -189,8 +198,10 @@ class Ledger:
             old = dict(
                 table.filter(pl.col("video_id").is_in(list(found))).select("video_id", "uris").collect().iter_rows()
             )
-            rows = [self._video_row(identity, sources, problems.get(identity), old.get(identity))
-                    for identity, sources in found.items()]
+            rows = [
+                self._video_row(identity, sources, problems.get(identity), old.get(identity))
+                for identity, sources in found.items()
+            ]
             rows = [row for row in rows if row["video_id"] not in old or row["uris"] != old[row["video_id"]]]
             updates = {"uris": "s.uris"}
             for name in ("license", "source_url", "attribution", "source_caption", "extra"):
@@ -215,7 +226,9 @@ class Ledger:
 
         def make(table: pl.LazyFrame) -> tuple[pl.DataFrame, dict]:
             old = table.filter(pl.col("video_id").is_in([v for v, _ in lost])).select("video_id", "uris").collect()
-            rows = [{"video_id": v, "uris": [u for u in uris if (v, u["uri"]) not in lost]} for v, uris in old.iter_rows()]
+            rows = [
+                {"video_id": v, "uris": [u for u in uris if (v, u["uri"]) not in lost]} for v, uris in old.iter_rows()
+            ]
             source = pl.DataFrame(rows, schema={"video_id": pl.String, "uris": URI_TYPE})
             return source, {"on": "t.video_id = s.video_id", "set": {"uris": "s.uris"}}
 
@@ -225,7 +238,9 @@ class Ledger:
         uris = {u["uri"]: u for u in old or []}
         uris.update({s.uri: {"uri": s.uri, "size": s.size, "etag": s.etag} for s in sources})
         row: dict[str, object] = {
-            "video_id": identity, "uris": [uris[uri] for uri in sorted(uris)], "shard": self.catalog.shard_of(identity),
+            "video_id": identity,
+            "uris": [uris[uri] for uri in sorted(uris)],
+            "shard": self.catalog.shard_of(identity),
         }
         for source in reversed(sources):
             row.update(source.attributes)
@@ -236,8 +251,12 @@ class Ledger:
     def _choose(self, found: dict[str, list[Source]], problems: dict[str, MediaError]) -> list[VideoTask]:
         new = {identity: sources for identity, sources in found.items() if identity not in self.seen}
         self.seen.update(new)
-        state = self.catalog.scan("videos").filter(pl.col("video_id").is_in(list(new))).select(
-            "video_id", "status", "fingerprint", "run_id").collect()
+        state = (
+            self.catalog.scan("videos")
+            .filter(pl.col("video_id").is_in(list(new)))
+            .select("video_id", "status", "fingerprint", "run_id")
+            .collect()
+        )
         chosen, again = [], []
         for video_id, status, done_with, run_id in state.iter_rows():
             if status == "quarantined" and run_id == self.run_id:
@@ -259,7 +278,11 @@ class Ledger:
     def _reopen(self, ids: list[str]) -> None:
         """Videos to be done again become pending: until they are done their old clips do not count."""
         cleared = {name: "NULL" for name in ("error_stage", "error_kind", "error", "run_id")}
-        how = {"on": "t.video_id = s.video_id", "set": {"status": "'pending'", **cleared}, "where": "t.status <> 'pending'"}
+        how = {
+            "on": "t.video_id = s.video_id",
+            "set": {"status": "'pending'", **cleared},
+            "where": "t.status <> 'pending'",
+        }
         self.catalog.update("videos", lambda table: (pl.DataFrame({"video_id": ids}), how))
 
     def _clip_row(self, row: dict) -> dict:
@@ -267,10 +290,15 @@ class Ledger:
         return {**row, "split": split, "stage_versions": self._stage_versions, "run_id": self.run_id}
 
     def _mark_finished(self, finished: Sequence[Finished]) -> None:
-        now = datetime.now(timezone.utc)
+        now = datetime.now(UTC)
         rows = []
         for video in finished:
-            common = {"video_id": video.video_id, "run_id": self.run_id, "finished_at": now, "fingerprint": self._fingerprint}
+            common = {
+                "video_id": video.video_id,
+                "run_id": self.run_id,
+                "finished_at": now,
+                "fingerprint": self._fingerprint,
+            }
             if video.failure is None:
                 rows.append({**common, **video.columns, "status": "ok", "clip_count": len(video.rows)})
             else:
@@ -278,12 +306,19 @@ class Ledger:
         types = polars_schema("videos")
         kept = ("uris", "shard", "license", "source_url", "attribution", "source_caption", "extra", "video_id")
         source = pl.DataFrame(rows, schema={n: t for n, t in types.items() if n not in kept or n == "video_id"})
-        how = {"on": "t.video_id = s.video_id", "where": "t.status = 'pending'",
-               "set": {name: f"s.{name}" for name in source.columns if name != "video_id"}}
+        how = {
+            "on": "t.video_id = s.video_id",
+            "where": "t.status = 'pending'",
+            "set": {name: f"s.{name}" for name in source.columns if name != "video_id"},
+        }
         self.catalog.update("videos", lambda table: (source, how))
         ids = [video.video_id for video in finished]
-        won = set(self.catalog.scan("videos").filter(
-            pl.col("video_id").is_in(ids) & (pl.col("run_id") == self.run_id)).select("video_id").collect()["video_id"])
+        won = set(
+            self.catalog.scan("videos")
+            .filter(pl.col("video_id").is_in(ids) & (pl.col("run_id") == self.run_id))
+            .select("video_id")
+            .collect()["video_id"]
+        )
         for video in finished:
             if video.video_id not in won:
                 self.counts.done_by_another += 1
@@ -295,6 +330,10 @@ class Ledger:
 
     def _failure_columns(self, failure: MediaError) -> dict[str, object]:
         return {
-            "status": "quarantined", "error_stage": failure.stage, "error_kind": str(failure.kind), "error": failure.message,
-            "run_id": self.run_id, "finished_at": datetime.now(timezone.utc),
+            "status": "quarantined",
+            "error_stage": failure.stage,
+            "error_kind": str(failure.kind),
+            "error": failure.message,
+            "run_id": self.run_id,
+            "finished_at": datetime.now(UTC),
         }

@@ -1,4 +1,5 @@
-"""Actors that work on lists of things: each takes the next list when it has none, a list whose actor dies is done again in halves.
+"""Actors that work on lists of things: each takes the next list when it has none, a list whose actor dies is done again
+in halves.
 
 For work that is not a video's pass through stages (see `pipelines.runner`): passes over samples, for one.
 """
@@ -7,8 +8,9 @@ from __future__ import annotations
 
 import socket
 from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Iterable, Iterator, Sequence, TypeVar
+from typing import Any, TypeVar
 
 from datakit.errors import DatakitError, ErrorKind
 from pipelines.isolate import Failed
@@ -43,7 +45,14 @@ class ActorPool:
     """
 
     def __init__(
-        self, session: RaySession, kind: type, arguments: tuple[Any, ...], count: int = 1, group: int = 1, num_cpus: float = 1.0, num_gpus: float = 0.0,
+        self,
+        session: RaySession,
+        kind: type,
+        arguments: tuple[Any, ...],
+        count: int = 1,
+        group: int = 1,
+        num_cpus: float = 1.0,
+        num_gpus: float = 0.0,
     ):
         self._ray = session.ray
         self._remote = self._ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0)(kind)
@@ -52,7 +61,11 @@ class ActorPool:
         self._teams: list[_Team] = []
 
     def run(
-        self, method: str, lists: Iterable[Sequence[T]], divide: bool = False, alone: bool = False,
+        self,
+        method: str,
+        lists: Iterable[Sequence[T]],
+        divide: bool = False,
+        alone: bool = False,
     ) -> Iterator[tuple[list[T], list[Any]]]:
         """Have every list done by some actor, or group.
 
@@ -61,8 +74,8 @@ class ActorPool:
             divide: the last lists are divided among actors that have nothing else to do.
 
         Yields:
-            each list, or a part of it, with its answers, in the order in which they come. What was tried and killed its actor
-            again and again has a `Failed` for an answer.
+            each list, or a part of it, with its answers, in the order in which they come. What was tried and killed its
+            actor again and again has a `Failed` for an answer.
 
         Raises:
             DatakitError: one that an actor raised: the whole cannot go on.

@@ -105,7 +105,9 @@ class Prompt:
 
 def shipped_prompts() -> list[str]:
     """Names of the prompts that come with datakit."""
-    return sorted(p.name.removesuffix(".md") for p in resources.files("pipelines.prompts").iterdir() if p.name.endswith(".md"))
+    return sorted(
+        p.name.removesuffix(".md") for p in resources.files("pipelines.prompts").iterdir() if p.name.endswith(".md")
+    )
 
 
 def load_prompt(name_or_file: str) -> Prompt:
@@ -120,7 +122,13 @@ def load_prompt(name_or_file: str) -> Prompt:
     except ValidationError as e:
         raise ConfigError(f"prompt {name_or_file}: {_explain(e)}") from e
     prompt = Prompt(
-        front.name or Path(name_or_file).stem, text, front.description, front.system, front.schema_, front.min_words, front.max_words
+        front.name or Path(name_or_file).stem,
+        text,
+        front.description,
+        front.system,
+        front.schema_,
+        front.min_words,
+        front.max_words,
     )
     _check(prompt, name_or_file)
     return prompt
@@ -154,7 +162,7 @@ def _split(content: str, name_or_file: str) -> tuple[dict, str]:
         raise ConfigError(f"prompt {name_or_file}: its front matter is not valid YAML: {e}") from e
     if not isinstance(values, dict | None):
         raise ConfigError(f"prompt {name_or_file}: its front matter must map keys to values")
-    return values or {}, content[parts.end():].strip()
+    return values or {}, content[parts.end() :].strip()
 
 
 def _check(prompt: Prompt, name_or_file: str) -> None:
@@ -190,7 +198,9 @@ def _explain(error: ValidationError) -> str:
         return f"{key}: {first['msg']} (got {first.get('input')!r})"
     known = [info.alias or name for name, info in FrontMatter.model_fields.items()]
     close = difflib.get_close_matches(key, known, n=1)
-    return f"unknown key {key} in its front matter: " + (f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}")
+    return f"unknown key {key} in its front matter: " + (
+        f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
+    )
 
 
 def _names(line: str) -> set[str]:

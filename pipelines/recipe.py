@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from importlib import resources
 from pathlib import Path
-from typing import Sequence
 
 import polars as pl
 import yaml
@@ -22,7 +22,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from catalogs.schema import filler
 from catalogs.where import parse_condition
 from datakit.errors import ConfigError
-
 
 MOST_RULES = 63
 """Bits of the masks that rules become."""
@@ -83,8 +82,11 @@ class Recipe:
         """Rule -> stage, for rules whose columns no stage in `filled` (and nothing else) fills."""
         known = filled | {"ingest", "view"}
         return {
-            name: stage for level in reversed(self.levels) for name, rule in level.items()
-            for stage in map(filler, rule.meta.root_names()) if stage not in known
+            name: stage
+            for level in reversed(self.levels)
+            for name, rule in level.items()
+            for stage in map(filler, rule.meta.root_names())
+            if stage not in known
         }
 
     def decide(self, clips: pl.LazyFrame) -> pl.LazyFrame:
@@ -102,17 +104,26 @@ class Recipe:
         level = reduce(lambda deeper, p: pl.when(p).then(1 + deeper).otherwise(0), reversed(passes), pl.lit(0))
         broken = pl.col("errors").list.eval(pl.element().struct.field("stage")).list.unique(maintain_order=True)
         judged = clips.select(
-            "clip_id", "shard", *self.masks(), level.alias("level"), failed.alias("failed"),
+            "clip_id",
+            "shard",
+            *self.masks(),
+            level.alias("level"),
+            failed.alias("failed"),
             pl.when(failed).then("errors").otherwise(None).alias("errors"),
         )
         status = (
-            pl.when("failed").then(pl.lit("quarantined"))
-            .when(pl.col("rejects") != 0).then(pl.lit("rejected"))
-            .when(pl.col("waits") != 0).then(pl.lit("pending"))
+            pl.when("failed")
+            .then(pl.lit("quarantined"))
+            .when(pl.col("rejects") != 0)
+            .then(pl.lit("rejected"))
+            .when(pl.col("waits") != 0)
+            .then(pl.lit("pending"))
             .otherwise(pl.lit("kept"))
         )
         telling = pl.when(pl.col("rejects") != 0).then("rejects").otherwise("waits")
-        reasons = telling.map_batches(lambda masks: _names(masks, names), return_dtype=pl.List(pl.String), is_elementwise=True)
+        reasons = telling.map_batches(
+            lambda masks: _names(masks, names), return_dtype=pl.List(pl.String), is_elementwise=True
+        )
         return judged.select(
             "clip_id",
             "shard",
@@ -126,7 +137,9 @@ class Recipe:
         """Two integers for each clip, `rejects` and `waits`: bit i is set where rule i of the first level rejects it,
         or cannot tell."""
         rules = list(self.levels[0].values())
-        return _mask([~rule for rule in rules]).alias("rejects"), _mask([rule.is_null() for rule in rules]).alias("waits")
+        return _mask([~rule for rule in rules]).alias("rejects"), _mask([rule.is_null() for rule in rules]).alias(
+            "waits"
+        )
 
 
 def _mask(conditions: list[pl.Expr]) -> pl.Expr:
@@ -144,7 +157,9 @@ def _names(masks: pl.Series, names: list[str]) -> pl.Series:
 
 def shipped_recipes() -> list[str]:
     """Names of the recipes that come with datakit."""
-    return sorted(p.name.removesuffix(".yaml") for p in resources.files("pipelines.recipes").iterdir() if p.name.endswith(".yaml"))
+    return sorted(
+        p.name.removesuffix(".yaml") for p in resources.files("pipelines.recipes").iterdir() if p.name.endswith(".yaml")
+    )
 
 
 def load_recipe(name_or_file: str, rules: Sequence[str] = (), without: Sequence[str] = ()) -> Recipe:
@@ -186,7 +201,9 @@ def _edited(file: RecipeFile, rules: Sequence[str], without: Sequence[str]) -> R
     for text in rules:
         name, found, condition = (part.strip() for part in text.partition("="))
         if not (name.isidentifier() and found and condition):
-            raise ConfigError(f"--rule takes NAME=CONDITION, for example 'motion=motion between 2 and 40', not {text!r}")
+            raise ConfigError(
+                f"--rule takes NAME=CONDITION, for example 'motion=motion between 2 and 40', not {text!r}"
+            )
         kept[name] = Rule(name=name, keep=condition, source="the command line")
     return file.model_copy(update={"rules": list(kept.values())})
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any
 
 import datakit
 from datakit.errors import ConfigError, DatakitError, ErrorKind
@@ -86,8 +87,13 @@ class Flow:
     """
 
     def __init__(
-        self, session: RaySession, tool: ToolSpec, stages: list[StagePool] = (), workers: int | None = None,
-        attempts: int = 2, threads: int = 0,
+        self,
+        session: RaySession,
+        tool: ToolSpec,
+        stages: list[StagePool] = (),
+        workers: int | None = None,
+        attempts: int = 2,
+        threads: int = 0,
     ):
         self._ray = session.ray
         self._cpus = int(session.cpus())
@@ -97,7 +103,15 @@ class Flow:
         with_images = any(s.pictures for s in stages)
         self._videos = _Pool(self._ray, VideoWorker, (tool, attempts, with_images), share, 0.0, workers or self._cpus)
         self._stages = {
-            s.name: _Pool(self._ray, s.worker, (s.spec,), _cpus_of(s, share, self._cpus), s.num_gpus, self._most(s, session.gpus()), s.slots)
+            s.name: _Pool(
+                self._ray,
+                s.worker,
+                (s.spec,),
+                _cpus_of(s, share, self._cpus),
+                s.num_gpus,
+                self._most(s, session.gpus()),
+                s.slots,
+            )
             for s in stages
         }
         self._plans = {s.name: s for s in stages}
@@ -159,7 +173,11 @@ class Flow:
 
     def _congested(self) -> bool:
         """Pictures are waiting: read no more of them until the stages have caught up."""
-        return any(len(queue) > 2 * self._stages[name].size for name, queue in self._queues.items() if self._plans[name].pictures)
+        return any(
+            len(queue) > 2 * self._stages[name].size
+            for name, queue in self._queues.items()
+            if self._plans[name].pictures
+        )
 
     def _start_batches(self) -> None:
         for name, queue in self._queues.items():
@@ -337,7 +355,9 @@ class _Pool:
 
     def __init__(self, ray, kind: type, arguments: tuple, num_cpus: float, num_gpus: float, most: int, slots: int = 1):
         self._ray = ray
-        options = dict(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, scheduling_strategy="SPREAD", max_concurrency=slots)
+        options = dict(
+            num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, scheduling_strategy="SPREAD", max_concurrency=slots
+        )
         self._remote = ray.remote(**options)(kind)
         self._arguments = arguments
         self._most = most
@@ -367,7 +387,9 @@ class _Pool:
             if isinstance(e.cause, DatakitError):
                 raise e.cause from None
             raise
-        except self._ray.exceptions.RayActorError as e:  # its node went, or Ray lost it before it ran: another takes its place
+        except (
+            self._ray.exceptions.RayActorError
+        ) as e:  # its node went, or Ray lost it before it ran: another takes its place
             self.lose(actor)
             self._lost_starts += 1
             if self._lost_starts < NODE_ATTEMPTS:

@@ -7,8 +7,8 @@ stages it has not been through at their present fingerprint.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Callable, Iterator
 
 import polars as pl
 
@@ -37,8 +37,13 @@ FACTS = ("width", "height", "crop_x", "crop_y", "crop_width", "crop_height")
 
 
 def score(
-    root: str, settings: Settings = Settings(), stages: list[str] | None = None, where: str | None = None,
-    redo: bool = False, ray: str = "local", on_progress: Callable[[int, int], None] = lambda done, of: None,
+    root: str,
+    settings: Settings = Settings(),
+    stages: list[str] | None = None,
+    where: str | None = None,
+    redo: bool = False,
+    ray: str = "local",
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, object]:
     """Score a catalog's clips.
 
@@ -108,8 +113,14 @@ class Filled:
 
 
 def fill(
-    session: RaySession, catalog: Catalog, settings: Settings, names: list[str], condition: pl.Expr, redo: bool = False,
-    on_progress: Callable[[int, int], None] = lambda done, of: None, everywhere: bool = False,
+    session: RaySession,
+    catalog: Catalog,
+    settings: Settings,
+    names: list[str],
+    condition: pl.Expr,
+    redo: bool = False,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
+    everywhere: bool = False,
 ) -> Filled:
     """Run stages over the clips that match, each clip through those it has not been through.
 
@@ -134,7 +145,12 @@ def fill(
 
 
 def _look(
-    session: RaySession, catalog: Catalog, settings: Settings, names: list[str], todo: pl.DataFrame, filled: Filled,
+    session: RaySession,
+    catalog: Catalog,
+    settings: Settings,
+    names: list[str],
+    todo: pl.DataFrame,
+    filled: Filled,
     on_progress: Callable[[int], None],
 ) -> None:
     """Run stages that look at pictures over clips; commits now and then."""
@@ -200,7 +216,12 @@ def make_flow(session: RaySession, tool: ToolSpec, settings: Settings, names: li
     """A flow whose videos go through `tool` and whose clips go through the image stages among `names`."""
     limits = worker_limits(settings, tool.target)
     return Flow(
-        session, limits, image_pools(names, settings, session.gpus()), settings.runner.workers, settings.runner.attempts, settings.runner.threads
+        session,
+        limits,
+        image_pools(names, settings, session.gpus()),
+        settings.runner.workers,
+        settings.runner.attempts,
+        settings.runner.threads,
     )
 
 
@@ -213,7 +234,7 @@ def worker_limits(
 
 def image_pools(names: list[str], settings: Settings, gpus: float) -> list[StagePool]:
     """Args:
-        gpus: of the cluster.
+    gpus: of the cluster.
     """
     pools = []
     for name in names:
@@ -252,7 +273,11 @@ def _todo(
     marks = {name: fingerprint(name, settings) for name in names}
     clips = catalog.clips().filter(condition)
     if "embed" in marks:
-        embedded = catalog.scan("embeddings").filter(pl.col("fingerprint") == marks["embed"]).select("clip_id", "run_id", has=pl.lit(True))
+        embedded = (
+            catalog.scan("embeddings")
+            .filter(pl.col("fingerprint") == marks["embed"])
+            .select("clip_id", "run_id", has=pl.lit(True))
+        )
         clips = clips.join(embedded.unique(["clip_id", "run_id"]), on=["clip_id", "run_id"], how="left")
     lacks = {name: pl.lit(True) if redo else ~done(name, mark) for name, mark in marks.items()}
     if "embed" in marks:
@@ -261,18 +286,30 @@ def _todo(
     named = [pl.when(lack).then(pl.lit(f"{name} ")) for name, lack in lacks.items()]
     lacking = pl.concat_str(named, ignore_nulls=True) if named else pl.lit("")
     videos = catalog.scan("videos").select("video_id", "uris", pl.col("start_pts").alias("first_pts"))
-    todo = clips.select("clip_id", "run_id", "video_id", "shard", "stream", "start_pts", "end_pts", *FACTS, lacking.alias("lacking"))
+    todo = clips.select(
+        "clip_id", "run_id", "video_id", "shard", "stream", "start_pts", "end_pts", *FACTS, lacking.alias("lacking")
+    )
     with catalog.reading():
-        return todo.filter(pl.col("lacking") != "").join(videos, on="video_id").sort("lacking", "video_id", "start_pts").collect()
+        return (
+            todo.filter(pl.col("lacking") != "")
+            .join(videos, on="video_id")
+            .sort("lacking", "video_id", "start_pts")
+            .collect()
+        )
 
 
 def _jobs(clips_of: dict[str, list[dict]], names: list[str], settings: Settings) -> Iterator:
     for key, clips in list(clips_of.items()):
         address = present(clips[0]["uris"])
         job = ScoreJob(
-            video_id=clips[0]["video_id"], uri=address["uri"], size=address["size"],
-            stream=clips[0]["stream"], first_pts=clips[0]["first_pts"],
+            video_id=clips[0]["video_id"],
+            uri=address["uri"],
+            size=address["size"],
+            stream=clips[0]["stream"],
+            first_pts=clips[0]["first_pts"],
             clips=tuple(ClipSpan(c["clip_id"], c["start_pts"], c["end_pts"], {k: c[k] for k in FACTS}) for c in clips),
-            stages=grid_stages(names, settings), jitter="jitter" in names, positions=wanted_positions(names, settings),
+            stages=grid_stages(names, settings),
+            jitter="jitter" in names,
+            positions=wanted_positions(names, settings),
         )
         yield key, lambda threads, job=job: job

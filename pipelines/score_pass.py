@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Iterator
+from collections.abc import Iterator
 
 from datakit.clip import Span
 from datakit.errors import ErrorKind
@@ -41,16 +41,26 @@ def rescore(job: ScoreJob) -> Iterator[ClipBatch | VideoFacts]:
                         changes.add(picture)
             yield _batch(clip, span, summary, changes, seen, reader, job.jitter)
         spent = dict(probe.cpu_s)
-        yield VideoFacts({}, len(job.clips), {"decode": max(0.0, time.process_time() - started - sum(spent.values())), **spent})
+        yield VideoFacts(
+            {}, len(job.clips), {"decode": max(0.0, time.process_time() - started - sum(spent.values())), **spent}
+        )
 
 
 def _batch(
-    clip: ClipSpan, span: Span, summary: GridSummary, changes: _Changes | None, seen: int, reader: VideoReader, jitter: bool
+    clip: ClipSpan,
+    span: Span,
+    summary: GridSummary,
+    changes: _Changes | None,
+    seen: int,
+    reader: VideoReader,
+    jitter: bool,
 ) -> ClipBatch:
     measured = summary.measure(span, clip.facts)
     errors = measured.errors + damage_errors(reader.damage, span)
     if not seen:
-        errors.append({"stage": "decode", "kind": str(ErrorKind.DECODE), "message": "no frame of the clip could be decoded"})
+        errors.append(
+            {"stage": "decode", "kind": str(ErrorKind.DECODE), "message": "no frame of the clip could be decoded"}
+        )
     row = {"clip_id": clip.clip_id, **clip.facts, **measured.columns, "errors": errors}
     if jitter:
         row["jitter"] = changes.mean() if changes else None

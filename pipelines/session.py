@@ -50,7 +50,13 @@ class RaySession:
         try:
             if self.address == "local":
                 cpus = len(os.sched_getaffinity(0))
-                ray.init(address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=_store_bytes(cpus), **common)
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    object_store_memory=_store_bytes(cpus),
+                    **common,
+                )
             else:
                 ray.init(address=self.address, **common)
         except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as e:
@@ -61,7 +67,8 @@ class RaySession:
         if not self._leave:
             self.ray.shutdown()
             if self._auth_mode is None and os.environ.pop(AUTH_MODE, None) is not None:
-                # Ray, started here, asks for its token from then on: this process could join no cluster any more that has none.
+                # Ray, started here, asks for its token from then on: this process could join no cluster any more that
+                # has none.
                 self.ray._raylet.Config.initialize("")
                 self.ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
 

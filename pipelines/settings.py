@@ -71,9 +71,13 @@ class Models(Section):
 
 class Embed(ImageStage):
     enabled: bool = False
-    model: str = Field("ViT-L-14/openai", description="open_clip ARCH/TAG, or efficientnet-lite0, which a package ships")
+    model: str = Field(
+        "ViT-L-14/openai", description="open_clip ARCH/TAG, or efficientnet-lite0, which a package ships"
+    )
     weights: str | None = Field(None, description="weights file for the architecture `model`; None: looked for by name")
-    fallback: str | None = Field("efficientnet-lite0", description="model when the weights of `model` are not here; null: refuse")
+    fallback: str | None = Field(
+        "efficientnet-lite0", description="model when the weights of `model` are not here; null: refuse"
+    )
     batch: int = Field(64, ge=1, description="pictures per network call")
     precision: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="None: fp16 on a GPU, fp32 on a CPU")
     threads: int = Field(4, ge=1, description="of an actor without a GPU")
@@ -94,10 +98,14 @@ class CaptionMatch(ImageStage):
 class LanguageModel(ImageStage):
     """What writes texts, and how."""
 
-    num_gpus: float | None = Field(None, ge=0, description="per actor; None: tensor_parallel where there are GPUs, else 0")
+    num_gpus: float | None = Field(
+        None, ge=0, description="per actor; None: tensor_parallel where there are GPUs, else 0"
+    )
     enabled: bool = False
     backend: Literal["vllm", "openai", "transformers"] = "vllm"
-    model: str | None = Field(None, description="folder, or name that `datakit models` knows; openai: the endpoint's name for it")
+    model: str | None = Field(
+        None, description="folder, or name that `datakit models` knows; openai: the endpoint's name for it"
+    )
     max_tokens: int = Field(512, ge=1, description="longest answer")
     temperature: float = Field(0.0, ge=0, description="0: greedy, the same text every time")
     top_p: float = Field(1.0, gt=0, le=1)
@@ -105,16 +113,22 @@ class LanguageModel(ImageStage):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: int = Field(4, ge=1, description="of an actor without a GPU")
     max_num_seqs: int = Field(32, ge=1, description="requests an actor works on at once")
-    max_model_len: int | None = Field(None, ge=64, description="vllm: longest prompt and answer, tokens; None: the model's own")
+    max_model_len: int | None = Field(
+        None, ge=64, description="vllm: longest prompt and answer, tokens; None: the model's own"
+    )
     tensor_parallel: int = Field(1, ge=1, description="vllm: GPUs per actor")
     gpu_memory: float = Field(0.9, gt=0, le=1, description="vllm: share of a GPU's memory")
-    kv_cache_gb: float | None = Field(None, gt=0, description="vllm: key-value cache, GiB; None: what fits the GPU, 1 on a CPU")
+    kv_cache_gb: float | None = Field(
+        None, gt=0, description="vllm: key-value cache, GiB; None: what fits the GPU, 1 on a CPU"
+    )
     compile: bool = Field(True, description="vllm on a GPU: compile and capture graphs (slower start, faster after)")
     base_url: str | None = Field(None, description="openai: address of the endpoint, for example http://HOST:8000/v1")
     api_key_env: str = Field("OPENAI_API_KEY", description="openai: environment variable that holds the key")
     requests_per_minute: float | None = Field(None, gt=0, description="openai: no more than this")
     timeout_s: float = Field(120.0, gt=0, description="openai: patience with one request")
-    patience_s: float = Field(300.0, ge=0, description="openai: patience with an endpoint that refuses or fails everything")
+    patience_s: float = Field(
+        300.0, ge=0, description="openai: patience with an endpoint that refuses or fails everything"
+    )
 
 
 class Caption(LanguageModel):
@@ -136,9 +150,13 @@ class Refine(LanguageModel):
 class Dedup(Section):
     enabled: bool = Field(False, description="also at the end of an ingest")
     exact: bool = Field(True, description="the same pictures in another file")
-    perceptual: bool = Field(True, description="clips that look the same: copies at another size, rate, crop, with a logo")
+    perceptual: bool = Field(
+        True, description="clips that look the same: copies at another size, rate, crop, with a logo"
+    )
     semantic: bool = Field(True, description="clips with near embeddings, where there are embeddings")
-    perceptual_radius: int = Field(6, ge=0, le=32, description="bits of 64 by which hashes of the same picture may differ")
+    perceptual_radius: int = Field(
+        6, ge=0, le=32, description="bits of 64 by which hashes of the same picture may differ"
+    )
     perceptual_share: float = Field(0.5, gt=0, le=1, description="share of the frames both show that must be the same")
     semantic_threshold: float | None = Field(None, gt=0, le=1, description="least cosine; None: what suits the model")
     model: str | None = Field(None, description="whose embeddings are compared; None: the one that embedded most clips")

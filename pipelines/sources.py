@@ -9,9 +9,10 @@ import csv
 import glob
 import json
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable, Iterator
+from typing import Any
 
 from datakit.errors import ConfigError
 from datakit.source import Source, listed_object, look_at, look_at_file
@@ -20,8 +21,15 @@ from datakit.video.address import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_remote, loc
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 PATH_COLUMNS = ("path", "uri", "url", "video", "video_path", "file", "file_name", "filename")
-KNOWN_COLUMNS = {"license": "license", "licence": "license", "source_url": "source_url", "attribution": "attribution",
-                 "source_caption": "source_caption", "caption": "source_caption", "text": "source_caption"}
+KNOWN_COLUMNS = {
+    "license": "license",
+    "licence": "license",
+    "source_url": "source_url",
+    "attribution": "attribution",
+    "source_caption": "source_caption",
+    "caption": "source_caption",
+    "text": "source_caption",
+}
 """Columns of a list that have a column of their own in `videos`; the others go to `extra`."""
 
 
@@ -130,7 +138,8 @@ def _read_list(location: str) -> Iterator[Source]:
         column = next((c for c in PATH_COLUMNS if c in lowered), None)
         if column is None:
             raise ConfigError(
-                f"{location} has no path column: it has {', '.join(lowered) or 'none'}; expected one of {', '.join(PATH_COLUMNS)}"
+                f"{location} has no path column: it has {', '.join(lowered) or 'none'}; expected one of "
+                f"{', '.join(PATH_COLUMNS)}"
             )
         path = str(lowered.pop(column) or "").strip()
         if not path:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator
 from itertools import chain
-from typing import Iterator
 
 from datakit.clip import Span
 from datakit.video.decode import Damage, VideoReader
@@ -18,7 +18,14 @@ from datakit.video.picture import Picture
 from datakit.video.probe import VideoInfo, describe
 from pipelines.division import BLANK_SPREAD, Divider, FrameMark, Piece
 from pipelines.frames import (
-    SPLIT_FROM_S, Event, FrameJob, FrameRecord, Spent, measure_frames, measure_in_segments, stage_failures,
+    SPLIT_FROM_S,
+    Event,
+    FrameJob,
+    FrameRecord,
+    Spent,
+    measure_frames,
+    measure_in_segments,
+    stage_failures,
 )
 from pipelines.jobs import Advance, ClipBatch, PassJob, VideoFacts
 from pipelines.measure import GridSummary
@@ -83,8 +90,13 @@ class _VideoPass:
         first = next(pictures)
         self._begin(reader, first)
         job = FrameJob(
-            self.job.uri, self.job.stages, bool(self.job.positions), self.job.detector.name == "transnet", first.pts,
-            reader.time_base, self.info.stream,
+            self.job.uri,
+            self.job.stages,
+            bool(self.job.positions),
+            self.job.detector.name == "transnet",
+            first.pts,
+            reader.time_base,
+            self.info.stream,
         )
         self._damage = reader.damage
         duration = self.info.expected_s or 0.0
@@ -151,14 +163,22 @@ class _VideoPass:
             self._cut_frames.add(index + 1)  # the stream has a gap: a shot does not reach across
         dark = record.note.mean < self.job.fade_level
         return FrameMark(
-            index, record.pts, reach, record.note.change, dark, blank=dark and record.note.spread < BLANK_SPREAD,
-            cut=index in self._cut_frames, transition=index in self._detector.transitions,
+            index,
+            record.pts,
+            reach,
+            record.note.change,
+            dark,
+            blank=dark and record.note.spread < BLANK_SPREAD,
+            cut=index in self._cut_frames,
+            transition=index in self._detector.transitions,
         )
 
     def _finish_clip(self, piece: Piece) -> None:
         span = Span(piece.start_pts, piece.end_pts, self._time_base)
         measured = self._summary.measure(span)
-        row = clip_columns(self.job.video_id, self.job.shard, self.info, span, (piece.start_frame, piece.end_frame), self._first_pts)
+        row = clip_columns(
+            self.job.video_id, self.job.shard, self.info, span, (piece.start_frame, piece.end_frame), self._first_pts
+        )
         errors = measured.errors + damage_errors(self._damage, span)
         self._batch.rows.append({**row, **measured.columns, "jitter": piece.change, "errors": errors})
         self._batch.images.append(measured.images)

@@ -74,7 +74,8 @@ def what_if(catalog: Catalog, recipe: Recipe, where: str | None = None) -> WhatI
     """Count what a recipe would decide.
 
     Args:
-        where: SQL condition: count only these clips; shares that a rule computes over the catalog stay those of all clips.
+        where: SQL condition: count only these clips; shares that a rule computes over the catalog stay those of all
+            clips.
 
     Raises:
         ConfigError: the condition cannot be read.
@@ -83,12 +84,19 @@ def what_if(catalog: Catalog, recipe: Recipe, where: str | None = None) -> WhatI
     with catalog.reading():
         counted = _count(catalog, recipe, None if where is None else parse_where(where))
     status = _status(pl.col("rejects"), pl.col("waits"))
-    level = pl.when((pl.col("mark") == "keep").fill_null(False)).then(pl.max_horizontal("level", pl.lit(1))).otherwise("level")
+    level = (
+        pl.when((pl.col("mark") == "keep").fill_null(False))
+        .then(pl.max_horizontal("level", pl.lit(1)))
+        .otherwise("level")
+    )
     counted = counted.with_columns(status.alias("then"), level.alias("level"))
     kept = counted.filter(pl.col("then") == "kept")
     return WhatIf(
-        recipe=recipe.label, outcome=_by(counted, "then"), now=_by(counted, "status"),
-        gained=_sum(kept.filter(pl.col("status") != "kept")), lost=_sum(counted.filter((pl.col("status") == "kept") & (pl.col("then") != "kept"))),
+        recipe=recipe.label,
+        outcome=_by(counted, "then"),
+        now=_by(counted, "status"),
+        gained=_sum(kept.filter(pl.col("status") != "kept")),
+        lost=_sum(counted.filter((pl.col("status") == "kept") & (pl.col("then") != "kept"))),
         levels={name: _sum(kept.filter(pl.col("level") > i)) for i, name in enumerate(recipe.file.levels)},
         marked=_sum(counted.filter(pl.col("mark").is_not_null() & (pl.col("then") != "quarantined"))),
         rules=[_effect(recipe, counted, bit, name) for bit, name in enumerate(names)],
@@ -100,20 +108,34 @@ def _count(catalog: Catalog, recipe: Recipe, where: pl.Expr | None) -> pl.DataFr
     looked = {"start_s", "end_s", "status", "mark"} | (set(where.meta.root_names()) if where is not None else set())
     deeper = [pl.all_horizontal(*level.values()).fill_null(False) for level in recipe.levels]
     masks = judged(catalog, recipe, looked).with_columns(
-        *recipe.masks(), failed=pl.col("errors").list.len().fill_null(0) > 0, level=sum(pl.all_horizontal(*deeper[: i + 1]).cast(pl.UInt8) for i in range(len(deeper))),
+        *recipe.masks(),
+        failed=pl.col("errors").list.len().fill_null(0) > 0,
+        level=sum(pl.all_horizontal(*deeper[: i + 1]).cast(pl.UInt8) for i in range(len(deeper))),
     )
     if where is not None:
         masks = masks.filter(where)
     keys = ["rejects", "waits", "failed", "status", "mark", "level"]
-    return masks.group_by(keys).agg(clips=pl.len(), seconds=(pl.col("end_s") - pl.col("start_s")).sum()).collect(engine="streaming")
+    return (
+        masks.group_by(keys)
+        .agg(clips=pl.len(), seconds=(pl.col("end_s") - pl.col("start_s")).sum())
+        .collect(engine="streaming")
+    )
 
 
 def _status(rejects: pl.Expr, waits: pl.Expr) -> pl.Expr:
     """As `Recipe.decide` and the view: failures first, then people, then rules."""
     return (
-        pl.when("failed").then(pl.lit("quarantined"))
-        .when(pl.col("mark") == "keep").then(pl.lit("kept")).when(pl.col("mark") == "reject").then(pl.lit("rejected"))
-        .when(rejects != 0).then(pl.lit("rejected")).when(waits != 0).then(pl.lit("pending")).otherwise(pl.lit("kept"))
+        pl.when("failed")
+        .then(pl.lit("quarantined"))
+        .when(pl.col("mark") == "keep")
+        .then(pl.lit("kept"))
+        .when(pl.col("mark") == "reject")
+        .then(pl.lit("rejected"))
+        .when(rejects != 0)
+        .then(pl.lit("rejected"))
+        .when(waits != 0)
+        .then(pl.lit("pending"))
+        .otherwise(pl.lit("kept"))
     )
 
 
@@ -123,9 +145,12 @@ def _effect(recipe: Recipe, counted: pl.DataFrame, bit: int, name: str) -> RuleE
     without = _status(pl.col("rejects") & ~own, pl.col("waits") & ~own)
     keep = next(rule.keep for rule in recipe.file.rules if rule.name == name)
     return RuleEffect(
-        rule=name, keep=keep if isinstance(keep, str) else keep.get(recipe.file.levels[0], ""),
-        rejects=_sum(judged_by_rules.filter((pl.col("rejects") & own) != 0)), only=_sum(judged_by_rules.filter(pl.col("rejects") == own)),
-        waits=_sum(judged_by_rules.filter((pl.col("waits") & own) != 0)), kept_without=_sum(counted.filter(without == "kept")),
+        rule=name,
+        keep=keep if isinstance(keep, str) else keep.get(recipe.file.levels[0], ""),
+        rejects=_sum(judged_by_rules.filter((pl.col("rejects") & own) != 0)),
+        only=_sum(judged_by_rules.filter(pl.col("rejects") == own)),
+        waits=_sum(judged_by_rules.filter((pl.col("waits") & own) != 0)),
+        kept_without=_sum(counted.filter(without == "kept")),
     )
 
 

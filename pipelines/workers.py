@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Iterator
+from typing import Any
 
 import datakit
 from datakit.errors import ConfigError, DatakitError, ErrorKind
@@ -66,8 +67,11 @@ class VideoWorker:
                     if wanted:
                         yield item.images
                 else:
-                    yield replace(item, message=f"{item.message} ({attempt} attempts)") if (
-                        isinstance(item, Failed) and attempt > 1) else item
+                    yield (
+                        replace(item, message=f"{item.message} ({attempt} attempts)")
+                        if (isinstance(item, Failed) and attempt > 1)
+                        else item
+                    )
                 if isinstance(item, (Done, Failed)):
                     return
 

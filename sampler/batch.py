@@ -1,15 +1,17 @@
 """`datakit sample`: prompts in, videos and a result catalog out.
 
-Samples go through three passes (encode, denoise, decode) in waves, so that what passes leave for each other fits a bounded piece of
-disk. What is there is not done again: after a kill, in whichever pass, the same command goes on with what is missing.
+Samples go through three passes (encode, denoise, decode) in waves, so that what passes leave for each other fits a
+bounded piece of disk. What is there is not done again: after a kill, in whichever pass, the same command goes on with
+what is missing.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from math import prod
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any
 
 from catalogs.runs import RunRecord
 from datakit.errors import ConfigError
@@ -26,8 +28,8 @@ from sampler.samples import Sample, expand, mode_of
 from sampler.settings import SampleSettings
 from sampler.store import Store
 from sampler.text_to_image import check_painter
-from sampler.worker import Worker, given_key, picture_of, text_key
 from sampler.wording import worded
+from sampler.worker import Worker, given_key, picture_of, text_key
 from trainer.conditions import MODES
 from trainer.models.autoencoder import Autoencoder
 from trainer.models.text import check_text_encoder
@@ -88,8 +90,14 @@ class Progress:
 
 
 def sample(
-    prompts: Sequence[Prompt], ckpt: str, out: str, settings: SampleSettings = SampleSettings(), ray: str = "local", dry_run: bool = False,
-    on_start: Callable[[Estimate], None] = lambda estimate: None, on_progress: Callable[[Progress], None] = lambda progress: None,
+    prompts: Sequence[Prompt],
+    ckpt: str,
+    out: str,
+    settings: SampleSettings = SampleSettings(),
+    ray: str = "local",
+    dry_run: bool = False,
+    on_start: Callable[[Estimate], None] = lambda estimate: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Sampled:
     """Sample videos.
 
@@ -99,8 +107,8 @@ def sample(
         dry_run: only check and estimate.
 
     Raises:
-        ConfigError, MissingDependency: options, prompts, references or weights that make no sense or are not there; before any
-            model is loaded or file written.
+        ConfigError, MissingDependency: options, prompts, references or weights that make no sense or are not there;
+            before any model is loaded or file written.
     """
     started = time.monotonic()
     results = Results(out)
@@ -121,7 +129,9 @@ def sample(
     return done
 
 
-def checked_samples(prompts: Sequence[Prompt], settings: SampleSettings, checkpoint: Checkpoint, autoencoder: Autoencoder) -> list[Sample]:
+def checked_samples(
+    prompts: Sequence[Prompt], settings: SampleSettings, checkpoint: Checkpoint, autoencoder: Autoencoder
+) -> list[Sample]:
     """The samples that prompts ask for. Raises as `sample`."""
     if not prompts:
         raise ConfigError("there is no prompt to sample")
@@ -144,7 +154,13 @@ class _Run:
     """The way of samples that are to be made through the passes."""
 
     def __init__(
-        self, session: RaySession, results: Results, checkpoint: Checkpoint, settings: SampleSettings, autoencoder: Autoencoder, done: Sampled,
+        self,
+        session: RaySession,
+        results: Results,
+        checkpoint: Checkpoint,
+        settings: SampleSettings,
+        autoencoder: Autoencoder,
+        done: Sampled,
         on_progress: Callable[[Progress], None],
     ):
         self.session, self.results, self.checkpoint, self.settings = session, results, checkpoint, settings
@@ -154,9 +170,17 @@ class _Run:
     def make(self, todo: list[Sample], known: dict[str, dict[str, Any]], found: Estimate) -> None:
         catalog = self.results.open()
         recipe = load_recipe(RECIPE)
-        record = RunRecord(catalog, "sample", {
-            **self.settings.model_dump(mode="json"), "checkpoint": self.checkpoint.name, "checkpoint_hash": self.checkpoint.hash,
-            "recipe": recipe.label, "recipe_rules": recipe.file.model_dump()})
+        record = RunRecord(
+            catalog,
+            "sample",
+            {
+                **self.settings.model_dump(mode="json"),
+                "checkpoint": self.checkpoint.name,
+                "checkpoint_hash": self.checkpoint.hash,
+                "recipe": recipe.label,
+                "recipe_rules": recipe.file.model_dump(),
+            },
+        )
         self.run_id = record.run_id
         with record.running() as counts:
             todo = worded(todo, known, self.settings, self.session.address)
@@ -186,7 +210,9 @@ class _Run:
         unencoded = [s for s in todo if s not in lost and not self._is_encoded(s)]
         lost |= self._pass(pool, "encode", unencoded, ENCODED_TOGETHER, where)
         todo = [s for s in todo if s not in lost]
-        lost |= self._pass(pool, "denoise", todo, batch or self._batch(wave[0]), where, divide=batch is None, alone=False)
+        lost |= self._pass(
+            pool, "denoise", todo, batch or self._batch(wave[0]), where, divide=batch is None, alone=False
+        )
         self._pass(pool, "decode", [*ready, *(s for s in todo if s not in lost)], DECODED_TOGETHER, where)
         if not self.settings.work.keep:
             for one in wave:
@@ -194,9 +220,17 @@ class _Run:
                 self.store.drop("given", given_key(self.checkpoint, self.settings, one))
 
     def _pass(
-        self, pool: ActorPool, name: str, samples: list[Sample], size: int, where: tuple[int, int], divide: bool = True, alone: bool = True,
+        self,
+        pool: ActorPool,
+        name: str,
+        samples: list[Sample],
+        size: int,
+        where: tuple[int, int],
+        divide: bool = True,
+        alone: bool = True,
     ) -> set[Sample]:
-        """One pass over samples, in lists of so many of a shape; what became of them is committed now and then. Gives those that failed."""
+        """One pass over samples, in lists of so many of a shape; what became of them is committed now and then. Gives
+        those that failed."""
         failed: set[Sample] = set()
         answers: list[tuple[Sample, Any]] = []
         count, committed = 0, time.monotonic()
@@ -233,7 +267,9 @@ class _Run:
     def _is_encoded(self, one: Sample) -> bool:
         texts = all(self.store.has("texts", text_key(self.checkpoint, text)) for text in (one.text, one.negative))
         mode = MODES[one.mode]
-        return texts and (not (mode.head or mode.tail) or self.store.has("given", given_key(self.checkpoint, self.settings, one)))
+        return texts and (
+            not (mode.head or mode.tail) or self.store.has("given", given_key(self.checkpoint, self.settings, one))
+        )
 
     def _batch(self, first: Sample) -> int:
         if not self._gpus():
@@ -251,7 +287,9 @@ class _Run:
         cpus = int(self.session.cpus())
         count = own.actors or (max(1, int(self.session.gpus() / gpus) // group) if gpus else 1)
         if gpus and count * group * gpus > self.session.gpus():
-            raise ConfigError(f"{count} × {group} processes with {gpus:g} GPUs each: the cluster has {self.session.gpus():g}")
+            raise ConfigError(
+                f"{count} × {group} processes with {gpus:g} GPUs each: the cluster has {self.session.gpus():g}"
+            )
         threads = None if gpus else own.threads or max(1, cpus // (count * group))
         num_cpus = own.num_cpus if own.num_cpus is not None else (0.0 if gpus else cpus / (count * group))
         arguments = (self.checkpoint, self.settings, str(self.results.folder), str(self.store.root), gpus > 0, threads)

@@ -1,4 +1,5 @@
-"""The model that `--ckpt` names: a training run's folder, one of its checkpoints, or weights (a file, a folder of shards, a name)."""
+"""The model that `--ckpt` names: a training run's folder, one of its checkpoints, or weights (a file, a folder of
+shards, a name)."""
 
 from __future__ import annotations
 
@@ -70,17 +71,22 @@ class Checkpoint:
         """Its sizes, without weights.
 
         Raises:
-            ConfigError, MissingDependency: no weights are named, or not on this machine; not the autoencoder of this model.
+            ConfigError, MissingDependency: no weights are named, or not on this machine; not the autoencoder of this
+                model.
         """
         own = self.autoencoder
         if own.weights is None and own.kind != "tiny":
             raise ConfigError(
-                f"autoencoder {own.kind} needs weights: --set autoencoder.weights=FILE, FOLDER, or a name of `datakit models list`")
+                f"autoencoder {own.kind} needs weights: --set autoencoder.weights=FILE, FOLDER, or a name of "
+                f"`datakit models list`"
+            )
         found = describe_autoencoder(own.kind, own.weights or "embedded", **own.sizes)
         channels = self.config.in_channels // self.patch**2
         if found.channels != channels:
-            raise ConfigError(f"{self.name} takes latents of {channels} channels, autoencoder {own.kind} has {found.channels}: "
-                              "it was trained with another (--set autoencoder.kind=…)")
+            raise ConfigError(
+                f"{self.name} takes latents of {channels} channels, autoencoder {own.kind} has {found.channels}: "
+                "it was trained with another (--set autoencoder.kind=…)"
+            )
         return found
 
 
@@ -99,7 +105,11 @@ def open_checkpoint(name: str, settings: SampleSettings) -> Checkpoint:
         autoencoder, text, usual = settings.autoencoder or AutoencoderSettings(), settings.text or TextSettings(), None
     else:
         trained = _trained_with(run)
-        autoencoder, text, usual = settings.autoencoder or trained.autoencoder, settings.text or trained.text, _usual(run)
+        autoencoder, text, usual = (
+            settings.autoencoder or trained.autoencoder,
+            settings.text or trained.text,
+            _usual(run),
+        )
         config = _config(trained)
         digest += "" if settings.model.ema else " without ema"
     return Checkpoint(name, str(place), None if run is None else str(run), digest, config, autoencoder, text, usual)
@@ -136,7 +146,10 @@ def _place(name: str) -> tuple[Path | None, Path]:
         return folder, found
     if folder.parent.name == "checkpoints" and (folder.parent.parent / "run.json").exists():
         if not folder.is_dir():
-            raise ConfigError(f"there is no checkpoint {name}: the run has {', '.join(sorted(p.name for p in folder.parent.glob('step-*')))}")
+            raise ConfigError(
+                f"there is no checkpoint {name}: the run has "
+                f"{', '.join(sorted(p.name for p in folder.parent.glob('step-*')))}"
+            )
         return folder.parent.parent, folder
     return None, find_weights(name)
 
@@ -158,8 +171,15 @@ def _config(trained: DiTSettings) -> MMDiTConfig:
     weights = kind.weights or ("embedded" if kind.kind == "tiny" else None)
     channels = describe_autoencoder(kind.kind, weights, **kind.sizes).channels
     return MMDiTConfig(
-        in_channels=channels * own.patch_size**2, hidden_size=own.hidden_size, mlp_ratio=own.mlp_ratio, num_heads=own.num_heads,
-        depth=own.depth, depth_single_blocks=own.depth_single_blocks, axes_dim=own.axes_dim, patch_size=own.patch_size)
+        in_channels=channels * own.patch_size**2,
+        hidden_size=own.hidden_size,
+        mlp_ratio=own.mlp_ratio,
+        num_heads=own.num_heads,
+        depth=own.depth,
+        depth_single_blocks=own.depth_single_blocks,
+        axes_dim=own.axes_dim,
+        patch_size=own.patch_size,
+    )
 
 
 def _usual(run: Path) -> Usual | None:

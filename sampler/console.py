@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress as RichProgress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
 
 from sampler.estimate import Estimate, readable
 from sampler.samples import FILES
@@ -18,14 +19,24 @@ from sampler.samples import FILES
 if TYPE_CHECKING:
     from sampler.batch import Progress, Sampled
 
-PASSES = {"paint": "painting first frames", "encode": "encoding texts and references", "denoise": "denoising", "decode": "decoding and writing"}
+PASSES = {
+    "paint": "painting first frames",
+    "encode": "encoding texts and references",
+    "denoise": "denoising",
+    "decode": "decoding and writing",
+}
 
 
 class Bar:
     """Progress on stderr: which wave, which pass, how far."""
 
     def __init__(self, quiet: bool = False):
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
         self._bar = RichProgress(*columns, console=Console(stderr=True), disable=quiet or not sys.stderr.isatty())
         self._tasks: dict[tuple[int, str], int] = {}
 
@@ -33,7 +44,9 @@ class Bar:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
 
     def update(self, progress: Progress) -> None:
@@ -53,9 +66,14 @@ def show_estimate(found: Estimate, as_json: bool) -> None:
     if not found.todo:
         return
     shapes = ", ".join(f"{frames} frames of {height}×{width}" for frames, height, width in found.shapes)
-    print(f"{found.todo} to make: {shapes}; {found.forwards} forwards each, {found.pflop:.3g} PFLOP in all"
-          + (f", about {duration(found.seconds)} on this machine" if found.seconds else ""))
-    print(f"disk: {readable(found.out_bytes)} of videos, {readable(found.work_bytes)} while it works; {readable(found.free)} free")
+    print(
+        f"{found.todo} to make: {shapes}; {found.forwards} forwards each, {found.pflop:.3g} PFLOP in all"
+        + (f", about {duration(found.seconds)} on this machine" if found.seconds else "")
+    )
+    print(
+        f"disk: {readable(found.out_bytes)} of videos, {readable(found.work_bytes)} while it works; "
+        f"{readable(found.free)} free"
+    )
 
 
 def show_sampled(done: Sampled, folder: Path, as_json: bool) -> None:
@@ -63,11 +81,15 @@ def show_sampled(done: Sampled, folder: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps({**asdict(done), "folder": str(folder)}))
         return
-    parts = [f"{done.done} made", *([f"{done.there} were there"] if done.there else []), *([f"{done.failed} failed"] if done.failed else [])]
+    parts = [
+        f"{done.done} made",
+        *([f"{done.there} were there"] if done.there else []),
+        *([f"{done.failed} failed"] if done.failed else []),
+    ]
     print(f"{done.asked} samples: {', '.join(parts)}; {duration(done.wall_s)}")
     for problem in done.first_problems:
         print(f"  {problem}")
-    print(f"Videos: {folder}/{FILES}   (a catalog: datakit catalog query {folder} \"SELECT prompt, path FROM samples\")")
+    print(f'Videos: {folder}/{FILES}   (a catalog: datakit catalog query {folder} "SELECT prompt, path FROM samples")')
 
 
 def duration(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,14 @@ from trainer.diffusion import Guidance, Text, condition, denoise, forwards, keep
 
 class Denoiser:
     """Args:
-        model: an MMDiT, in any floating-point dtype; states and schedule stay float32.
-        patch: side of a token, in latents.
-        takes_condition: whether the model has a condition input.
+    model: an MMDiT, in any floating-point dtype; states and schedule stay float32.
+    patch: side of a token, in latents.
+    takes_condition: whether the model has a condition input.
     """
 
-    def __init__(self, model: Callable[..., Tensor], settings: SamplingSettings, patch: int = 2, takes_condition: bool = True):
+    def __init__(
+        self, model: Callable[..., Tensor], settings: SamplingSettings, patch: int = 2, takes_condition: bool = True
+    ):
         self.settings, self.patch, self._takes = settings, patch, takes_condition
         self._dtype = next(model.parameters()).dtype if isinstance(model, nn.Module) else torch.float32
         self._plain = velocity_of(model, patch)
@@ -34,7 +36,12 @@ class Denoiser:
 
     @torch.no_grad()
     def __call__(
-        self, noise: Tensor, cond: Tensor | None, text: Text, negative: Text, mode: str = "t2v",
+        self,
+        noise: Tensor,
+        cond: Tensor | None,
+        text: Text,
+        negative: Text,
+        mode: str = "t2v",
         on_step: Callable[[int, int], None] = lambda step, forwards: None,
     ) -> Tensor:
         """Latents [B, c, T, H, W], the given frames of each sample in their places.
@@ -50,7 +57,17 @@ class Denoiser:
             cond = condition(torch.zeros_like(noise[:, :1]), torch.zeros_like(noise))
         own = self.settings
         found = denoise(
-            self._velocity, noise, cond, text, negative, own.steps, guidance_of(own, mode), self.patch, own.shift, on_step=on_step)
+            self._velocity,
+            noise,
+            cond,
+            text,
+            negative,
+            own.steps,
+            guidance_of(own, mode),
+            self.patch,
+            own.shift,
+            on_step=on_step,
+        )
         return keep_given(found, cond)
 
     def _velocity(self, x: Tensor, cond: Tensor, states: Tensor, pooled: Tensor, t: Tensor) -> Tensor:

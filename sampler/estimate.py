@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Sequence
 
 import torch
 
@@ -68,12 +68,19 @@ class Estimate:
         needed = self.work_bytes + self.out_bytes
         if needed > self.free:
             raise ConfigError(
-                f"{self.todo} samples take about {readable(needed)} in {self.folder}, the disk has {readable(self.free)} left: "
-                "make room, or lower work.work_gb")
+                f"{self.todo} samples take about {readable(needed)} in {self.folder}, the disk has "
+                f"{readable(self.free)} left: "
+                "make room, or lower work.work_gb"
+            )
 
 
 def estimate(
-    samples: Sequence[Sample], todo: Sequence[Sample], settings: SampleSettings, checkpoint: Checkpoint, autoencoder: Autoencoder, folder: Path,
+    samples: Sequence[Sample],
+    todo: Sequence[Sample],
+    settings: SampleSettings,
+    checkpoint: Checkpoint,
+    autoencoder: Autoencoder,
+    folder: Path,
 ) -> Estimate:
     own = settings.sampling
     if not todo:
@@ -84,14 +91,28 @@ def estimate(
     count = {shape: forwards(own.steps, own_guidance, latent[1], given) for shape, latent in latents.items()}
     one = {shape: STATE_BYTES * (prod(latent) * 2 + prod(latent[1:])) + texts for shape, latent in latents.items()}
     flops = {
-        shape: forward_flops(checkpoint.config, prod(latent[1:]) // checkpoint.patch**2 + _text_tokens(checkpoint)).total * count[shape]
-        for shape, latent in latents.items()}
+        shape: forward_flops(
+            checkpoint.config, prod(latent[1:]) // checkpoint.patch**2 + _text_tokens(checkpoint)
+        ).total
+        * count[shape]
+        for shape, latent in latents.items()
+    }
     flop, rate = sum(flops[sample.shape] for sample in todo), _rate()
     most = round(max(settings.work.work_gb * 1e9, max(one.values())))
     pixels = sum(prod(sample.shape) for sample in todo)
     return Estimate(
-        len(samples), len(todo), tuple(latents), max(count.values()), flop / 1e15, rate and flop / rate,
-        min(sum(one[sample.shape] for sample in todo), most), one, round(pixels * VIDEO_BITS[settings.output.format] / 8), _free(folder), str(folder))
+        len(samples),
+        len(todo),
+        tuple(latents),
+        max(count.values()),
+        flop / 1e15,
+        rate and flop / rate,
+        min(sum(one[sample.shape] for sample in todo), most),
+        one,
+        round(pixels * VIDEO_BITS[settings.output.format] / 8),
+        _free(folder),
+        str(folder),
+    )
 
 
 def readable(size: float) -> str:
@@ -101,7 +122,8 @@ def readable(size: float) -> str:
 
 
 def _rate() -> float | None:
-    """Operations per second that a model does here: of the best that the machine can, what attention and small layers leave."""
+    """Operations per second that a model does here: of the best that the machine can, what attention and small layers
+    leave."""
     if torch.cuda.is_available():
         peak = peak_flops(torch.device("cuda"))
         return peak and SHARE_OF_PEAK * peak * torch.cuda.device_count()

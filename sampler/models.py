@@ -6,7 +6,8 @@ Where there is not (or `work.offload` says so), the others wait in main memory w
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Callable, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -33,11 +34,17 @@ class Models:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, settings: SampleSettings, device: torch.device, spread: Callable[[nn.Module], nn.Module] | None = None,
+        self,
+        checkpoint: Checkpoint,
+        settings: SampleSettings,
+        device: torch.device,
+        spread: Callable[[nn.Module], nn.Module] | None = None,
     ):
         self.checkpoint, self.settings, self.device, self._spread = checkpoint, settings, device, spread
         on_gpu = device.type == "cuda"
-        self.dtype = torch.bfloat16 if (settings.work.precision or ("bf16" if on_gpu else "fp32")) == "bf16" else torch.float32
+        self.dtype = (
+            torch.bfloat16 if (settings.work.precision or ("bf16" if on_gpu else "fp32")) == "bf16" else torch.float32
+        )
         self._loaded: dict[Name, nn.Module] = {}
         self._painter: TextToImage | None = None
         self._compiled = False
@@ -78,7 +85,11 @@ class Models:
 
     def make_room(self, keep: Name) -> bool:
         """Send the others to main memory; whether there were any."""
-        others = {name: model for name, model in self._loaded.items() if name != keep and _device_of(model) != torch.device("cpu")}
+        others = {
+            name: model
+            for name, model in self._loaded.items()
+            if name != keep and _device_of(model) != torch.device("cpu")
+        }
         if self.device.type == "cpu" or not others:
             return False
         self._leave(others)
@@ -106,7 +117,9 @@ class Models:
     def _build_autoencoder(self) -> Autoencoder:
         own = self.checkpoint.autoencoder
         model = build_autoencoder(own.kind, own.weights or "embedded", **own.sizes)
-        dtype = self.dtype if self.device.type == "cuda" else torch.float32  # torch 2.13's bf16 convolutions on CPUs give NaN
+        dtype = (
+            self.dtype if self.device.type == "cuda" else torch.float32
+        )  # torch 2.13's bf16 convolutions on CPUs give NaN
         return model.requires_grad_(False).eval().to(dtype)
 
     def _build_mmdit(self) -> MMDiT:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 from datakit.errors import ConfigError
 from datakit.video.address import open_bytes
@@ -15,7 +16,8 @@ Row = tuple[str, dict[str, Any]]
 
 
 def rows(path: str) -> Iterator[Row]:
-    """The rows of a .csv, .jsonl or .parquet; of a .txt the lines, as columns `text`, without empty ones and those that begin with #.
+    """The rows of a .csv, .jsonl or .parquet; of a .txt the lines, as columns `text`, without empty ones and those that
+    begin with #.
 
     Raises:
         ConfigError: it cannot be read; a row that is none (named).
@@ -46,7 +48,9 @@ def _csv_rows(path: str) -> Iterator[Row]:
             for cells in reader:
                 if cells and len(cells) != len(header):
                     raise ConfigError(
-                        f"{path} line {line}: {len(cells)} fields, the header has {len(header)} (quote texts that have commas)")
+                        f"{path} line {line}: {len(cells)} fields, the header has {len(header)} (quote texts that "
+                        f"have commas)"
+                    )
                 if cells:
                     yield f"{path} line {line}", dict(zip(header, cells))
                 line = reader.line_num + 1

@@ -1,15 +1,17 @@
-"""Prompts, from wherever they come: the command line, lists, tables, benchmarks, or the captions of a catalog's clips."""
+"""Prompts, from wherever they come: the command line, lists, tables, benchmarks, or the captions of a catalog's
+clips."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -26,7 +28,8 @@ log = logging.getLogger("datakit")
 SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet", ".json")
 VBENCH = "_full_info.json"
 COLUMNS = ("text", "ref", "name", "neg", "motion", "seed", "aspect_ratio", "num_frames")
-"""Of tables. The first four are those of Open-Sora 2.0 (opensora/datasets/datasets.py, its scripts/diffusion/inference.py)."""
+"""Of tables. The first four are those of Open-Sora 2.0 (opensora/datasets/datasets.py, its
+scripts/diffusion/inference.py)."""
 OF_CLIP_LISTS = ("text", "ref", "name", "neg")
 """What is read of a table with a column `path`, which lists clips: its `motion` is a measurement."""
 ASPECT = r"\d+(\.\d+)?:\d+(\.\d+)?"
@@ -41,8 +44,26 @@ READERS = 8
 FPS = 24.0
 """Open-Sora 2.0's."""
 OF_CLIPS = (
-    "clip_id", "video_id", "path", "lost_start", "lost_end", "stream", "start_pts", "end_pts", "num_frames", "fps", "vfr", "kind",
-    "width", "height", "crop_x", "crop_y", "crop_width", "crop_height", "motion_vmaf", "caption",
+    "clip_id",
+    "video_id",
+    "path",
+    "lost_start",
+    "lost_end",
+    "stream",
+    "start_pts",
+    "end_pts",
+    "num_frames",
+    "fps",
+    "vfr",
+    "kind",
+    "width",
+    "height",
+    "crop_x",
+    "crop_y",
+    "crop_width",
+    "crop_height",
+    "motion_vmaf",
+    "caption",
 )
 
 
@@ -75,9 +96,10 @@ def read_prompts(sources: Sequence[str], limit: int | None = None) -> list[Promp
     """Prompts of files, and those that are given as they are.
 
     - .txt: a prompt a line; empty lines and lines that begin with # are skipped.
-    - .csv, .jsonl, .parquet: columns `COLUMNS`, of which only `text` must be there. `ref` names pictures or videos, several with ;
-      between them; relative ones start from the file's folder, else (as in Open-Sora's own lists) from the working folder.
-      A table with a column `path` lists clips for training, as Open-Sora's and our exports do: only `OF_CLIP_LISTS` are read.
+    - .csv, .jsonl, .parquet: columns `COLUMNS`, of which only `text` must be there. `ref` names pictures or videos,
+      several with ; between them; relative ones start from the file's folder, else (as in Open-Sora's own lists) from
+      the working folder. A table with a column `path` lists clips for training, as Open-Sora's and our exports do: only
+      `OF_CLIP_LISTS` are read.
     - *_full_info.json: VBench's prompts.
 
     Args:
@@ -92,9 +114,15 @@ def read_prompts(sources: Sequence[str], limit: int | None = None) -> list[Promp
 
 
 def prompts_of_catalog(
-    root: str, where: str, mode: str, snapshot: str | None = None, limit: int | None = None, fps: float = FPS,
+    root: str,
+    where: str,
+    mode: str,
+    snapshot: str | None = None,
+    limit: int | None = None,
+    fps: float = FPS,
 ) -> list[Prompt]:
-    """The captions of clips, with the motion score that training tells of them; in modes that give frames, with those of the clips.
+    """The captions of clips, with the motion score that training tells of them; in modes that give frames, with those
+    of the clips.
 
     Clips without a caption, or with too few frames for the mode, are left out, and their number is logged.
 
@@ -117,7 +145,14 @@ def prompts_of_catalog(
     references = _references_of(usable, selection, root) if MODES[mode] != Given() else [()] * len(usable)
     names = [c["clip_id"][:NAME_DIGITS] for c in usable]
     return [
-        Prompt(c["caption"].strip(), name, given, motion=motion_score(c["motion_vmaf"]), source_clip=c["clip_id"], where=f"clip {name}")
+        Prompt(
+            c["caption"].strip(),
+            name,
+            given,
+            motion=motion_score(c["motion_vmaf"]),
+            source_clip=c["clip_id"],
+            where=f"clip {name}",
+        )
         for c, name, given in zip(usable, names, references)
     ]
 
@@ -127,7 +162,8 @@ def check_references(prompts: Sequence[Prompt], mode: str, fps: float = FPS) -> 
 
     Args:
         mode: of `trainer.conditions`. t2v takes none; i2v_loop one or two, the others one.
-        fps: of the videos to make. References that cannot give it evenly are logged, not refused (see `trainer.frames`).
+        fps: of the videos to make. References that cannot give it evenly are logged, not refused (see
+            `trainer.frames`).
 
     Raises:
         ConfigError: what is wrong with the first such prompt, and how many more there are.
@@ -147,8 +183,14 @@ def check_references(prompts: Sequence[Prompt], mode: str, fps: float = FPS) -> 
     other = [(each, rate) for each, rate in found if rate and abs(rate / fps - 1) > SAME_RATE]
     if other:
         each, rate = other[0]
-        log.warning("%d of the references do not come at %g frames/s and are taken as they are: %s at %g (%s)",
-                    len(other), fps, each.reference.uri, rate, wanted[each])
+        log.warning(
+            "%d of the references do not come at %g frames/s and are taken as they are: %s at %g (%s)",
+            len(other),
+            fps,
+            each.reference.uri,
+            rate,
+            wanted[each],
+        )
 
 
 class _Wanted(NamedTuple):
@@ -172,7 +214,10 @@ def _wanted(prompt: Prompt, mode: str) -> list[_Wanted]:
         raise ConfigError(f"{where}: mode t2v takes no reference: others do (--mode i2v_head)")
     what = "picture" if given.head + given.tail <= 2 else "video"
     takes = f"a {what}, or two (head;tail)" if len(ends) > 1 else f"one {what}"
-    raise ConfigError(f"{where}: mode {mode} takes {takes}, there {'is' if has == 1 else 'are'} {has or 'none'} (--ref, or the column ref)")
+    raise ConfigError(
+        f"{where}: mode {mode} takes {takes}, there {'is' if has == 1 else 'are'} {has or 'none'} (--ref, or the "
+        f"column ref)"
+    )
 
 
 def _look(wanted: _Wanted, fps: float) -> float | MediaError:
@@ -185,18 +230,29 @@ def _look(wanted: _Wanted, fps: float) -> float | MediaError:
 
 # Catalogs
 
+
 def _usable(clips: pl.DataFrame, given: Given, fps: float, what: str) -> pl.DataFrame:
     if clips.is_empty():
         raise CatalogError(f"nothing to sample: no clip of {what} is there")
     told = clips.filter(pl.col("caption").str.strip_chars() != "")
     if told.height < clips.height:
-        log.warning("%d of %d clips of %s have no caption and are left out: `datakit run caption` writes them",
-                    clips.height - told.height, clips.height, what)
+        log.warning(
+            "%d of %d clips of %s have no caption and are left out: `datakit run caption` writes them",
+            clips.height - told.height,
+            clips.height,
+            what,
+        )
     needed = max(given.head, given.tail)
     usable = told.filter(_long_enough(told, needed, fps)) if needed > 1 else told
     if usable.height < told.height:
-        log.warning("%d of %d clips of %s have fewer than %d frames at %g frames/s and are left out",
-                    told.height - usable.height, told.height, what, needed, fps)
+        log.warning(
+            "%d of %d clips of %s have fewer than %d frames at %g frames/s and are left out",
+            told.height - usable.height,
+            told.height,
+            what,
+            needed,
+            fps,
+        )
     if usable.is_empty():
         lacking = f"{needed} frames at {fps:g} frames/s" if told.height else "a caption"
         raise CatalogError(f"nothing to sample: of {told.height or clips.height} clips of {what} none has {lacking}")
@@ -212,18 +268,26 @@ def _long_enough(clips: pl.DataFrame, frames: int, fps: float) -> pl.Series:
 
 
 def _references_of(clips: Sequence[Mapping[str, Any]], selection: Any, root: str) -> list[tuple[Reference]]:
-    """Each clip as training reads it: its file, if that has all of its frames, else the source; without black borders."""
+    """Each clip as training reads it: its file, if that has all of its frames, else the source; without black
+    borders."""
     base = root if is_remote(root) else os.path.abspath(root)
-    files = [f"{base}/{c['path']}" if c["path"] and not (c["lost_start"] or 0) + (c["lost_end"] or 0) else None for c in clips]
+    files = [
+        f"{base}/{c['path']}" if c["path"] and not (c["lost_start"] or 0) + (c["lost_end"] or 0) else None
+        for c in clips
+    ]
     sources = _sources(selection, {c["video_id"] for c, file in zip(clips, files) if file is None})
     found = []
     for clip, file in zip(clips, files):
         box = tuple(clip[name] for name in ("crop_x", "crop_y", "crop_width", "crop_height"))
         crop = (0, 0, clip["width"], clip["height"]) if None in box else box
         span = (clip["start_pts"], clip["end_pts"])
-        found.append((
-            Reference(file, crop=crop, vfr=bool(clip["vfr"])) if file is not None
-            else Reference(sources[clip["video_id"]], span, clip["stream"], crop, bool(clip["vfr"])),))
+        found.append(
+            (
+                Reference(file, crop=crop, vfr=bool(clip["vfr"]))
+                if file is not None
+                else Reference(sources[clip["video_id"]], span, clip["stream"], crop, bool(clip["vfr"])),
+            )
+        )
     return found
 
 
@@ -233,7 +297,9 @@ def _sources(selection: Any, videos: set[str]) -> dict[str, str]:
     Raises:
         ConfigError: it does not.
     """
-    rows = selection.catalog.scan("videos", selection.versions.get("videos")).filter(pl.col("video_id").is_in(list(videos)))
+    rows = selection.catalog.scan("videos", selection.versions.get("videos")).filter(
+        pl.col("video_id").is_in(list(videos))
+    )
     found = {video: present(uris) for video, uris in rows.select("video_id", "uris").collect().iter_rows()}
     for video, address in found.items():
         try:
@@ -245,6 +311,7 @@ def _sources(selection: Any, videos: set[str]) -> dict[str, str]:
 
 # Files
 
+
 def _read(source: str) -> Iterator[Prompt]:
     """What one argument stands for."""
     if not source.strip():
@@ -252,7 +319,10 @@ def _read(source: str) -> Iterator[Prompt]:
     if source.lower().endswith(SUFFIXES):
         yield from _read_file(source)
     elif os.path.isfile(source):
-        raise ConfigError(f"{source} is a file of no known kind: prompts are read from .txt, .csv, .jsonl, .parquet and VBench's *{VBENCH}")
+        raise ConfigError(
+            f"{source} is a file of no known kind: prompts are read from .txt, .csv, .jsonl, .parquet and VBench's "
+            f"*{VBENCH}"
+        )
     elif os.sep in source and os.path.isdir(source):
         raise ConfigError(f"{source} is a folder: name the files in it")
     else:
@@ -264,10 +334,14 @@ def _read_file(path: str) -> Iterator[Prompt]:
         raise ConfigError(f"there is no file {path}")
     if path.lower().endswith(".json"):
         if not path.endswith(VBENCH):
-            raise ConfigError(f"{path}: of .json files only VBench's (*{VBENCH}) are known; JSON lines are called .jsonl")
+            raise ConfigError(
+                f"{path}: of .json files only VBench's (*{VBENCH}) are known; JSON lines are called .jsonl"
+            )
         from sampler.vbench import vbench_prompts
 
-        yield from (Prompt(text, where=f"{path} prompt {number}") for number, text in enumerate(vbench_prompts(path), start=1))
+        yield from (
+            Prompt(text, where=f"{path} prompt {number}") for number, text in enumerate(vbench_prompts(path), start=1)
+        )
         return
     number = 0
     for number, prompt in enumerate(_prompts_of(path), start=1):
@@ -285,10 +359,13 @@ def _prompts_of(path: str) -> Iterator[Prompt]:
             columns = {name: columns[name] for name in OF_CLIP_LISTS if name in columns}
         yield _prompt(columns, where, path)
     if ignored:
-        log.warning("%s lists clips (it has a column path): their texts are the prompts; ignored: %s", path, ", ".join(ignored))
+        log.warning(
+            "%s lists clips (it has a column path): their texts are the prompts; ignored: %s", path, ", ".join(ignored)
+        )
 
 
 # Rows
+
 
 def _prompt(columns: Mapping[str, Any], where: str, path: str) -> Prompt:
     """Raises:
@@ -304,9 +381,16 @@ def _prompt(columns: Mapping[str, Any], where: str, path: str) -> Prompt:
     if name is not None and (name.startswith(".") or set(name) & set("/\\\0") or len(name.encode()) > LONGEST_NAME):
         raise ConfigError(f"{where}: {name[:60]!r} cannot be the name of a file")
     return Prompt(
-        told["text"].strip(), name, tuple(_references(told.get("ref"), where, path)), negative,
-        _whole(told, "motion", where), _whole(told, "seed", where), _aspect(told.get("aspect_ratio"), where), _whole(told, "num_frames", where),
-        where=where)
+        told["text"].strip(),
+        name,
+        tuple(_references(told.get("ref"), where, path)),
+        negative,
+        _whole(told, "motion", where),
+        _whole(told, "seed", where),
+        _aspect(told.get("aspect_ratio"), where),
+        _whole(told, "num_frames", where),
+        where=where,
+    )
 
 
 def _aspect(value: Any, where: str) -> str | None:
@@ -318,7 +402,9 @@ def _aspect(value: Any, where: str) -> str | None:
 def _references(cell: Any, where: str, path: str) -> Iterator[Reference]:
     parts: Iterable[Any] = cell.split(BETWEEN_REFERENCES) if isinstance(cell, str) else cell or ()
     if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) and part.strip() for part in parts):
-        raise ConfigError(f"{where}: ref is a path or URL, or several with {BETWEEN_REFERENCES} between them, not {cell!r}")
+        raise ConfigError(
+            f"{where}: ref is a path or URL, or several with {BETWEEN_REFERENCES} between them, not {cell!r}"
+        )
     for part in parts:
         yield Reference(_address(part.strip(), path))
 

@@ -1,13 +1,15 @@
-"""What a video is made from besides its text: pictures and stretches of videos, read exactly as training samples are read."""
+"""What a video is made from besides its text: pictures and stretches of videos, read exactly as training samples are
+read."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -62,18 +64,21 @@ def content_hash(reference: Reference) -> str:
 
 
 def frames_of(reference: Reference, count: int, height: int, width: int, fps: float, end: bool = False) -> np.ndarray:
-    """Frames of a reference, cut to a shape in the middle and scaled once: what training reads of the clip with `augment: none`.
+    """Frames of a reference, cut to a shape in the middle and scaled once: what training reads of the clip with
+    `augment: none`.
 
     Args:
         count: 1 for a picture.
-        fps: wanted; which frames that means, and at which rate they really are, is `trainer.frames`' rule (see `check`).
+        fps: wanted; which frames that means, and at which rate they really are, is `trainer.frames`' rule (see
+            `check`).
         end: the last frames, not the first.
 
     Returns:
         uint8 [count, height, width, 3], full-range RGB.
 
     Raises:
-        MediaError: `truncated` where there are not so many frames; `unreadable`, `not_media`, `decode` … as the file is.
+        MediaError: `truncated` where there are not so many frames; `unreadable`, `not_media`, `decode` … as the file
+            is.
     """
     out = np.empty((3, count, height, width), np.uint8)
     _read(reference, fps, end, out)
@@ -142,7 +147,13 @@ def _near_s(info: VideoInfo, count: int, fps: float) -> float | None:
 
 
 def _read_stretch(
-    reference: Reference, info: VideoInfo, fps: float, end: bool, near_s: float | None, scaler: Scaler, out: np.ndarray,
+    reference: Reference,
+    info: VideoInfo,
+    fps: float,
+    end: bool,
+    near_s: float | None,
+    scaler: Scaler,
+    out: np.ndarray,
 ) -> float:
     """See `_read`.
 
@@ -196,12 +207,16 @@ def _rate(reference: Reference, pts: Sequence[int], span: Span | None, base: Fra
     needed = int(frames_needed(count, np.array([rate.stride]), np.array([rate.fps]), np.array([native]))[0])
     if needed > len(pts):
         raise MediaError(
-            ErrorKind.TRUNCATED, f"{short} at {native:.4g} frames/s, {count} at {rate.fps:.4g} frames/s take {needed}", STAGE)
+            ErrorKind.TRUNCATED,
+            f"{short} at {native:.4g} frames/s, {count} at {rate.fps:.4g} frames/s take {needed}",
+            STAGE,
+        )
     return rate
 
 
 def _chosen(times: Sequence[int | Fraction], count: int, rate: Rate, end: bool) -> list[int]:
-    """Indices of the frames. The last frames are the first of the video run backwards, so that its very last is one of them."""
+    """Indices of the frames. The last frames are the first of the video run backwards, so that its very last is one of
+    them."""
     wanted = _Frames(0, count, rate.stride, rate.fps)
     if not end:
         return choose_frames(times, wanted)

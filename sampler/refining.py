@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -45,10 +45,13 @@ AGAIN = f"Answer with one whole number from {MOTION[0]} to {MOTION[-1]}, and not
 
 
 def refine_prompts(
-    prompts: Sequence[str], options: LanguageModel, pictures: Sequence[np.ndarray | None] = (), ray: str = "local",
+    prompts: Sequence[str],
+    options: LanguageModel,
+    pictures: Sequence[np.ndarray | None] = (),
+    ray: str = "local",
 ) -> list[str]:
-    """Each prompt as a detailed caption of the kind that video models are trained on. Those whose rewrite is empty, a refusal, goes
-    round in circles or failed stay as they are, and their number is logged.
+    """Each prompt as a detailed caption of the kind that video models are trained on. Those whose rewrite is empty, a
+    refusal, goes round in circles or failed stay as they are, and their number is logged.
 
     Args:
         pictures: uint8 [h, w, 3] that a video goes on from, for each prompt one or None; empty: none at all.
@@ -68,8 +71,8 @@ def refine_prompts(
 
 
 def motion_scores(prompts: Sequence[str], options: LanguageModel, ray: str = "local") -> list[int]:
-    """How much should move in the video of each prompt, 1 to 7. A model that answers without such a number is asked once more; then
-    it is `DEFAULT_MOTION`, and how often is logged.
+    """How much should move in the video of each prompt, 1 to 7. A model that answers without such a number is asked
+    once more; then it is `DEFAULT_MOTION`, and how often is logged.
 
     Raises:
         ConfigError, EngineDown: see `refine_prompts`.
@@ -77,9 +80,17 @@ def motion_scores(prompts: Sequence[str], options: LanguageModel, ray: str = "lo
     form = _form("motion")
     answers = _ask([_row(form, prompt, None) for prompt in prompts], options, ray, insist=True)
     scores = [None if answer.error is not None else motion_in(answer.text) for answer in answers]
-    lacking = Counter("no number" if answer.error is None else answer.error for answer, score in zip(answers, scores) if score is None)
+    lacking = Counter(
+        "no number" if answer.error is None else answer.error for answer, score in zip(answers, scores) if score is None
+    )
     if lacking:
-        log.warning("%d of %d prompts get the motion score %d: %s", lacking.total(), len(prompts), DEFAULT_MOTION, _listed(lacking))
+        log.warning(
+            "%d of %d prompts get the motion score %d: %s",
+            lacking.total(),
+            len(prompts),
+            DEFAULT_MOTION,
+            _listed(lacking),
+        )
     return [DEFAULT_MOTION if score is None else score for score in scores]
 
 
@@ -103,17 +114,19 @@ def check_language_model(options: LanguageModel) -> None:
 _SCALE = re.compile(r"\b1\s*(?:to|through|and|-|–|—|\.\.\.?|…)\s*7\b|(?:/|\bout\s+of)\s*7\b", re.I)
 _FIGURE = r"(?<![\w.,-])\d+(?:\.0+)?(?![\w]|[.,]\d)"
 _BESIDE_SCORE = re.compile(
-    rf"\bscore\b\W*(?:(?:is|of|be|would|should|as)\W+)*({_FIGURE})|({_FIGURE})\W{{0,4}}motion\s+score", re.I)
+    rf"\bscore\b\W*(?:(?:is|of|be|would|should|as)\W+)*({_FIGURE})|({_FIGURE})\W{{0,4}}motion\s+score", re.I
+)
 _WORDS = ("one", "two", "three", "four", "five", "six", "seven")
 _WORD = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b", re.I)
 
 
 def motion_in(answer: str) -> int | None:
-    """The score in a model's answer: the number beside the word score, else the only one that there is; None: there is none, there
-    are several, or it lies outside of the scale."""
+    """The score in a model's answer: the number beside the word score, else the only one that there is; None: there is
+    none, there are several, or it lies outside of the scale."""
     text = _SCALE.sub(" ", without_thoughts(answer))
     for found in (
-        {figure for match in _BESIDE_SCORE.findall(text) for figure in match if figure}, set(re.findall(_FIGURE, text)),
+        {figure for match in _BESIDE_SCORE.findall(text) for figure in match if figure},
+        set(re.findall(_FIGURE, text)),
         {str(_WORDS.index(word.lower()) + 1) for word in _WORD.findall(text)},
     ):
         values = {float(figure) for figure in found}
@@ -153,7 +166,11 @@ class Clerk:
             images: none: pictures are in the rows.
         """
         requests = [
-            Request(row["key"], row["prompt"], row["system"], () if row["picture"] is None else (row["picture"],), (0.0,)) for row in rows]
+            Request(
+                row["key"], row["prompt"], row["system"], () if row["picture"] is None else (row["picture"],), (0.0,)
+            )
+            for row in rows
+        ]
         replies = self._desk.ask(requests)
         second = self._ask_again(requests, replies) if self._insist else {}
         last = [second.get(reply.key, reply) for reply in replies]
@@ -162,7 +179,9 @@ class Clerk:
     def _ask_again(self, requests: Sequence[Request], replies: Sequence[Reply]) -> dict[str, Reply]:
         again = {
             reply.key: replace(request, key=f"{request.key}/again", turns=(("assistant", reply.text), ("user", AGAIN)))
-            for request, reply in zip(requests, replies) if reply.error is None and motion_in(reply.text) is None}
+            for request, reply in zip(requests, replies)
+            if reply.error is None and motion_in(reply.text) is None
+        }
         return dict(zip(again, self._desk.ask(list(again.values()))))
 
 
@@ -179,7 +198,11 @@ def _ask(rows: Sequence[dict], options: LanguageModel, ray: str, insist: bool = 
             outcomes = [outcome for outcome in flow.run(_jobs(keyed)) if outcome is not None]
         finally:
             flow.close()
-    found = {row["key"]: row["answer"] or Answer(error=row["errors"][0]["message"]) for outcome in outcomes for row in outcome.rows}
+    found = {
+        row["key"]: row["answer"] or Answer(error=row["errors"][0]["message"])
+        for outcome in outcomes
+        for row in outcome.rows
+    }
     lost = next((outcome.failure.message for outcome in outcomes if outcome.failure is not None), "lost")
     return [found.get(row["key"], Answer(error=lost)) for row in keyed]
 
@@ -191,8 +214,17 @@ def _flow(session: RaySession, options: LanguageModel, insist: bool, pictured: b
     spec = ToolSpec("sampler.refining:Clerk", {"options": told, "insist": insist, "stall_s": STALL_S})
     num_gpus = gpus_of(options, session.gpus(), float(options.tensor_parallel)) if local else 0.0
     pool = StagePool(
-        "llm", spec, ("answer",), options.num_cpus, num_gpus, options.workers if local else options.workers or 1,
-        pictures=False, slots=slots_of(options), worker=EngineWorker, threads=options.threads if local else 1)
+        "llm",
+        spec,
+        ("answer",),
+        options.num_cpus,
+        num_gpus,
+        options.workers if local else options.workers or 1,
+        pictures=False,
+        slots=slots_of(options),
+        worker=EngineWorker,
+        threads=options.threads if local else 1,
+    )
     return Flow(session, ToolSpec("pipelines.row_pass:pass_on"), [pool], workers=1)
 
 
@@ -229,7 +261,11 @@ def _folder(options: LanguageModel) -> Path:
 def _small(picture: np.ndarray) -> np.ndarray:
     height, width = picture.shape[:2]
     size = fit(width, height, SIDE)
-    return np.ascontiguousarray(picture) if size == (width, height) else cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    return (
+        np.ascontiguousarray(picture)
+        if size == (width, height)
+        else cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    )
 
 
 def _listed(reasons: Counter[str]) -> str:

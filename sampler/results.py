@@ -1,15 +1,18 @@
-"""The result catalog: a sample's row in `samples` from the moment it is asked for, its video in `videos` and `clips` once it is there.
+"""The result catalog: a sample's row in `samples` from the moment it is asked for, its video in `videos` and `clips`
+once it is there.
 
-The files are the truth: a row is behind them at most by what a killed run did after its last commit, and the next run catches up.
+The files are the truth: a row is behind them at most by what a killed run did after its last commit, and the next run
+catches up.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from datetime import datetime, timezone
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import polars as pl
 
@@ -33,7 +36,8 @@ class Results:
     """A folder of samples.
 
     Raises:
-        ConfigError: an address in an object store (files are written here), or a folder that is neither empty nor a catalog.
+        ConfigError: an address in an object store (files are written here), or a folder that is neither empty nor a
+            catalog.
     """
 
     def __init__(self, folder: str | Path):
@@ -77,24 +81,41 @@ class Results:
             if isinstance(answer, Failed):
                 rows.append(_failure(sample, answer))
             elif isinstance(answer, Denoised):
-                rows.append({"sample_id": sample.sample_id, "status": status, "denoise_s": answer.seconds, "forwards": answer.forwards})
+                rows.append(
+                    {
+                        "sample_id": sample.sample_id,
+                        "status": status,
+                        "denoise_s": answer.seconds,
+                        "forwards": answer.forwards,
+                    }
+                )
             else:
                 rows.append({"sample_id": sample.sample_id, "status": status, "encode_s": answer.seconds})
         self._merge(rows)
 
     def written(self, answers: Sequence[tuple[Sample, Written | Failed]], run_id: str) -> None:
         """Commit finished files: `videos`, `clips` and `captions` first, then the samples' rows."""
-        self._enter_videos([(sample, answer) for sample, answer in answers if isinstance(answer, Written) and answer.clip], run_id)
+        self._enter_videos(
+            [(sample, answer) for sample, answer in answers if isinstance(answer, Written) and answer.clip], run_id
+        )
         rows = []
         for sample, answer in answers:
             if isinstance(answer, Failed):
                 rows.append(_failure(sample, answer))
                 continue
-            rows.append({
-                "sample_id": sample.sample_id, "status": "done", "path": answer.path, "decode_s": answer.seconds,
-                "video_id": answer.video["video_id"] if answer.video else None, "clip_id": answer.clip["clip_id"] if answer.clip else None,
-                "finished_at": datetime.now(timezone.utc), "error_kind": None, "error": None,
-            })
+            rows.append(
+                {
+                    "sample_id": sample.sample_id,
+                    "status": "done",
+                    "path": answer.path,
+                    "decode_s": answer.seconds,
+                    "video_id": answer.video["video_id"] if answer.video else None,
+                    "clip_id": answer.clip["clip_id"] if answer.clip else None,
+                    "finished_at": datetime.now(UTC),
+                    "error_kind": None,
+                    "error": None,
+                }
+            )
         self._merge(rows)
 
     def decide(self) -> None:
@@ -107,11 +128,19 @@ class Results:
             assert answer.video is not None and answer.clip is not None
             columns = dict(answer.video)
             video, source = columns.pop("video_id"), columns.pop("source")
-            caption = {"text": sample.prompt, "style": STYLE, "model": MODEL, "flags": [], "shard": self.catalog.shard_of(video)}
+            caption = {
+                "text": sample.prompt,
+                "style": STYLE,
+                "model": MODEL,
+                "flags": [],
+                "shard": self.catalog.shard_of(video),
+            }
             if video in entries:  # two samples of the same content
                 entries[video].sources.append(source)
             else:
-                entries[video] = Entry(video, [source], columns, clips=[answer.clip], captions={answer.clip["clip_id"]: caption})
+                entries[video] = Entry(
+                    video, [source], columns, clips=[answer.clip], captions={answer.clip["clip_id"]: caption}
+                )
         there = {video for video, state in book.states(entries).items() if state == "ok"}
         book.enter([entry for video, entry in entries.items() if video not in there])
         book.note([entry for video, entry in entries.items() if video in there])
@@ -124,7 +153,11 @@ class Results:
             groups.setdefault(tuple(sorted(row)), []).append(row)
         for columns, group in groups.items():
             frame = pl.DataFrame(group, schema={name: types[name] for name in columns})
-            how = {"on": "t.sample_id = s.sample_id", "set": {name: f"s.{name}" for name in columns if name != "sample_id"}, "insert": insert}
+            how = {
+                "on": "t.sample_id = s.sample_id",
+                "set": {name: f"s.{name}" for name in columns if name != "sample_id"},
+                "insert": insert,
+            }
             self.catalog.update("samples", lambda table, frame=frame, how=how: (frame, how))
 
 
@@ -134,15 +167,38 @@ def _row(sample: Sample, settings: SampleSettings, checkpoint: Checkpoint, run_i
     options |= {"work": settings.work.model_dump(mode="json", include={"precision", "fp8"})}
     row = {name: None for name in polars_schema("samples")}
     return row | {
-        "sample_id": sample.sample_id, "status": "queued", "name": sample.name, "prompt": sample.prompt, "refined": sample.refined,
-        "text": sample.text, "negative": sample.negative, "motion": sample.told_motion, "mode": sample.mode,
-        "references": [reference.uri for reference in sample.references], "source_clip": sample.source_clip, "seed": sample.seed,
-        "number": sample.number, "num_frames": sample.frames, "height": sample.height, "width": sample.width, "fps": sample.fps,
-        "steps": sampling.steps, "guidance": sampling.guidance, "image_guidance": sampling.image_guidance,
-        "options": json.dumps(options, sort_keys=True), "checkpoint": checkpoint.name, "checkpoint_hash": checkpoint.hash,
-        "run_id": run_id, "created_at": datetime.now(timezone.utc),
+        "sample_id": sample.sample_id,
+        "status": "queued",
+        "name": sample.name,
+        "prompt": sample.prompt,
+        "refined": sample.refined,
+        "text": sample.text,
+        "negative": sample.negative,
+        "motion": sample.told_motion,
+        "mode": sample.mode,
+        "references": [reference.uri for reference in sample.references],
+        "source_clip": sample.source_clip,
+        "seed": sample.seed,
+        "number": sample.number,
+        "num_frames": sample.frames,
+        "height": sample.height,
+        "width": sample.width,
+        "fps": sample.fps,
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
+        "image_guidance": sampling.image_guidance,
+        "options": json.dumps(options, sort_keys=True),
+        "checkpoint": checkpoint.name,
+        "checkpoint_hash": checkpoint.hash,
+        "run_id": run_id,
+        "created_at": datetime.now(UTC),
     }
 
 
 def _failure(sample: Sample, failure: Failed) -> dict[str, Any]:
-    return {"sample_id": sample.sample_id, "status": "failed", "error_kind": str(failure.kind), "error": failure.message[:500]}
+    return {
+        "sample_id": sample.sample_id,
+        "status": "failed",
+        "error_kind": str(failure.kind),
+        "error": failure.message[:500],
+    }

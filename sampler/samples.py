@@ -1,11 +1,12 @@
-"""Prompts to samples: what each is of, and its identity, which depends on everything that decides its pixels and on nothing else."""
+"""Prompts to samples: what each is of, and its identity, which depends on everything that decides its pixels and on
+nothing else."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Sequence
 
 from datakit.errors import ConfigError
 from sampler.checkpoint import FPS, Checkpoint
@@ -19,8 +20,8 @@ from trainer.models.autoencoder import Autoencoder
 from trainer.prompt import prompt as told
 
 FILES, PICTURES = "sample_files", "pictures"
-"""Folders of a run's results, for videos and for painted first frames; none of the catalog's tables, whose vacuum deletes what is not
-its own."""
+"""Folders of a run's results, for videos and for painted first frames; none of the catalog's tables, whose vacuum
+deletes what is not its own."""
 WORDS, LETTERS = 8, 60
 """Of a prompt, that name its file."""
 DEFAULT_ASPECT = "16:9"
@@ -71,11 +72,14 @@ class Sample:
         return int.from_bytes(hashlib.blake2b(words, digest_size=8, person=b"datakit-noise").digest(), "little") >> 1
 
 
-def expand(prompts: Sequence[Prompt], settings: SampleSettings, checkpoint: Checkpoint, autoencoder: Autoencoder) -> list[Sample]:
+def expand(
+    prompts: Sequence[Prompt], settings: SampleSettings, checkpoint: Checkpoint, autoencoder: Autoencoder
+) -> list[Sample]:
     """All samples of a run, in order. Prompts that say the same twice are sampled once.
 
     Raises:
-        ConfigError: sizes that the autoencoder does not take, a mode that the model or the number of frames does not allow.
+        ConfigError: sizes that the autoencoder does not take, a mode that the model or the number of frames does not
+            allow.
     """
     mode = mode_of(settings)
     if (MODES[mode].head or MODES[mode].tail) and not checkpoint.takes_condition:
@@ -88,20 +92,37 @@ def expand(prompts: Sequence[Prompt], settings: SampleSettings, checkpoint: Chec
         shape = shapes[prompt.aspect_ratio, prompt.num_frames]
         motion = prompt.motion if prompt.motion is not None else settings.prompt.motion
         whole = Sample(
-            "", "", prompt.text, settings.prompt.negative if prompt.negative is None else prompt.negative, mode, prompt.references,
-            settings.seed if prompt.seed is None else prompt.seed, 0, *shape, fps, None if motion == "auto" else motion, motion == "auto",
-            bool(settings.image.model) and not prompt.references, prompt.source_clip)
+            "",
+            "",
+            prompt.text,
+            settings.prompt.negative if prompt.negative is None else prompt.negative,
+            mode,
+            prompt.references,
+            settings.seed if prompt.seed is None else prompt.seed,
+            0,
+            *shape,
+            fps,
+            None if motion == "auto" else motion,
+            motion == "auto",
+            bool(settings.image.model) and not prompt.references,
+            prompt.source_clip,
+        )
         contents = [content_hash(reference) for reference in prompt.references]
         for number in range(settings.samples):
             sample = replace(whole, number=number)
             identity = key_of(
-                sample.prompt, sample.negative, mode, contents, sample.seed, number, shape, fps, motion, common)
+                sample.prompt, sample.negative, mode, contents, sample.seed, number, shape, fps, motion, common
+            )
             found.setdefault(identity, replace(sample, sample_id=identity, name=_name(prompt, number, identity)))
     return list(found.values())
 
 
 def _shapes(
-    prompts: Sequence[Prompt], mode: str, settings: SampleSettings, checkpoint: Checkpoint, autoencoder: Autoencoder,
+    prompts: Sequence[Prompt],
+    mode: str,
+    settings: SampleSettings,
+    checkpoint: Checkpoint,
+    autoencoder: Autoencoder,
 ) -> dict[tuple[str | None, int | None], tuple[int, int, int]]:
     """By what prompts ask for themselves."""
     given, found = MODES[mode], {}
@@ -111,11 +132,15 @@ def _shapes(
             continue
         own = {name: value for name, value in zip(("aspect_ratio", "num_frames"), asked) if value is not None}
         try:
-            shape = shape_of(settings.model_copy(update={"video": settings.video.model_copy(update=own)}), checkpoint, autoencoder)
+            shape = shape_of(
+                settings.model_copy(update={"video": settings.video.model_copy(update=own)}), checkpoint, autoencoder
+            )
         except ConfigError as e:
             raise ConfigError(f"{prompt.where}: {e}") if own and prompt.where else e
         if given.head + given.tail >= shape[0]:
-            raise ConfigError(f"mode {mode} gives {given.head + given.tail} frames, the video has {shape[0]}: nothing is left to make")
+            raise ConfigError(
+                f"mode {mode} gives {given.head + given.tail} frames, the video has {shape[0]}: nothing is left to make"
+            )
         found[asked] = shape
     return found
 
@@ -139,19 +164,25 @@ def shape_of(settings: SampleSettings, checkpoint: Checkpoint, autoencoder: Auto
         height, width = video.height, video.width
         if height % multiples[0] or width % multiples[1]:
             near = [max(m, round(n / m) * m) for n, m in zip((height, width), multiples)]
-            raise ConfigError(f"height {height} and width {width} must be multiples of {multiples[0]} and {multiples[1]}, "
-                              f"the nearest are {near[0]} and {near[1]}")
+            raise ConfigError(
+                f"height {height} and width {width} must be multiples of {multiples[0]} and {multiples[1]}, "
+                f"the nearest are {near[0]} and {near[1]}"
+            )
     elif video.resolution is not None:
         height, width = size_of(video.resolution, video.aspect_ratio or DEFAULT_ASPECT, multiples)
     elif usual is None:
-        raise ConfigError(f"{checkpoint.name} does not say what it was trained on: --set video.resolution=256px, or a --preset")
+        raise ConfigError(
+            f"{checkpoint.name} does not say what it was trained on: --set video.resolution=256px, or a --preset"
+        )
     elif video.aspect_ratio is not None:
         height, width = size_of(f"{round((usual.height * usual.width) ** 0.5)}px", video.aspect_ratio, multiples)
     else:
         height, width = usual.height, usual.width
     frames = video.num_frames or (usual.num_frames if usual else None)
     if frames is None:
-        raise ConfigError(f"{checkpoint.name} does not say what it was trained on: --set video.num_frames=129, or a --preset")
+        raise ConfigError(
+            f"{checkpoint.name} does not say what it was trained on: --set video.num_frames=129, or a --preset"
+        )
     check_frames(frames, t, autoencoder.causal, None)
     return frames, height, width
 
@@ -159,16 +190,26 @@ def shape_of(settings: SampleSettings, checkpoint: Checkpoint, autoencoder: Auto
 def _identity(settings: SampleSettings, checkpoint: Checkpoint) -> list[object]:
     """What all samples of a run share and that decides their pixels."""
     asks = settings.prompt.refine or settings.prompt.motion == "auto"
-    llm = settings.llm.model_dump(mode="json", include={"backend", "model", "max_tokens", "temperature", "top_p", "seed", "dtype"})
+    llm = settings.llm.model_dump(
+        mode="json", include={"backend", "model", "max_tokens", "temperature", "top_p", "seed", "dtype"}
+    )
     return [
-        checkpoint.hash, settings.sampling.model_dump(), checkpoint.autoencoder.model_dump(exclude={"tiled"}),
-        checkpoint.text.model_dump(exclude={"cache_mb"}), settings.prompt.refine, llm if asks else None,
+        checkpoint.hash,
+        settings.sampling.model_dump(),
+        checkpoint.autoencoder.model_dump(exclude={"tiled"}),
+        checkpoint.text.model_dump(exclude={"cache_mb"}),
+        settings.prompt.refine,
+        llm if asks else None,
         settings.image.model_dump(exclude={"offload"}) if settings.image.model else None,
-        settings.work.precision, settings.work.fp8, settings.output.model_dump(),
+        settings.work.precision,
+        settings.work.fp8,
+        settings.output.model_dump(),
     ]
 
 
 def _name(prompt: Prompt, number: int, identity: str) -> str:
     """Of a file: the prompt's name or first words, the number, and enough of the id that no two are the same."""
-    words = re.sub(r"[^\w.-]+", "_", prompt.name or " ".join(prompt.text.split()[:WORDS])).strip("._")[:LETTERS] or "sample"
+    words = (
+        re.sub(r"[^\w.-]+", "_", prompt.name or " ".join(prompt.text.split()[:WORDS])).strip("._")[:LETTERS] or "sample"
+    )
     return f"{words}-{number:02d}-{identity[:8]}"

@@ -1,6 +1,8 @@
-"""`datakit sample serve`: a page to try a checkpoint on. It serves this machine only; what it makes is in a result catalog like any other.
+"""`datakit sample serve`: a page to try a checkpoint on. It serves this machine only; what it makes is in a result
+catalog like any other.
 
-The models are loaded once, in this process. Requests are done one after another, by a thread that goes on when a browser leaves.
+The models are loaded once, in this process. Requests are done one after another, by a thread that goes on when a
+browser leaves.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ import socket
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 import uvicorn
@@ -40,8 +43,8 @@ from sampler.results import RECIPE, Results
 from sampler.samples import FILES, Sample
 from sampler.settings import SampleSettings
 from sampler.store import Store
-from sampler.worker import Worker, picture_of
 from sampler.wording import worded
+from sampler.worker import Worker, picture_of
 
 if TYPE_CHECKING:
     import gradio
@@ -52,8 +55,10 @@ REFERENCES = "references"
 WORK = "page_work"
 """Like `sampler.batch.WORK`, which a command in the same folder clears at its end."""
 POLICY = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; base-uri 'self'; form-action 'none'; frame-ancestors 'none'; "
-    "object-src 'none'")
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; base-uri 'self'; form-action 'none'; "
+    "frame-ancestors 'none'; "
+    "object-src 'none'"
+)
 """What Gradio's page needs, and nothing of another host."""
 MOST_UPLOAD = 4 << 30
 
@@ -93,7 +98,9 @@ def make_app(studio: Studio, scratch: Path, port: int) -> ASGIApp:
         scratch: folder for uploads and previews.
         port: that it is bound to: requests to other addresses are refused.
     """
-    os.environ["GRADIO_TEMP_DIR"] = str(scratch)  # the only way to tell Gradio where uploads go; read when components are made
+    os.environ["GRADIO_TEMP_DIR"] = str(
+        scratch
+    )  # the only way to tell Gradio where uploads go; read when components are made
     import gradio
     from fastapi import FastAPI
 
@@ -101,8 +108,22 @@ def make_app(studio: Studio, scratch: Path, port: int) -> ASGIApp:
 
     page: gradio.Blocks = make_page(studio, scratch)
     app = gradio.mount_gradio_app(
-        FastAPI(openapi_url=None), page, "/", HOST, port, footer_links=[], run_history=False, allowed_paths=studio.shown_folders(),
-        max_file_size=MOST_UPLOAD, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False, theme=theme(), css=CSS)
+        FastAPI(openapi_url=None),
+        page,
+        "/",
+        HOST,
+        port,
+        footer_links=[],
+        run_history=False,
+        allowed_paths=studio.shown_folders(),
+        max_file_size=MOST_UPLOAD,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        theme=theme(),
+        css=CSS,
+    )
     page.has_launched = True  # else Gradio does not check that files which a browser names are its uploads
     return _PageGuard(app, token="", host=HOST, port=port)
 
@@ -156,7 +177,9 @@ class Studio:
 
     def __init__(self, ckpt: str, out: Path, settings: SampleSettings, ray: str = "local"):
         if settings.work.tensor_parallel * settings.work.sequence_parallel > 1:
-            raise ConfigError("the page works in one process: leave work.tensor_parallel and work.sequence_parallel at 1")
+            raise ConfigError(
+                "the page works in one process: leave work.tensor_parallel and work.sequence_parallel at 1"
+            )
         self.settings, self.ray = settings, ray
         self.results = Results(out)
         self.checkpoint = open_checkpoint(ckpt, settings)
@@ -164,7 +187,13 @@ class Studio:
         self._store = Store(self.results.folder / WORK)
         gpu = torch.cuda.is_available() if settings.work.num_gpus is None else settings.work.num_gpus > 0
         self._worker = Worker(
-            self.checkpoint, settings, str(self.results.folder), str(self._store.root), gpu, None if gpu else settings.work.threads)
+            self.checkpoint,
+            settings,
+            str(self.results.folder),
+            str(self._store.root),
+            gpu,
+            None if gpu else settings.work.threads,
+        )
         self._stopping = threading.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sampling")
 
@@ -228,16 +257,26 @@ class Studio:
         todo = [sample for sample in work.samples if not self.results.is_done(known.get(sample.sample_id))]
         done = Sampled(len(work.samples), len(work.samples) - len(todo))
         if todo:
-            estimate(work.samples, todo, work.settings, self.checkpoint, self.autoencoder, self.results.folder).check_space()
+            estimate(
+                work.samples, todo, work.settings, self.checkpoint, self.autoencoder, self.results.folder
+            ).check_space()
             self._make(work, todo, known, done)
         return done
 
     def _make(self, work: Work, todo: list[Sample], known: dict[str, dict[str, Any]], done: Sampled) -> None:
         """What `sampler.batch` does, sample by sample: the first is there soon, and nobody waits for many."""
         settings, recipe = work.settings, load_recipe(RECIPE)
-        record = RunRecord(self.results.catalog, "sample", {
-            **settings.model_dump(mode="json"), "checkpoint": self.checkpoint.name, "checkpoint_hash": self.checkpoint.hash,
-            "recipe": recipe.label, "recipe_rules": recipe.file.model_dump()})
+        record = RunRecord(
+            self.results.catalog,
+            "sample",
+            {
+                **settings.model_dump(mode="json"),
+                "checkpoint": self.checkpoint.name,
+                "checkpoint_hash": self.checkpoint.hash,
+                "recipe": recipe.label,
+                "recipe_rules": recipe.file.model_dump(),
+            },
+        )
         with record.running() as counts:
             if settings.prompt.refine or settings.prompt.motion == "auto":
                 work.tell(Event("asking the language model", 0, 1))
@@ -246,7 +285,9 @@ class Studio:
             self._worker.settings = settings
             at = 0
             for together in lists_of(todo, settings.work.batch or 1):
-                self._passes(_Told(work, at, len(todo), settings.sampling.steps, self._stopping), together, record.run_id, done)
+                self._passes(
+                    _Told(work, at, len(todo), settings.sampling.steps, self._stopping), together, record.run_id, done
+                )
                 at += len(together)
             self.results.decide()
             done.wall_s = time.monotonic() - record.started
@@ -321,7 +362,8 @@ class _Server(uvicorn.Server):
 
 
 class _PageGuard(Guard):
-    """Writing takes no token here: Gradio's page knows none. That a request comes from our page is checked as everywhere."""
+    """Writing takes no token here: Gradio's page knows none. That a request comes from our page is checked as
+    everywhere."""
 
     def _refused_write(self, headers: Any) -> tuple[int, str] | None:
         return None
@@ -339,4 +381,6 @@ def _bind(port: int) -> socket.socket:
     try:
         return socket.create_server((HOST, port))
     except OSError as e:
-        raise ConfigError(f"cannot serve on {HOST} port {port}: {os.strerror(e.errno or 0)} (--port 0 takes any that is free)") from e
+        raise ConfigError(
+            f"cannot serve on {HOST} port {port}: {os.strerror(e.errno or 0)} (--port 0 takes any that is free)"
+        ) from e

@@ -7,9 +7,10 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator, Mapping, NoReturn, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import gradio as gr
 import numpy as np
@@ -46,7 +47,10 @@ TOLD_S = 0.2
 ERROR_S = 20.0
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 """Of what a page does by the way."""
-CSS = "#gallery .caption-label {max-width: 100%; white-space: normal; text-overflow: clip; font-size: 11px; line-height: 1.25}"
+CSS = (
+    "#gallery .caption-label {max-width: 100%; white-space: normal; text-overflow: clip; font-size: 11px; "
+    "line-height: 1.25}"
+)
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,24 @@ class Options:
         if video.resolution is not None:
             height = width = None
         return cls(
-            "", mode_of(settings), (), video.resolution, video.aspect_ratio if height is None else None, frames, sampling.steps,
-            sampling.guidance, sampling.image_guidance, settings.seed, settings.samples, "" if motion is None else str(motion),
-            settings.prompt.negative, height, width, fps, settings.prompt.refine)
+            "",
+            mode_of(settings),
+            (),
+            video.resolution,
+            video.aspect_ratio if height is None else None,
+            frames,
+            sampling.steps,
+            sampling.guidance,
+            sampling.image_guidance,
+            settings.seed,
+            settings.samples,
+            "" if motion is None else str(motion),
+            settings.prompt.negative,
+            height,
+            width,
+            fps,
+            settings.prompt.refine,
+        )
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any], references: Sequence[str]) -> Options:
@@ -93,9 +112,24 @@ class Options:
         told = json.loads(row["options"])["prompt"]
         motion = "auto" if told["motion"] == "auto" else row["motion"]
         return cls(
-            row["prompt"], row["mode"], references, None, None, row["num_frames"], row["steps"], row["guidance"], row["image_guidance"],
-            row["seed"], row["number"] + 1, "" if motion is None else str(motion), row["negative"], row["height"], row["width"], row["fps"],
-            told["refine"])
+            row["prompt"],
+            row["mode"],
+            references,
+            None,
+            None,
+            row["num_frames"],
+            row["steps"],
+            row["guidance"],
+            row["image_guidance"],
+            row["seed"],
+            row["number"] + 1,
+            "" if motion is None else str(motion),
+            row["negative"],
+            row["height"],
+            row["width"],
+            row["fps"],
+            told["refine"],
+        )
 
     def read(self, base: SampleSettings) -> tuple[Prompt, SampleSettings]:
         """What is asked for.
@@ -111,8 +145,14 @@ class Options:
         values = base.model_dump()
         values |= {"seed": self.seed, "samples": self.samples}
         values["video"] |= {
-            "mode": self.mode, "resolution": self.resolution or None, "aspect_ratio": self.aspect_ratio or None, "height": self.height,
-            "width": self.width, "num_frames": self.num_frames, "fps": self.fps}
+            "mode": self.mode,
+            "resolution": self.resolution or None,
+            "aspect_ratio": self.aspect_ratio or None,
+            "height": self.height,
+            "width": self.width,
+            "num_frames": self.num_frames,
+            "fps": self.fps,
+        }
         values["sampling"] |= {"steps": self.steps, "guidance": self.guidance, "image_guidance": self.image_guidance}
         values["prompt"] |= {"motion": self.motion.strip() or None, "refine": self.refine}
         try:
@@ -120,7 +160,9 @@ class Options:
         except ValidationError as e:
             raise ConfigError(_explained(e)) from e
         given = self.references if _gives(self.mode) else ()
-        return Prompt(self.prompt.strip(), references=tuple(map(Reference, given)), negative=self.negative, where="this prompt"), settings
+        return Prompt(
+            self.prompt.strip(), references=tuple(map(Reference, given)), negative=self.negative, where="this prompt"
+        ), settings
 
 
 class Shelf:
@@ -136,7 +178,12 @@ class Shelf:
 
     def newest(self) -> tuple[list[tuple[str, str]], list[str]]:
         """Pictures with a line about each, and the samples' ids."""
-        rows = self.studio.catalog().scan("samples").filter(pl.col("status") == "done").sort("finished_at", descending=True)
+        rows = (
+            self.studio.catalog()
+            .scan("samples")
+            .filter(pl.col("status") == "done")
+            .sort("finished_at", descending=True)
+        )
         pictures, ids = [], []
         for row in rows.head(LISTED).collect().to_dicts():
             try:
@@ -153,7 +200,11 @@ class Shelf:
         Raises:
             ConfigError: there is none any more.
         """
-        rows = self.studio.catalog().scan("samples").filter((pl.col("sample_id") == sample_id) & (pl.col("status") == "done"))
+        rows = (
+            self.studio.catalog()
+            .scan("samples")
+            .filter((pl.col("sample_id") == sample_id) & (pl.col("status") == "done"))
+        )
         for row in rows.collect().to_dicts():
             return row
         raise ConfigError("this sample is not in the catalog any more")
@@ -178,7 +229,9 @@ class Shelf:
 
     def references(self, row: Mapping[str, Any]) -> list[str]:
         """Those that may be shown: kept by the page, and still there."""
-        kept = (self.studio.references / Path(uri).name for uri in row["references"] or ())  # the folder may have been moved
+        kept = (
+            self.studio.references / Path(uri).name for uri in row["references"] or ()
+        )  # the folder may have been moved
         return [str(path) for path in kept if path.exists()]
 
     def _picture(self, row: Mapping[str, Any]) -> str:
@@ -214,12 +267,27 @@ def make_page(studio: Studio, scratch: Path) -> gr.Blocks:
                 button = gr.Button("Make", variant="primary", elem_id="make")
             with gr.Column(scale=6, min_width=480):
                 video = gr.Video(
-                    label="Video", autoplay=True, loop=True, interactive=False, height=440, elem_id="video", buttons=["download"])
+                    label="Video",
+                    autoplay=True,
+                    loop=True,
+                    interactive=False,
+                    height=440,
+                    elem_id="video",
+                    buttons=["download"],
+                )
                 about = gr.Textbox(label="About it", lines=4, interactive=False, elem_id="about")
         gr.Markdown("Made so far, the newest first. A click shows one, and puts its options into the fields.")
         gallery = gr.Gallery(
-            columns=7, height=420, object_fit="contain", allow_preview=False, interactive=False, fit_columns=False, show_label=False,
-            elem_id="gallery", buttons=[])
+            columns=7,
+            height=420,
+            object_fit="contain",
+            allow_preview=False,
+            interactive=False,
+            fit_columns=False,
+            show_label=False,
+            elem_id="gallery",
+            buttons=[],
+        )
         ids, work = gr.State([]), gr.State()
 
         def submit(*values: Any) -> tuple[Work, Any]:
@@ -233,7 +301,9 @@ def make_page(studio: Studio, scratch: Path) -> gr.Blocks:
                 progress(0.0, desc="waiting")
                 told = 0.0
                 for event in work.events():
-                    if time.monotonic() - told > TOLD_S or event.made is not None:  # small models step faster than a page can show
+                    if (
+                        time.monotonic() - told > TOLD_S or event.made is not None
+                    ):  # small models step faster than a page can show
                         told = time.monotonic()
                         progress((event.done, event.of), desc=event.text, unit="steps")
                     if event.made is not None:
@@ -249,7 +319,10 @@ def make_page(studio: Studio, scratch: Path) -> gr.Blocks:
                 row = shelf.row(ids[chosen.index])
                 references = shelf.references(row)
                 if len(references) < len(row["references"] or ()):
-                    gr.Info(f"Its references are not kept by this page: {html.escape(', '.join(row['references']))}", duration=ERROR_S)
+                    gr.Info(
+                        f"Its references are not kept by this page: {html.escape(', '.join(row['references']))}",
+                        duration=ERROR_S,
+                    )
                 found = Options.of_row(row, references)
                 return [shelf.video(row), _about(row), *(getattr(found, name) for name in inputs)]
             except DatakitError as e:
@@ -257,7 +330,13 @@ def make_page(studio: Studio, scratch: Path) -> gr.Blocks:
 
         begun = button.click(submit, list(inputs.values()), [work, button], **QUIET)
         followed = begun.success(
-            follow, [work], [video, about, gallery, ids], show_progress_on=video, concurrency_limit=None, api_visibility="private")
+            follow,
+            [work],
+            [video, about, gallery, ids],
+            show_progress_on=video,
+            concurrency_limit=None,
+            api_visibility="private",
+        )
         followed.then(lambda: gr.update(interactive=True), None, [button], **QUIET)
         gallery.select(choose, [ids], [video, about, *inputs.values()], **QUIET)
         page.load(shelf.newest, None, [gallery, ids], **QUIET)
@@ -274,8 +353,18 @@ def _fields(start: Options, takes_condition: bool) -> dict[str, Any]:
         made["seed"] = _number("Seed", start.seed, "seed")
         made["samples"] = _number("Samples", start.samples, "samples")
     made["references"] = gr.Gallery(
-        label=_wanted(start.mode), file_types=["image", "video"], type="filepath", columns=3, height=200, object_fit="contain",
-        fit_columns=False, interactive=True, visible=_gives(start.mode), elem_id="references", buttons=[])
+        label=_wanted(start.mode),
+        file_types=["image", "video"],
+        type="filepath",
+        columns=3,
+        height=200,
+        object_fit="contain",
+        fit_columns=False,
+        interactive=True,
+        visible=_gives(start.mode),
+        elem_id="references",
+        buttons=[],
+    )
     with gr.Row():
         made["resolution"] = _dropdown("Resolution", RESOLUTIONS, start.resolution, "resolution")
         made["aspect_ratio"] = _dropdown("Aspect ratio", ASPECTS, start.aspect_ratio, "aspect_ratio")
@@ -285,21 +374,31 @@ def _fields(start: Options, takes_condition: bool) -> dict[str, Any]:
         made["num_frames"] = _number("Frames", start.num_frames, "num_frames")
         made["fps"] = _number("Frames per second", start.fps, "fps")
         made["motion"] = gr.Textbox(
-            start.motion, label="Motion score, or auto", elem_id="motion", max_lines=1, min_width=100, placeholder="none")
+            start.motion,
+            label="Motion score, or auto",
+            elem_id="motion",
+            max_lines=1,
+            min_width=100,
+            placeholder="none",
+        )
     with gr.Row():
         made["steps"] = _number("Steps", start.steps, "steps")
         made["guidance"] = _number("Guidance", start.guidance, "guidance")
         made["image_guidance"] = _number("Image guidance", start.image_guidance, "image_guidance")
     with gr.Accordion("More", open=False):
         made["negative"] = gr.Textbox(start.negative, label="Negative prompt", lines=2, elem_id="negative")
-        made["refine"] = gr.Checkbox(start.refine, label="Have a language model write the prompt out first", elem_id="refine")
+        made["refine"] = gr.Checkbox(
+            start.refine, label="Have a language model write the prompt out first", elem_id="refine"
+        )
     _wire(made)
     return {field.name: made[field.name] for field in fields(Options)}
 
 
 def _wire(made: Mapping[str, Any]) -> None:
     """References show where the mode takes some; a size is said in one way, the other one is emptied."""
-    made["mode"].change(lambda mode: gr.update(visible=_gives(mode), label=_wanted(mode)), [made["mode"]], [made["references"]], **QUIET)
+    made["mode"].change(
+        lambda mode: gr.update(visible=_gives(mode), label=_wanted(mode)), [made["mode"]], [made["references"]], **QUIET
+    )
     for name in ("resolution", "aspect_ratio"):
         made[name].input(None, None, [made["height"], made["width"]], js="() => [null, null]", **QUIET)
     for name in ("height", "width"):
@@ -325,7 +424,9 @@ def _usual(studio: Studio) -> tuple[tuple[int, int, int] | None, float | None]:
     usual = studio.checkpoint.usual
     try:
         shape = shape_of(studio.settings, studio.checkpoint, studio.autoencoder)
-    except ConfigError:  # the checkpoint does not say: the fields stay empty, and what is missing is told when they are read
+    except (
+        ConfigError
+    ):  # the checkpoint does not say: the fields stay empty, and what is missing is told when they are read
         shape = None
     return shape, studio.settings.video.fps or (usual.fps if usual else None)
 
@@ -359,9 +460,11 @@ def _title(row: Mapping[str, Any]) -> str:
 def _about(row: Mapping[str, Any]) -> str:
     seconds = sum(row[name] or 0.0 for name in ("encode_s", "denoise_s", "decode_s"))
     return (
-        f"{row['text']}\n{row['mode']}, {row['num_frames']} frames of {row['height']}×{row['width']} at {row['fps']:g} frames/s, "
+        f"{row['text']}\n{row['mode']}, {row['num_frames']} frames of {row['height']}×{row['width']} at "
+        f"{row['fps']:g} frames/s, "
         f"{row['steps']} steps, guidance {row['guidance']:g}, seed {row['seed']}, number {row['number']}\n"
-        f"{row['path']}, made in {seconds:.1f} s")
+        f"{row['path']}, made in {seconds:.1f} s"
+    )
 
 
 def _pixels(path: Path) -> np.ndarray:

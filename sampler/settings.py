@@ -1,9 +1,11 @@
-"""Settings of a sampling run: a preset < a YAML file < `--set section.option=value`. Options left at null follow from others."""
+"""Settings of a sampling run: a preset < a YAML file < `--set section.option=value`. Options left at null follow from
+others."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -30,10 +32,12 @@ class ModelSettings(Section):
 
 
 class VideoSettings(Section):
-    """What to make. Height and width, or resolution and aspect ratio; all null: those that the training run had most of."""
+    """What to make. Height and width, or resolution and aspect ratio; all null: those that the training run had most
+    of."""
 
     mode: Literal[tuple(MODES)] = "t2v"  # type: ignore[valid-type]
-    """What is given of each video, see `trainer.conditions`. With image.model, t2v becomes i2v_head: the model paints the first frame."""
+    """What is given of each video, see `trainer.conditions`. With image.model, t2v becomes i2v_head: the model paints
+    the first frame."""
     resolution: Resolution | None = None
     """256px: the area of a square of that side."""
     aspect_ratio: Aspect | None = None
@@ -84,8 +88,8 @@ class ImageSettings(Section):
     model: str | None = None
     """Folder, or name that `datakit models` knows. Null: none."""
     resolution: Resolution | None = None
-    """To paint at, scaled to the video's size afterwards: such models are at their best at the size they were trained at. Null: the
-    video's."""
+    """To paint at, scaled to the video's size afterwards: such models are at their best at the size they were trained
+    at. Null: the video's."""
     steps: Positive | None = None
     """Null: the pipeline's own."""
     guidance: Annotated[float, Field(ge=0)] | None = None
@@ -135,7 +139,8 @@ class WorkSettings(Section):
 
 class OutputSettings(Section):
     format: Literal["mp4", "lossless", "gif", "frames"] = "mp4"
-    """mp4: H.264, 4:2:0, BT.709; lossless: RGB, FFV1 in Matroska; frames: a folder of PNGs. Only the first two can be scored."""
+    """mp4: H.264, 4:2:0, BT.709; lossless: RGB, FFV1 in Matroska; frames: a folder of PNGs. Only the first two can be
+    scored."""
     crf: Annotated[int, Field(ge=0, le=51)] = 16
     """Of mp4; 23 is what Open-Sora writes."""
 
@@ -180,4 +185,7 @@ def preset_file(name: str) -> Path:
         return path
     if Path(name).suffix in (".yaml", ".yml"):
         return Path(name)
-    raise ConfigError(f"there is no preset {name}: there are {', '.join(sorted(p.stem for p in PRESETS.glob('*.yaml')))}, or give a YAML file")
+    raise ConfigError(
+        f"there is no preset {name}: there are {', '.join(sorted(p.stem for p in PRESETS.glob('*.yaml')))}, or give "
+        f"a YAML file"
+    )

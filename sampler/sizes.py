@@ -5,8 +5,7 @@ from __future__ import annotations
 from pydantic import TypeAdapter, ValidationError
 
 from datakit.errors import ConfigError
-from trainer.buckets import area_of
-from trainer.buckets import sizes_of
+from trainer.buckets import area_of, sizes_of
 from trainer.plan_settings import Aspect
 
 _ASPECT: TypeAdapter[str] = TypeAdapter(Aspect)
@@ -26,7 +25,9 @@ def size_of(resolution: str, aspect_ratio: str, multiples: tuple[int, int]) -> t
     try:
         aspect = _ASPECT.validate_python(aspect_ratio)
     except ValidationError as e:
-        raise ConfigError(f"no aspect ratio {aspect_ratio!r}: write width:height, for example 16:9, 9:16, 1:1 or 2.39:1") from e
+        raise ConfigError(
+            f"no aspect ratio {aspect_ratio!r}: write width:height, for example 16:9, 9:16, 1:1 or 2.39:1"
+        ) from e
     if 0 in map(float, aspect.split(":")):
         raise ConfigError(f"no aspect ratio {aspect!r}: neither side can be 0")
     return sizes_of(area_of(resolution), [aspect], multiples)[0]
@@ -47,10 +48,19 @@ def check_frames(num_frames: int, compression_t: int, causal: bool, most: int | 
         return
     nearest = " and ".join(map(str, fits))
     if most is not None and num_frames > most:
-        raise ConfigError(f"{num_frames} frames are more than the {most} that can be made: the nearest is {nearest} (video.num_frames)")
-    rule = f"{compression_t}k + 1 frames" if causal else f"1 frame, or multiples of {compression_t} from {2 * compression_t} on"
+        raise ConfigError(
+            f"{num_frames} frames are more than the {most} that can be made: the nearest is {nearest} "
+            f"(video.num_frames)"
+        )
+    rule = (
+        f"{compression_t}k + 1 frames"
+        if causal
+        else f"1 frame, or multiples of {compression_t} from {2 * compression_t} on"
+    )
     are = "is" if len(fits) == 1 else "are"
-    raise ConfigError(f"{num_frames} frames: this autoencoder takes {rule}; the nearest {are} {nearest} (video.num_frames)")
+    raise ConfigError(
+        f"{num_frames} frames: this autoencoder takes {rule}; the nearest {are} {nearest} (video.num_frames)"
+    )
 
 
 def _fitting(num_frames: int, step: int, causal: bool, most: int | None) -> list[int]:

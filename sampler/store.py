@@ -1,6 +1,8 @@
-"""What passes leave for each other: texts, conditions and latents in files under a folder, each written whole or not at all.
+"""What passes leave for each other: texts, conditions and latents in files under a folder, each written whole or not at
+all.
 
-A file's name says what it holds (a hash of all that decides it), so that what is there need not be made again, whoever made it.
+A file's name says what it holds (a hash of all that decides it), so that what is there need not be made again, whoever
+made it.
 """
 
 from __future__ import annotations
@@ -8,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -24,7 +27,8 @@ def key_of(*parts: Any) -> str:
 
 
 class Store:
-    """Files `root/KIND/KEY.safetensors`. Any number of processes may write; the last one's file counts, and all are equal."""
+    """Files `root/KIND/KEY.safetensors`. Any number of processes may write; the last one's file counts, and all are
+    equal."""
 
     def __init__(self, root: str | Path):
         self.root = Path(root)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import inspect
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,7 +26,8 @@ class TextToImage:
     """A pipeline, loaded.
 
     Args:
-        model: folder, or name that `datakit.models.locate` finds: of a pipeline in diffusers' form (with a model_index.json).
+        model: folder, or name that `datakit.models.locate` finds: of a pipeline in diffusers' form (with a
+            model_index.json).
         steps, guidance: None: the pipeline's own defaults.
         dtype: float32, bfloat16, float16; auto: bfloat16 on a GPU, float32 on a CPU.
         offload: keep only the part that works on the device, the others in main memory.
@@ -35,7 +37,9 @@ class TextToImage:
         ConfigError: it is no pipeline, makes no pictures from text, or does not load.
     """
 
-    def __init__(self, model: str, steps: int | None, guidance: float | None, dtype: str, device: torch.device, offload: bool):
+    def __init__(
+        self, model: str, steps: int | None, guidance: float | None, dtype: str, device: torch.device, offload: bool
+    ):
         require("image.model", "train", "diffusers", "transformers", "accelerate")
         self._name = model
         chosen = DTYPES.get(dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -49,12 +53,13 @@ class TextToImage:
 
     @torch.inference_mode()
     def paint(self, prompts: Sequence[str], seeds: Sequence[int], height: int, width: int) -> np.ndarray:
-        """A picture for each prompt; it depends on its own prompt and seed only, so they are painted one by one, from noise that is
-        drawn on the CPU.
+        """A picture for each prompt; it depends on its own prompt and seed only, so they are painted one by one, from
+        noise that is drawn on the CPU.
 
         Args:
             seeds: 0 to 2⁶³ − 1.
-            height, width: sizes that the pipeline does not take are painted as near as it can, scaled and cut in the middle.
+            height, width: sizes that the pipeline does not take are painted as near as it can, scaled and cut in the
+                middle.
 
         Returns:
             uint8 [N, height, width, 3].
@@ -65,7 +70,9 @@ class TextToImage:
 
     def _paint(self, prompt: str, seed: int, height: int, width: int) -> np.ndarray:
         generator = torch.Generator("cpu").manual_seed(seed)
-        found = self._pipeline(prompt=prompt, height=height, width=width, generator=generator, output_type="np", **self._options).images[0]
+        found = self._pipeline(
+            prompt=prompt, height=height, width=width, generator=generator, output_type="np", **self._options
+        ).images[0]
         if not np.isfinite(found).all():
             raise ConfigError(f"{self._name} paints numbers that are not finite: try another image.dtype")
         return _cover((found.clip(0, 1) * 255).round().astype(np.uint8), height, width)
@@ -78,9 +85,14 @@ class TextToImage:
         """
         takes = inspect.signature(self._pipeline.__call__).parameters
         chosen = {name: value for name, value in options.items() if value is not None}
-        strange = next((name for name in ("prompt", "height", "width", "generator", "output_type", *chosen) if name not in takes), None)
+        strange = next(
+            (name for name in ("prompt", "height", "width", "generator", "output_type", *chosen) if name not in takes),
+            None,
+        )
         if strange is not None:
-            raise ConfigError(f"image.model={self._name} is a {type(self._pipeline).__name__}, which takes no {strange}")
+            raise ConfigError(
+                f"image.model={self._name} is a {type(self._pipeline).__name__}, which takes no {strange}"
+            )
         return chosen
 
 
@@ -93,7 +105,9 @@ def check_painter(model: str) -> Path:
     folder = locate(model)
     if not (folder / INDEX).is_file():
         raise ConfigError(
-            f"{folder} is no pipeline of diffusers: it has no {INDEX}; image.model is a folder in diffusers' form, with all of its parts")
+            f"{folder} is no pipeline of diffusers: it has no {INDEX}; image.model is a folder in diffusers' form, "
+            f"with all of its parts"
+        )
     return folder
 
 
@@ -103,7 +117,9 @@ def _load(folder: Path, dtype: torch.dtype) -> Any:
     try:
         with _quiet():
             try:
-                return diffusers.AutoPipelineForText2Image.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+                return diffusers.AutoPipelineForText2Image.from_pretrained(
+                    folder, torch_dtype=dtype, local_files_only=True
+                )
             except ValueError:  # not among the families that it knows by name; the folder says which class it is
                 return diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
     except Exception as e:  # missing parts, unknown classes, broken weights: each library has its own
@@ -123,7 +139,9 @@ def _quiet() -> Iterator[None]:
         logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "torch_dtype is deprecated": earlier versions of diffusers know no other name
+            warnings.simplefilter(
+                "ignore"
+            )  # "torch_dtype is deprecated": earlier versions of diffusers know no other name
             yield
     finally:
         for logging, verbosity, bars in before:

@@ -1,4 +1,5 @@
-"""VBench (Huang et al. 2024, arXiv:2311.17982): its lists of prompts, and the folder of videos that its evaluation reads."""
+"""VBench (Huang et al. 2024, arXiv:2311.17982): its lists of prompts, and the folder of videos that its evaluation
+reads."""
 
 from __future__ import annotations
 
@@ -6,8 +7,8 @@ import json
 import os
 import shutil
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 from datakit.errors import CatalogError, ConfigError
 
@@ -46,21 +47,23 @@ def vbench_prompts(path: str | Path, dimension: str | None = None) -> list[str]:
 
 
 def export_vbench(samples: str, out: str | Path) -> int:
-    """Lay out a result catalog's samples as VBench's evaluation expects them: `PROMPT-INDEX.mp4` in one folder, indices from 0 by seed
-    and number (its protocol takes five of each prompt; for temporal flickering 25, of which it chooses five). Files are hard links,
-    or copies on another file system.
+    """Lay out a result catalog's samples as VBench's evaluation expects them: `PROMPT-INDEX.mp4` in one folder, indices
+    from 0 by seed and number (its protocol takes five of each prompt; for temporal flickering 25, of which it chooses
+    five). Files are hard links, or copies on another file system.
 
     Returns:
         files written.
 
     Raises:
-        ConfigError: the folder is not empty; prompts that cannot be file names, all named; samples of several checkpoints or in
-            another form than mp4. Nothing is written then.
+        ConfigError: the folder is not empty; prompts that cannot be file names, all named; samples of several
+            checkpoints or in another form than mp4. Nothing is written then.
         CatalogError: no catalog, no finished samples, or a file of one is gone.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is there and not an empty folder: VBench takes every file in it for a video of its list")
+        raise ConfigError(
+            f"{out} is there and not an empty folder: VBench takes every file in it for a video of its list"
+        )
     files = dict(_layout(samples))
     _check(list(files))
     lost = [source for source in files.values() if not os.path.isfile(source)]
@@ -83,7 +86,10 @@ def _layout(samples: str) -> Iterator[tuple[str, str]]:
     rows = sets[0].rows
     other = [row["path"] for row in rows.iter_rows(named=True) if not (row["path"] or "").lower().endswith(SUFFIX)]
     if other:
-        raise ConfigError(f"VBench reads mp4, and {len(other)} samples are not (first: {other[0]}): sample with --set output.format=mp4")
+        raise ConfigError(
+            f"VBench reads mp4, and {len(other)} samples are not (first: {other[0]}): sample with --set "
+            f"output.format=mp4"
+        )
     seen: dict[str, int] = defaultdict(int)
     for row in rows.iter_rows(named=True):
         yield f"{row['prompt']}-{seen[row['prompt']]}{SUFFIX}", file_of(sets[0].root, row)
@@ -108,9 +114,11 @@ def _check(names: list[str]) -> None:
     """Raises:
     ConfigError: names that no file can have.
     """
-    why = {"with a slash": lambda name: "/" in name or "\0" in name or "\n" in name,
-           f"longer than {LONGEST_NAME} bytes": lambda name: len(name.encode()) > LONGEST_NAME,
-           "empty": lambda name: name.startswith("-") and name[1:].removesuffix(SUFFIX).isdigit()}
+    why = {
+        "with a slash": lambda name: "/" in name or "\0" in name or "\n" in name,
+        f"longer than {LONGEST_NAME} bytes": lambda name: len(name.encode()) > LONGEST_NAME,
+        "empty": lambda name: name.startswith("-") and name[1:].removesuffix(SUFFIX).isdigit(),
+    }
     told = []
     for what, wrong in why.items():
         bad = sorted({name.rsplit("-", 1)[0] for name in names if wrong(name)})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,9 @@ from sampler.settings import SampleSettings
 from trainer.conditions import MODES
 
 
-def worded(samples: Sequence[Sample], known: Mapping[str, Mapping[str, Any]], settings: SampleSettings, ray: str) -> list[Sample]:
+def worded(
+    samples: Sequence[Sample], known: Mapping[str, Mapping[str, Any]], settings: SampleSettings, ray: str
+) -> list[Sample]:
     """The samples with all that the model is told of them.
 
     Args:
@@ -27,18 +30,27 @@ def worded(samples: Sequence[Sample], known: Mapping[str, Mapping[str, Any]], se
     if settings.prompt.refine:
         asked = [s for s in before if s.refined is None]
         first = {(s.prompt, s.references): s for s in asked}
-        texts = refine_prompts([s.prompt for s in first.values()], settings.llm, [_picture(s) for s in first.values()], ray) if first else []
+        texts = (
+            refine_prompts([s.prompt for s in first.values()], settings.llm, [_picture(s) for s in first.values()], ray)
+            if first
+            else []
+        )
         told = dict(zip(first, texts))
         before = [replace(s, refined=told[s.prompt, s.references]) if s.refined is None else s for s in before]
     prompts = list(dict.fromkeys(s.refined or s.prompt for s in before if s.asks_motion and s.told_motion is None))
     scores = dict(zip(prompts, motion_scores(prompts, settings.llm, ray))) if prompts else {}
-    return [replace(s, told_motion=scores[s.refined or s.prompt]) if s.asks_motion and s.told_motion is None else s for s in before]
+    return [
+        replace(s, told_motion=scores[s.refined or s.prompt]) if s.asks_motion and s.told_motion is None else s
+        for s in before
+    ]
 
 
 def _remembered(sample: Sample, row: Mapping[str, Any] | None) -> Sample:
     if row is None:
         return sample
-    return replace(sample, refined=row["refined"], told_motion=row["motion"] if sample.asks_motion else sample.told_motion)
+    return replace(
+        sample, refined=row["refined"], told_motion=row["motion"] if sample.asks_motion else sample.told_motion
+    )
 
 
 def _picture(sample: Sample) -> np.ndarray | None:

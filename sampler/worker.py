@@ -1,4 +1,5 @@
-"""The passes: texts and references encoded, noise to latents, latents to files. Each leaves files (`sampler.store`) for the next.
+"""The passes: texts and references encoded, noise to latents, latents to files. Each leaves files (`sampler.store`) for
+the next.
 
 Runs in a Ray actor, or anywhere else. Every random number depends on a sample's prompt, seed and number alone.
 """
@@ -8,9 +9,9 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Sequence
 
 import numpy as np
 import torch
@@ -38,7 +39,8 @@ COMPILE_FROM = 32
 PAINTED = 16
 """Sides of painted pictures are multiples of it: what FLUX and Stable Diffusion take."""
 WHOLE_PIXELS = 16_000_000
-"""Pixels times frames that are decoded whole; more are decoded in tiles (Hunyuan's decoder takes 4 GiB for 8 million in bf16)."""
+"""Pixels times frames that are decoded whole; more are decoded in tiles (Hunyuan's decoder takes 4 GiB for 8 million in
+bf16)."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Denoised:
 
 @dataclass(frozen=True)
 class Written:
-    """Columns of `videos` and of `clips` are those that a look at the finished file gives; None where a catalog cannot hold it."""
+    """Columns of `videos` and of `clips` are those that a look at the finished file gives; None where a catalog cannot
+    hold it."""
 
     path: str
     seconds: float
@@ -73,10 +76,19 @@ class Worker:
         store: folder of what passes leave for each other.
     """
 
-    def __init__(self, checkpoint: Checkpoint, settings: SampleSettings, folder: str, store: str, gpu: bool, threads: int | None = None):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        settings: SampleSettings,
+        folder: str,
+        store: str,
+        gpu: bool,
+        threads: int | None = None,
+    ):
         if threads:
             torch.set_num_threads(threads)
-        if not gpu:  # read at the first product: sums in one order whatever the number of threads, so that actors may be few or many
+        # read at the first product: sums in one order whatever the number of threads, so that actors may be few or many
+        if not gpu:
             os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
         self.settings, self.checkpoint = settings, checkpoint
         self.folder, self.store = Path(folder), Store(store)
@@ -96,7 +108,12 @@ class Worker:
         from trainer.engine.spread import join_group
 
         own = self.settings.work
-        self.models = Models(self.checkpoint, self.settings, self.device, join_group(member, own.tensor_parallel, own.sequence_parallel, self.device))
+        self.models = Models(
+            self.checkpoint,
+            self.settings,
+            self.device,
+            join_group(member, own.tensor_parallel, own.sequence_parallel, self.device),
+        )
         if member.rank:
             self.store = _Reader(self.store.root)
 
@@ -106,7 +123,9 @@ class Worker:
         for sample in samples:
             started = time.monotonic()
             size = painted_size(self.settings, sample)
-            picture, = self.models.painter.paint([sample.refined or sample.prompt], [sample.random_seed("picture")], *size)
+            (picture,) = self.models.painter.paint(
+                [sample.refined or sample.prompt], [sample.random_seed("picture")], *size
+            )
             path = picture_of(self.folder, sample)
             path.parent.mkdir(parents=True, exist_ok=True)
             aside = path.with_name(f".{path.name}")
@@ -120,7 +139,9 @@ class Worker:
     def encode(self, samples: list[Sample]) -> list[Encoded | Failed]:
         """Texts and references; those that are there are not encoded again."""
         answers: list[Encoded | Failed] = []
-        seconds = self._encode_texts([text for sample in samples for text in (sample.text, sample.negative)]) / len(samples)
+        seconds = self._encode_texts([text for sample in samples for text in (sample.text, sample.negative)]) / len(
+            samples
+        )
         for sample in samples:
             started = time.monotonic()
             try:
@@ -133,7 +154,9 @@ class Worker:
 
     @torch.no_grad()
     def denoise(
-        self, samples: list[Sample], on_step: Callable[[int, int], None] = lambda step, forwards: None,
+        self,
+        samples: list[Sample],
+        on_step: Callable[[int, int], None] = lambda step, forwards: None,
     ) -> list[Denoised | Failed]:
         """Latents of samples of one shape and mode. Where the device's memory is too small for all at once, in halves.
 
@@ -149,7 +172,13 @@ class Worker:
         if len(samples) > 1:
             self._most = (len(samples) + 1) // 2
         elif not self.models.make_room("mmdit"):
-            return [Failed(ErrorKind.OUT_OF_MEMORY, f"one sample of {samples[0].shape} does not fit the device's memory", stage="denoise")]
+            return [
+                Failed(
+                    ErrorKind.OUT_OF_MEMORY,
+                    f"one sample of {samples[0].shape} does not fit the device's memory",
+                    stage="denoise",
+                )
+            ]
         return self.denoise(samples, on_step)
 
     @torch.no_grad()
@@ -178,7 +207,10 @@ class Worker:
         if given.tail:
             video[-given.tail :] = frames_of(tail, given.tail, sample.height, sample.width, sample.fps, end=True)
         model = self.models.autoencoder
-        inputs = torch.from_numpy(video).to(self.device).permute(3, 0, 1, 2)[None].to(next(model.parameters()).dtype) / 127.5 - 1
+        inputs = (
+            torch.from_numpy(video).to(self.device).permute(3, 0, 1, 2)[None].to(next(model.parameters()).dtype) / 127.5
+            - 1
+        )
         cond = given_condition(inputs, given, model, tiles=self._tiles(sample))
         self.store.put("given", key, {"cond": cond.float()})
 
@@ -190,12 +222,20 @@ class Worker:
     def _denoise(self, samples: list[Sample], on_step: Callable[[int, int], None]) -> list[Denoised | Failed]:
         started, first = time.monotonic(), samples[0]
         shape, given = self._latents.latent_shape(*first.shape), MODES[first.mode]
-        denoiser = Denoiser(self.models.mmdit, self.settings.sampling, self.checkpoint.patch, self.checkpoint.takes_condition)
+        denoiser = Denoiser(
+            self.models.mmdit, self.settings.sampling, self.checkpoint.patch, self.checkpoint.takes_condition
+        )
         count = denoiser.forwards(first.mode, shape[1])
-        if self.settings.work.compile or (self.settings.work.compile is None and self.device.type == "cuda" and count >= COMPILE_FROM):
+        if self.settings.work.compile or (
+            self.settings.work.compile is None and self.device.type == "cuda" and count >= COMPILE_FROM
+        ):
             self.models.compile()
         noise = torch.stack([noise_of(sample, shape) for sample in samples]).to(self.device)
-        cond = torch.cat([self._condition(sample) for sample in samples]).to(self.device) if given.head or given.tail else None
+        cond = (
+            torch.cat([self._condition(sample) for sample in samples]).to(self.device)
+            if given.head or given.tail
+            else None
+        )
         told, negative = self._texts([s.text for s in samples]), self._texts([s.negative for s in samples])
         found = denoiser(noise, cond, told, negative, first.mode, on_step)
         answers: list[Denoised | Failed] = []
@@ -247,7 +287,8 @@ class _Reader(Store):
 
 
 def noise_of(sample: Sample, shape: Sequence[int]) -> Tensor:
-    """Standard normal noise, float32, on the CPU whatever samples: generators of different devices give different numbers."""
+    """Standard normal noise, float32, on the CPU whatever samples: generators of different devices give different
+    numbers."""
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(sample.random_seed()))
 
 
@@ -258,11 +299,23 @@ def text_key(checkpoint: Checkpoint, text: str) -> str:
 def given_key(checkpoint: Checkpoint, settings: SampleSettings, sample: Sample) -> str:
     """Of a condition: everything that decides its numbers."""
     if sample.painted:
-        contents: list[object] = [sample.refined or sample.prompt, sample.random_seed("picture"), settings.image.model_dump(exclude={"offload"})]
+        contents: list[object] = [
+            sample.refined or sample.prompt,
+            sample.random_seed("picture"),
+            settings.image.model_dump(exclude={"offload"}),
+        ]
     else:
         contents = [content_hash(reference) for reference in sample.references]
     rate = sample.fps if sample.mode.startswith("v2v") else 0.0
-    return key_of("given", sample.mode, contents, sample.shape, rate, checkpoint.autoencoder.model_dump(exclude={"tiled"}), settings.work.precision)
+    return key_of(
+        "given",
+        sample.mode,
+        contents,
+        sample.shape,
+        rate,
+        checkpoint.autoencoder.model_dump(exclude={"tiled"}),
+        settings.work.precision,
+    )
 
 
 def painted_size(settings: SampleSettings, sample: Sample) -> tuple[int, int]:
@@ -280,7 +333,7 @@ def picture_of(folder: Path, sample: Sample) -> Path:
 
 def _measured(path: Path) -> tuple[dict, dict]:
     """What the catalog says of a file: every frame is decoded, as at ingest."""
-    from catalogs.interop.measuring import MeasureJob, Measured, measure
+    from catalogs.interop.measuring import Measured, MeasureJob, measure
     from datakit.source import identify, look_at
 
     source = look_at(str(path))

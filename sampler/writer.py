@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Callable, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -89,4 +90,9 @@ def write_picture(picture: np.ndarray, path: Path) -> None:
     path.write_bytes(png.tobytes())
 
 
-_WRITERS: dict[str, Callable[[np.ndarray, Path, float, int], None]] = {"mp4": _video, "lossless": _lossless, "gif": _gif, "frames": _frames}
+_WRITERS: dict[str, Callable[[np.ndarray, Path, float, int], None]] = {
+    "mp4": _video,
+    "lossless": _lossless,
+    "gif": _gif,
+    "frames": _frames,
+}

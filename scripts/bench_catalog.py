@@ -20,9 +20,15 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 RULES = {
-    "duration": "end_s - start_s >= 2", "frame_rate": "fps >= 12", "aspect": "aspect_ratio between 0.3333 and 3",
-    "bits_per_pixel": "bits_per_pixel >= case when codec in ('hevc', 'vp9', 'av1') then 0.01 else 0.02 end", "progressive": "interlaced <= 0.5",
-    "brightness": "brightness between 0.04 and 0.97", "contrast": "contrast >= 0.02", "blur": "blur >= 4", "motion": "motion between 0.3 and 120",
+    "duration": "end_s - start_s >= 2",
+    "frame_rate": "fps >= 12",
+    "aspect": "aspect_ratio between 0.3333 and 3",
+    "bits_per_pixel": "bits_per_pixel >= case when codec in ('hevc', 'vp9', 'av1') then 0.01 else 0.02 end",
+    "progressive": "interlaced <= 0.5",
+    "brightness": "brightness between 0.04 and 0.97",
+    "contrast": "contrast >= 0.02",
+    "blur": "blur >= 4",
+    "motion": "motion between 0.3 and 120",
     "text": "ocr_area <= 0.07",
 }
 """The rules of the recipe `default`, for the baselines."""
@@ -40,7 +46,9 @@ def count(root: str) -> dict:
 def count_baseline(root: str) -> dict:
     db = _duckdb(root)
     began = time.monotonic()
-    db.sql("select count(*) from clips semi join (select * from videos where status = 'ok') v using (video_id)").fetchall()
+    db.sql(
+        "select count(*) from clips semi join (select * from videos where status = 'ok') v using (video_id)"
+    ).fetchall()
     return {"seconds": time.monotonic() - began, "note": "DuckDB, count of the joined tables"}
 
 
@@ -52,7 +60,10 @@ def what_if(root: str) -> dict:
     catalog, recipe = Catalog(root), load_recipe("default")
     began = time.monotonic()
     found = ask(catalog, recipe)
-    return {"seconds": time.monotonic() - began, "note": f"{found.outcome['kept'].clips} would be kept; {len(found.rules)} rules"}
+    return {
+        "seconds": time.monotonic() - began,
+        "note": f"{found.outcome['kept'].clips} would be kept; {len(found.rules)} rules",
+    }
 
 
 def what_if_baseline(root: str) -> dict:
@@ -79,14 +90,38 @@ def decide(root: str) -> dict:
 def decide_baseline(root: str) -> dict:
     import pandas
 
-    columns = ["clip_id", "video_id", "start_s", "end_s", "fps", "aspect_ratio", "interlaced", "brightness", "contrast", "blur", "motion", "ocr_area"]
+    columns = [
+        "clip_id",
+        "video_id",
+        "start_s",
+        "end_s",
+        "fps",
+        "aspect_ratio",
+        "interlaced",
+        "brightness",
+        "contrast",
+        "blur",
+        "motion",
+        "ocr_area",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "meta.csv"
         _duckdb(root).sql(f"select {', '.join(columns)} from clips").write_csv(str(path))
         began = time.monotonic()
         rows = pandas.read_csv(path)
-        keep = (rows.end_s - rows.start_s >= 2) & (rows.fps >= 12) & rows.aspect_ratio.between(0.3333, 3) & (rows.interlaced <= 0.5)
-        keep &= rows.brightness.between(0.04, 0.97) & (rows.contrast >= 0.02) & (rows.blur >= 4) & rows.motion.between(0.3, 120) & (rows.ocr_area <= 0.07)
+        keep = (
+            (rows.end_s - rows.start_s >= 2)
+            & (rows.fps >= 12)
+            & rows.aspect_ratio.between(0.3333, 3)
+            & (rows.interlaced <= 0.5)
+        )
+        keep &= (
+            rows.brightness.between(0.04, 0.97)
+            & (rows.contrast >= 0.02)
+            & (rows.blur >= 4)
+            & rows.motion.between(0.3, 120)
+            & (rows.ocr_area <= 0.07)
+        )
         rows[keep].to_csv(Path(folder) / "kept.csv", index=False)
         return {"seconds": time.monotonic() - began, "note": "pandas: CSV read, filtered, rewritten"}
 
@@ -103,13 +138,19 @@ def browse(root: str) -> dict:
         began = time.monotonic()
         found = index.query(WHERE.replace("2 and", f"{motion} and"), "aesthetic", True, 0, 60)
         times.append(time.monotonic() - began)
-    return {"seconds": sorted(times)[2], "note": f"slowest {max(times):.2f} s; start {start:.1f} s; {found.total.clips} clips match"}
+    return {
+        "seconds": sorted(times)[2],
+        "note": f"slowest {max(times):.2f} s; start {start:.1f} s; {found.total.clips} clips match",
+    }
 
 
 def browse_baseline(root: str) -> dict:
     db = _duckdb(root)
     where = WHERE.replace("status", "d.status")
-    view = "clips join (select video_id from videos where status = 'ok') v using (video_id) left join decisions d using (clip_id)"
+    view = (
+        "clips join (select video_id from videos where status = 'ok') v using (video_id) left join decisions d "
+        "using (clip_id)"
+    )
     began = time.monotonic()
     db.sql(f"select count(*), sum(end_s - start_s) from {view} where {where}").fetchall()
     db.sql(f"select clip_id from {view} where {where} order by aesthetic desc limit 60").fetchall()
@@ -146,13 +187,19 @@ def select(root: str) -> dict:
     clips, hours = selection.size
     counted = time.monotonic() - began
     digest = selection.content_hash
-    return {"seconds": time.monotonic() - began, "note": f"{clips} clips, {hours:.0f} h in {counted:.1f} s; hash {digest[:8]} over 19 columns"}
+    return {
+        "seconds": time.monotonic() - began,
+        "note": f"{clips} clips, {hours:.0f} h in {counted:.1f} s; hash {digest[:8]} over 19 columns",
+    }
 
 
 MEASURES = {
-    "count": (count, count_baseline, "open and count"), "what_if": (what_if, what_if_baseline, "decide --what-if"),
-    "browse": (browse, browse_baseline, "a browse query"), "report": (report, report_baseline, "report"),
-    "decide": (decide, decide_baseline, "decide again"), "select": (select, None, "selection, with its hash"),
+    "count": (count, count_baseline, "open and count"),
+    "what_if": (what_if, what_if_baseline, "decide --what-if"),
+    "browse": (browse, browse_baseline, "a browse query"),
+    "report": (report, report_baseline, "report"),
+    "decide": (decide, decide_baseline, "decide again"),
+    "select": (select, None, "selection, with its hash"),
 }
 
 
@@ -176,9 +223,15 @@ def _peak_gib() -> float:
 
 def _apart(name: str, which: int, root: str) -> dict:
     """One measurement in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, "--measure", f"{name},{which},{root}"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--measure", f"{name},{which},{root}"], capture_output=True, text=True
+    )
     if done.returncode:
-        return {"seconds": float("nan"), "gib": float("nan"), "note": (done.stderr.strip().splitlines() or ["died"])[-1]}
+        return {
+            "seconds": float("nan"),
+            "gib": float("nan"),
+            "note": (done.stderr.strip().splitlines() or ["died"])[-1],
+        }
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -204,8 +257,11 @@ def main() -> None:
             ours = _apart(name, 0, root)
             theirs = _apart(name, 1, root) if baseline else {"seconds": float("nan"), "note": "no baseline"}
             grown = ours["seconds"] / first.setdefault(name, ours["seconds"])
-            print(f"{title:<26}{size:>9}{ours['seconds']:>8.2f}{ours['gib']:>6.2f}{theirs['seconds']:>12.2f}{ours['seconds'] / theirs['seconds']:>7.2f}"
-                  f"  {ours['note']} | {theirs['note']} | {grown:.1f} × the time for {size / sizes[0]:.0f} × the clips", flush=True)
+            print(
+                f"{title:<26}{size:>9}{ours['seconds']:>8.2f}{ours['gib']:>6.2f}{theirs['seconds']:>12.2f}{ours['seconds'] / theirs['seconds']:>7.2f}"
+                f"  {ours['note']} | {theirs['note']} | {grown:.1f} × the time for {size / sizes[0]:.0f} × the clips",
+                flush=True,
+            )
 
 
 def _built(folder: Path, clips: int) -> str:

@@ -1,14 +1,16 @@
-"""One forward of the full 11.9 B MMDiT, random weights: time, TFLOP/s, share of this machine's ceilings, memory; and whether a compiled
-step's gradients are eager's.
+"""One forward of the full 11.9 B MMDiT, random weights: time, TFLOP/s, share of this machine's ceilings, memory; and
+whether a compiled step's gradients are eager's.
 
     .venv/bin/python scripts/bench_dit.py [--sizes 192x336x129 576x1024x129] [--repeats N] [--tiny] [--out FILE]
 
-Needs a GPU, except with --tiny (a small model, everything but the kernels of a GPU: it shows that the script works). All numbers are
-of one run. Ceilings: the largest matrix product of the model in bf16 and fp8, and attention alone by cuDNN and by FlashAttention-2.
-The floor of a forward is its FLOPs at these rates. The baseline is what one writes first: eager, attention by torch's FlashAttention-2.
+Needs a GPU, except with --tiny (a small model, everything but the kernels of a GPU: it shows that the script works).
+All numbers are of one run. Ceilings: the largest matrix product of the model in bf16 and fp8, and attention alone by
+cuDNN and by FlashAttention-2. The floor of a forward is its FLOPs at these rates. The baseline is what one writes
+first: eager, attention by torch's FlashAttention-2.
 
 The check of gradients is there because torch 2.11's Inductor computes wrong ones for the modulation in silence unless
-`mix_order_reduction` is off, as `trainer.models.compiling` sets it; it is done for batches of 1 and 2, and once more with it on.
+`mix_order_reduction` is off, as `trainer.models.compiling` sets it; it is done for batches of 1 and 2, and once more
+with it on.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -29,12 +31,12 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from trainer.diffusion import positions
 from trainer.flops import forward_flops
 from trainer.models.attention import attend, describe
 from trainer.models.compiling import compare_gradients, compile_blocks
 from trainer.models.fp8 import quantise, to_fp8
 from trainer.models.mmdit import MMDiT, MMDiTConfig
-from trainer.diffusion import positions
 
 FULL = MMDiTConfig()
 TINY = replace(FULL, hidden_size=256, num_heads=2, depth=1, depth_single_blocks=2)
@@ -90,10 +92,16 @@ def main() -> None:
         sys.exit("bench_dit.py needs a GPU; --tiny runs a small model without one")
     sizes = arguments.sizes or (["32x48x5"] if arguments.tiny else ["192x336x129", "576x1024x129"])
     bench = Bench(
-        torch.device("cuda" if gpu else "cpu"), torch.bfloat16, TINY if arguments.tiny else FULL, arguments.repeats or (3 if gpu else 1),
-        32 if arguments.tiny else TEXT)
-    print(f"{torch.cuda.get_device_name() if gpu else 'CPU'}, torch {torch.__version__}; "
-          f"{describe(bench.device, bench.dtype, bench.config.hidden_size // bench.config.num_heads)}")
+        torch.device("cuda" if gpu else "cpu"),
+        torch.bfloat16,
+        TINY if arguments.tiny else FULL,
+        arguments.repeats or (3 if gpu else 1),
+        32 if arguments.tiny else TEXT,
+    )
+    print(
+        f"{torch.cuda.get_device_name() if gpu else 'CPU'}, torch {torch.__version__}; "
+        f"{describe(bench.device, bench.dtype, bench.config.hidden_size // bench.config.num_heads)}"
+    )
     results = {"sizes": {size: measure(bench, size) for size in sizes}}
     if not arguments.skip_gradients:
         results["gradients"] = gradients(bench, sizes[0])
@@ -107,7 +115,10 @@ def measure(bench: Bench, size: str) -> dict:
     tokens = inputs["img"].shape[1] + bench.text
     flops = forward_flops(bench.config, tokens)
     ceilings = measure_ceilings(bench, tokens)
-    print(f"\n{size}: {tokens} tokens, {flops.total / 1e12:.3g} TFLOP a forward ({flops.attention / flops.total:.0%} attention)")
+    print(
+        f"\n{size}: {tokens} tokens, {flops.total / 1e12:.3g} TFLOP a forward ({flops.attention / flops.total:.0%} "
+        f"attention)"
+    )
     print("ceilings, TFLOP/s: " + ", ".join(f"{k} {v / 1e12:.3g}" for k, v in ceilings.items()))
     reset_seed()
     model = make_model(bench)
@@ -120,10 +131,19 @@ def measure(bench: Bench, size: str) -> dict:
             out = model(**inputs).float()
         floor = flops.linear / ceilings[gemm] + flops.attention / ceilings["attention"]
         error = ((out - reference).norm() / reference.norm()).item() if reference is not None else 0.0
-        rows[name] = {"seconds": seconds, "tflops": flops.total / seconds / 1e12, "of_floor": floor / seconds, "floor": floor,
-                      "peak_gib": bench.peak(), "error": error}
-        print(f"  {name:34s} {seconds:8.3f} s  {flops.total / seconds / 1e12:7.3g} TFLOP/s  floor {floor:.3f} s ({floor / seconds:4.0%})  "
-              f"{bench.peak():5.1f} GiB  error {error:.1e}")
+        rows[name] = {
+            "seconds": seconds,
+            "tflops": flops.total / seconds / 1e12,
+            "of_floor": floor / seconds,
+            "floor": floor,
+            "peak_gib": bench.peak(),
+            "error": error,
+        }
+        print(
+            f"  {name:34s} {seconds:8.3f} s  {flops.total / seconds / 1e12:7.3g} TFLOP/s  floor {floor:.3f} s "
+            f"({floor / seconds:4.0%})  "
+            f"{bench.peak():5.1f} GiB  error {error:.1e}"
+        )
         return out
 
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
@@ -143,7 +163,10 @@ def measure(bench: Bench, size: str) -> dict:
         compile_blocks(model)
         add(f"compiled, fp8, a scale a {scales}", reference, "fp8" if "fp8" in ceilings else "bf16")
     base = rows["eager, FlashAttention-2 (baseline)"]["seconds"]
-    print("  times the baseline's speed: " + ", ".join(f"{name} {base / row['seconds']:.2f}" for name, row in rows.items()))
+    print(
+        "  times the baseline's speed: "
+        + ", ".join(f"{name} {base / row['seconds']:.2f}" for name, row in rows.items())
+    )
     return {"tokens": tokens, "tflop": flops.total / 1e12, "ceilings": ceilings, "rows": rows}
 
 
@@ -153,20 +176,33 @@ def measure_ceilings(bench: Bench, tokens: int) -> dict[str, float]:
     x, weight = (torch.randn(n, width, device=bench.device, dtype=bench.dtype) for n in (tokens, wide))
     ceilings = {"bf16": 2 * tokens * width * wide / bench.seconds(lambda: x @ weight.T, 10)}
     (rows, scale), (columns, other) = quantise(x, "tensor"), quantise(weight, "tensor")
-    ceilings["fp8"] = 2 * tokens * width * wide / bench.seconds(
-        lambda: torch._scaled_mm(rows, columns.T, scale_a=scale, scale_b=other, out_dtype=torch.bfloat16, use_fast_accum=True), 10)
+    ceilings["fp8"] = (
+        2
+        * tokens
+        * width
+        * wide
+        / bench.seconds(
+            lambda: torch._scaled_mm(
+                rows, columns.T, scale_a=scale, scale_b=other, out_dtype=torch.bfloat16, use_fast_accum=True
+            ),
+            10,
+        )
+    )
     heads = bench.config.num_heads
     q, k, v = (torch.randn(1, heads, tokens, width // heads, device=bench.device, dtype=bench.dtype) for _ in range(3))
     work = 4 * tokens * tokens * width
     ceilings["attention"] = work / bench.seconds(lambda: attend(q, k, v))
     if bench.device.type == "cuda":
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            ceilings["attention, FlashAttention-2"] = work / bench.seconds(lambda: F.scaled_dot_product_attention(q, k, v))
+            ceilings["attention, FlashAttention-2"] = work / bench.seconds(
+                lambda: F.scaled_dot_product_attention(q, k, v)
+            )
     return ceilings
 
 
 def gradients(bench: Bench, size: str) -> dict[str, float]:
-    """Worst relative difference of a parameter's gradient, compiled against eager: two blocks of either kind at full width."""
+    """Worst relative difference of a parameter's gradient, compiled against eager: two blocks of either kind at full
+    width."""
     small = replace(bench, config=replace(bench.config, depth=2, depth_single_blocks=2))
     found = {}
     print(f"\ngradients of a compiled step against eager's, {size}, two blocks of either kind")
@@ -205,9 +241,13 @@ def make_inputs(bench: Bench, size: str, batch: int) -> dict[str, Tensor]:
         return torch.randn(*shape, device=bench.device, dtype=bench.dtype)
 
     return {
-        "img": random(batch, ids.shape[1], config.in_channels), "img_ids": ids, "txt": random(batch, bench.text, config.context_in_dim),
-        "txt_ids": torch.zeros(batch, bench.text, 3, device=bench.device), "timesteps": torch.rand(batch, device=bench.device),
-        "y_vec": random(batch, config.vec_in_dim), "cond": random(batch, ids.shape[1], config.in_channels + config.patch_size**2),
+        "img": random(batch, ids.shape[1], config.in_channels),
+        "img_ids": ids,
+        "txt": random(batch, bench.text, config.context_in_dim),
+        "txt_ids": torch.zeros(batch, bench.text, 3, device=bench.device),
+        "timesteps": torch.rand(batch, device=bench.device),
+        "y_vec": random(batch, config.vec_in_dim),
+        "cond": random(batch, ids.shape[1], config.in_channels + config.patch_size**2),
     }
 
 

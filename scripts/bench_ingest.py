@@ -64,8 +64,10 @@ def main() -> None:
         film = minute if arguments.tiny else film
         for part in arguments.only:
             {
-                "pass": lambda: bench_pass([film, *arguments.videos], repeats), "wall": lambda: bench_wall(film, repeats, folder),
-                "ray": lambda: bench_ray(film, folder), "ocr": lambda: bench_ocr(film),
+                "pass": lambda: bench_pass([film, *arguments.videos], repeats),
+                "wall": lambda: bench_wall(film, repeats, folder),
+                "ray": lambda: bench_ray(film, folder),
+                "ocr": lambda: bench_ocr(film),
                 "memory": lambda: bench_memory(minute, film, folder),
             }[part]()
 
@@ -76,7 +78,9 @@ def bench_pass(videos: list[Path], repeats: int) -> None:
     for video in videos:
         ours, theirs, stages = [], [], defaultdict(list)
         for _ in range(repeats):
-            theirs.append(run([FFMPEG, "-v", "error", "-threads", "1", "-i", video, "-map", "0:v:0", "-f", "null", "-"]).cpu_s)
+            theirs.append(
+                run([FFMPEG, "-v", "error", "-threads", "1", "-i", video, "-map", "0:v:0", "-f", "null", "-"]).cpu_s
+            )
             spent = json.loads(in_process("pass_cpu", video).output)
             ours.append(sum(spent.values()))
             for stage, seconds in spent.items():
@@ -90,17 +94,28 @@ def bench_wall(film: Path, repeats: int, folder: Path) -> None:
     title("Whole ingest without OCR: wall seconds, start-up included, against PySceneDetect's detect-adaptive")
     ours, theirs = [], []
     for i in range(repeats):
-        theirs.append(run([BIN / "scenedetect", "-q", "-i", film, "-o", folder, "detect-adaptive", "list-scenes", "-q"]).wall_s)
+        theirs.append(
+            run([BIN / "scenedetect", "-q", "-i", film, "-o", folder, "detect-adaptive", "list-scenes", "-q"]).wall_s
+        )
         ours.append(ingest(film, folder / f"wall{i}", "--recipe", "technical", "--set", "ocr.enabled=false").wall_s)
-    print(f"PySceneDetect {spread(theirs)}   datakit {spread(ours)}   ratio {statistics.median(ours) / statistics.median(theirs):.2f}")
+    print(
+        f"PySceneDetect {spread(theirs)}   datakit {spread(ours)}   ratio "
+        f"{statistics.median(ours) / statistics.median(theirs):.2f}"
+    )
 
 
 def bench_ray(film: Path, folder: Path) -> None:
     title("Ray's share: CPU seconds of the whole run, Ray's processes included, over the sum of the stages' own")
-    for name, options in (("default (with OCR)", []), ("without OCR", ["--recipe", "technical", "--set", "ocr.enabled=false"])):
+    for name, options in (
+        ("default (with OCR)", []),
+        ("without OCR", ["--recipe", "technical", "--set", "ocr.enabled=false"]),
+    ):
         used = ingest(film, folder / f"ray{len(options)}", *options)
         own = sum(json.loads(used.output)["stage_cpu_s"].values())
-        print(f"{name:<20} run {used.cpu_s:.1f}   stages {own:.1f}   ratio {used.cpu_s / own:.2f}   wall {used.wall_s:.1f}")
+        print(
+            f"{name:<20} run {used.cpu_s:.1f}   stages {own:.1f}   ratio {used.cpu_s / own:.2f}   wall "
+            f"{used.wall_s:.1f}"
+        )
     nothing = "from pipelines.session import RaySession\nwith RaySession(): pass"
     idle = run([sys.executable, "-c", nothing])
     print(f"{'Ray alone':<20} {idle.cpu_s:.1f} CPU s, {idle.wall_s:.1f} s wall: started and stopped, nothing else")

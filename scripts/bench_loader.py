@@ -6,8 +6,8 @@
 Parts:
     raw       samples per second of windows read from virtual clips, against bare PyAV processes that decode the same
               frames: only decode them; and bring them to the model's size (`to_ndarray`, no crop, colours by default)
-    files     the same from clip files (--clips cut), against decord, which reads them whole and takes the window's frames
-    latents   of encoded windows, against pyarrow reading the same file in its order
+    files     the same from clip files (--clips cut), against decord, which reads them whole and takes the window's
+    frames latents   of encoded windows, against pyarrow reading the same file in its order
     wait      how long a training step that takes a tenth longer than reading waits
     memory    proportional set size of all processes while samples go by: it must not grow
 
@@ -25,11 +25,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from itertools import count, islice
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import psutil
@@ -39,10 +39,10 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from datakit.clip import Span, clip_id  # noqa: E402
-from datakit.video.cut import cut  # noqa: E402
-from datakit.video.decode import VideoReader  # noqa: E402
-from trainer.plan import WINDOWS, Bucket, Part, Plan, write_plan  # noqa: E402
+from datakit.clip import Span, clip_id
+from datakit.video.cut import cut
+from datakit.video.decode import VideoReader
+from trainer.plan import WINDOWS, Bucket, Part, Plan, write_plan
 
 PARTS = ("raw", "files", "latents", "wait", "memory")
 LATENT = (16, 9, 24, 42)
@@ -91,7 +91,10 @@ def main() -> None:
         print(json.dumps(asdict(CHILDREN[what](json.loads(Path(work).read_text()), *map(int, share.split("/"))))))
         return
     film = arguments.film or footage()
-    print(f"{film.name}, windows of {'x'.join(map(str, arguments.shape))}, {arguments.processes} processes a side", flush=True)
+    print(
+        f"{film.name}, windows of {'x'.join(map(str, arguments.shape))}, {arguments.processes} processes a side",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory() as folder:
         for part in arguments.only:
             globals()[f"measure_{part}"](film.absolute(), Path(folder), arguments)
@@ -100,8 +103,11 @@ def main() -> None:
 def measure_raw(film: Path, folder: Path, arguments: argparse.Namespace) -> None:
     plan = plan_of(folder / "raw", rows_of(film, arguments), bucket_of(arguments))
     ours, decoding, pixels = in_turns(
-        arguments, lambda n: loader_cost(plan, arguments.processes, n), lambda n: baseline("decode", plan, folder, arguments, n),
-        lambda n: baseline("pixels", plan, folder, arguments, n))
+        arguments,
+        lambda n: loader_cost(plan, arguments.processes, n),
+        lambda n: baseline("decode", plan, folder, arguments, n),
+        lambda n: baseline("pixels", plan, folder, arguments, n),
+    )
     print("raw: from the film by span" + " " * 41 + "samples   CPU (x baseline)")
     print(decoding.line("PyAV, decode only"))
     print(pixels.line("PyAV, decode and to_ndarray at the size"))
@@ -118,7 +124,10 @@ def measure_files(film: Path, folder: Path, arguments: argparse.Namespace) -> No
         print(f"  decord: {DECORD}")
         return
     ours, decord = in_turns(
-        arguments, lambda n: loader_cost(plan, arguments.processes, n), lambda n: baseline("decord", plan, folder, arguments, n))
+        arguments,
+        lambda n: loader_cost(plan, arguments.processes, n),
+        lambda n: baseline("decord", plan, folder, arguments, n),
+    )
     print(decord.line("decord2, whole clips at the size"))
     print(ours.line("loader / decord2", decord))
 
@@ -129,8 +138,12 @@ def measure_latents(film: Path, folder: Path, arguments: argparse.Namespace) -> 
     plan = plan_of(folder / "latents", rows, bucket_of(arguments))
     index = write_latents(folder)
     ours, bare = in_turns(
-        arguments, lambda n: loader_cost(plan, arguments.processes, n * 10, latents=index),
-        lambda n: children("parquet", {"file": str(folder / "latents.parquet"), "samples": n * 10}, folder, arguments.processes))
+        arguments,
+        lambda n: loader_cost(plan, arguments.processes, n * 10, latents=index),
+        lambda n: children(
+            "parquet", {"file": str(folder / "latents.parquet"), "samples": n * 10}, folder, arguments.processes
+        ),
+    )
     print(f"latents: {'x'.join(map(str, LATENT))} bf16, row groups of 8")
     print(bare.line("pyarrow, row groups in order"))
     print(ours.line("loader / pyarrow", bare))
@@ -143,7 +156,9 @@ def measure_wait(film: Path, folder: Path, arguments: argparse.Namespace) -> Non
     plan = plan_of(folder / "wait", rows_of(film, arguments), bucket_of(arguments, batch=2))
     free = loader_cost(plan, arguments.processes, arguments.samples // 2)
     step_s = 1.1 * 2 / free.rate
-    with Loader(plan, Order(plan, 0), 0, 1, Position(0, 0), LoaderOptions(workers=arguments.processes, prefetch_mb=128)) as loader:
+    with Loader(
+        plan, Order(plan, 0), 0, 1, Position(0, 0), LoaderOptions(workers=arguments.processes, prefetch_mb=128)
+    ) as loader:
         next(loader)
         started, before = time.monotonic(), loader.waited_s
         steps = arguments.samples // 4
@@ -151,7 +166,10 @@ def measure_wait(film: Path, folder: Path, arguments: argparse.Namespace) -> Non
             time.sleep(step_s)
             next(loader)
         waited, total = loader.waited_s - before, time.monotonic() - started
-    print(f"wait: {steps} steps of {step_s * 1000:.0f} ms, a tenth longer than reading takes: waited {waited / total:.1%} of {total:.0f} s")
+    print(
+        f"wait: {steps} steps of {step_s * 1000:.0f} ms, a tenth longer than reading takes: waited "
+        f"{waited / total:.1%} of {total:.0f} s"
+    )
 
 
 def measure_memory(film: Path, folder: Path, arguments: argparse.Namespace) -> None:
@@ -162,7 +180,9 @@ def measure_memory(film: Path, folder: Path, arguments: argparse.Namespace) -> N
     plan = plan_of(folder / "memory", rows_of(film, small), bucket_of(small, batch=4))
     seen: list[tuple[int, float, float]] = []
     done = 0
-    with Loader(plan, Order(plan, 0), 0, 1, Position(0, 0), LoaderOptions(workers=arguments.processes, prefetch_mb=16)) as loader:
+    with Loader(
+        plan, Order(plan, 0), 0, 1, Position(0, 0), LoaderOptions(workers=arguments.processes, prefetch_mb=16)
+    ) as loader:
         for _, batches in loader:
             done += sum(len(b.windows) for b in batches)
             if done >= len(seen) * arguments.memory / 8 + arguments.memory / 16:
@@ -172,7 +192,10 @@ def measure_memory(film: Path, folder: Path, arguments: argparse.Namespace) -> N
     print("memory: MiB after so many samples of 96x168x5 (main / all of its processes together)")
     print("  " + "  ".join(f"{n}: {main_mb:.0f}/{rest:.0f}" for n, main_mb, rest in seen))
     (_, main_first, rest_first), (_, main_last, rest_last) = seen[1], seen[-1]
-    print(f"  growth from {seen[1][0]} samples on: main {main_last - main_first:+.1f}, processes {rest_last - rest_first:+.1f} MiB")
+    print(
+        f"  growth from {seen[1][0]} samples on: main {main_last - main_first:+.1f}, processes "
+        f"{rest_last - rest_first:+.1f} MiB"
+    )
 
 
 def loader_cost(plan: Plan, processes: int, samples: int, latents: Path | None = None) -> Cost:
@@ -193,12 +216,16 @@ def loader_cost(plan: Plan, processes: int, samples: int, latents: Path | None =
 
 
 def in_turns(arguments: argparse.Namespace, *sides: Callable[[int], Cost]) -> list[Cost]:
-    """What each side costs for all samples; they take turns, since the machine is busier at one time than at another."""
+    """What each side costs for all samples; they take turns, since the machine is busier at one time than at
+    another."""
     costs: list[list[Cost]] = [[] for _ in sides]
     for _ in range(TURNS):
         for side, found in zip(sides, costs):
             found.append(side(-(-arguments.samples // TURNS)))
-    return [Cost(sum(c.samples for c in found), sum(c.wall_s for c in found), sum(c.cpu_s for c in found)) for found in costs]
+    return [
+        Cost(sum(c.samples for c in found), sum(c.wall_s for c in found), sum(c.cpu_s for c in found))
+        for found in costs
+    ]
 
 
 def baseline(what: str, plan: Plan, folder: Path, arguments: argparse.Namespace, samples: int) -> Cost:
@@ -206,8 +233,12 @@ def baseline(what: str, plan: Plan, folder: Path, arguments: argparse.Namespace,
     from trainer.order import Order
 
     order = Order(plan, 0)
-    endless = (w for epoch in count() for i in range(order.steps(epoch)) for b in order.step(epoch, i) for w in b.windows)
-    return children(what, {"rows": plan.rows(list(islice(endless, samples))), "shape": arguments.shape}, folder, arguments.processes)
+    endless = (
+        w for epoch in count() for i in range(order.steps(epoch)) for b in order.step(epoch, i) for w in b.windows
+    )
+    return children(
+        what, {"rows": plan.rows(list(islice(endless, samples))), "shape": arguments.shape}, folder, arguments.processes
+    )
 
 
 def children(what: str, work: dict, folder: Path, processes: int) -> Cost:
@@ -267,7 +298,11 @@ def parquet(work: dict, share: int, of: int) -> Cost:
 
     def read(group: int) -> int:
         table = file.read_row_group(group, use_threads=False)
-        return sum(len(np.frombuffer(b, np.uint16)) > 0 for name in ("mean", "std") for b in (v.as_buffer() for v in table.column(name)))
+        return sum(
+            len(np.frombuffer(b, np.uint16)) > 0
+            for name in ("mean", "std")
+            for b in (v.as_buffer() for v in table.column(name))
+        )
 
     groups = [i % file.num_row_groups for i in range(work["samples"] // 8)][share::of]
     cost = timed(read, groups, 16)
@@ -275,7 +310,11 @@ def parquet(work: dict, share: int, of: int) -> Cost:
 
 
 CHILDREN = {
-    "decode": lambda *a: pyav(*a, pixels=False), "pixels": lambda *a: pyav(*a, pixels=True), "decord": decord_whole, "parquet": parquet}
+    "decode": lambda *a: pyav(*a, pixels=False),
+    "pixels": lambda *a: pyav(*a, pixels=True),
+    "decord": decord_whole,
+    "parquet": parquet,
+}
 
 
 def timed(read, things: list, expected: int) -> Cost:
@@ -304,12 +343,35 @@ def rows_of(film: Path, arguments: argparse.Namespace) -> list[dict]:
     for start in range(0, len(pts) - length + 1, length):
         end = pts[start + length] if start + length < len(pts) else pts[-1] + 1
         for first in range(0, length - needed + 1, needed):
-            rows.append({
-                "clip_id": clip_id("f" * 32, stream, pts[start], end), "video_id": "f" * 32, "part": 0, "uri": str(film), "path": None,
-                "stream": stream, "time_base": str(Fraction(base)), "start_pts": pts[start], "end_pts": end, "crop_x": 0, "crop_y": 0,
-                "crop_width": g.width, "crop_height": g.height, "width": g.width, "height": g.height, "kind": "video", "bucket": 0,
-                "first": first, "frames": frames, "stride": arguments.stride, "fps": fps / arguments.stride, "caption": "",
-                "motion_vmaf": None, "split": "train", "geometry": "0" * 16})
+            rows.append(
+                {
+                    "clip_id": clip_id("f" * 32, stream, pts[start], end),
+                    "video_id": "f" * 32,
+                    "part": 0,
+                    "uri": str(film),
+                    "path": None,
+                    "stream": stream,
+                    "time_base": str(Fraction(base)),
+                    "start_pts": pts[start],
+                    "end_pts": end,
+                    "crop_x": 0,
+                    "crop_y": 0,
+                    "crop_width": g.width,
+                    "crop_height": g.height,
+                    "width": g.width,
+                    "height": g.height,
+                    "kind": "video",
+                    "bucket": 0,
+                    "first": first,
+                    "frames": frames,
+                    "stride": arguments.stride,
+                    "fps": fps / arguments.stride,
+                    "caption": "",
+                    "motion_vmaf": None,
+                    "split": "train",
+                    "geometry": "0" * 16,
+                }
+            )
     if not rows:
         sys.exit(f"{film.name} has no clip of {arguments.clip_s} s with {needed} frames: --clip-s, --shape")
     return rows
@@ -343,13 +405,25 @@ def write_latents(folder: Path, group: int = 8) -> Path:
 
     rng = np.random.default_rng(0)
     numbers = [rng.integers(0, 2**16, LATENT, np.uint16).tobytes() for _ in range(2 * LATENTS)]
-    table = pa.table({
-        "mean": numbers[::2], "std": numbers[1::2], "dtype": ["bfloat16"] * LATENTS,
-        "shape": pa.array([LATENT] * LATENTS, pa.list_(pa.int32())), "geometry": ["0" * 16] * LATENTS})
+    table = pa.table(
+        {
+            "mean": numbers[::2],
+            "std": numbers[1::2],
+            "dtype": ["bfloat16"] * LATENTS,
+            "shape": pa.array([LATENT] * LATENTS, pa.list_(pa.int32())),
+            "geometry": ["0" * 16] * LATENTS,
+        }
+    )
     pq.write_table(table, folder / "latents.parquet", row_group_size=group, compression="none")
-    index = pa.table({
-        "window": list(range(LATENTS)), "file": [str(folder / "latents.parquet")] * LATENTS,
-        "row_group": [i // group for i in range(LATENTS)], "row": [i % group for i in range(LATENTS)]}, INDEX)
+    index = pa.table(
+        {
+            "window": list(range(LATENTS)),
+            "file": [str(folder / "latents.parquet")] * LATENTS,
+            "row_group": [i // group for i in range(LATENTS)],
+            "row": [i % group for i in range(LATENTS)],
+        },
+        INDEX,
+    )
     with pa.OSFile(str(folder / "latents.arrow"), "wb") as sink, pa.ipc.new_file(sink, INDEX) as writer:
         writer.write_table(index)
     return folder / "latents.arrow"
@@ -362,8 +436,10 @@ def tree_cpu() -> float:
 
 def memory_mb() -> tuple[float, float]:
     """Proportional set sizes: of this process, of its children. Shared memory is counted once."""
-    return (psutil.Process().memory_full_info().pss / 2**20,
-            sum(p.memory_full_info().pss for p in psutil.Process().children()) / 2**20)
+    return (
+        psutil.Process().memory_full_info().pss / 2**20,
+        sum(p.memory_full_info().pss for p in psutil.Process().children()) / 2**20,
+    )
 
 
 def footage() -> Path:

@@ -7,7 +7,8 @@ sides take turns. On a machine with a GPU, `--only embed --architecture ViT-L-14
 of it and what it waits for; that part needs neither Ray nor a catalog.
 
 Parts:
-    embed      pictures per second through the embedding actor's process, against a bare open_clip loop on the same batches;
+    embed      pictures per second through the embedding actor's process, against a bare open_clip loop on the same
+    batches;
                then where the time goes: pipe, preprocessing, network
     caption    captions per second through an actor, against a bare vLLM loop over the same requests (a tiny VLM:
                what is measured is all that surrounds the model)
@@ -83,7 +84,10 @@ def embed(arguments) -> None:
     ours, theirs = in_turns([through_actor, in_loop], 1 if arguments.tiny else arguments.repeats)
     child.stop()
     where = "GPU" if gpu else f"{threads} CPU threads"
-    print(f"\nembed: {arguments.architecture}, {precision}, {where}; {count} pictures of {FRAME[1]}x{FRAME[0]}, batches of 64")
+    print(
+        f"\nembed: {arguments.architecture}, {precision}, {where}; {count} pictures of {FRAME[1]}x{FRAME[0]}, "
+        f"batches of 64"
+    )
     print(f"  through the actor's process   {count / ours:8.1f} pictures/s")
     print(f"  bare open_clip loop           {count / theirs:8.1f} pictures/s   ratio {theirs / ours:.2f}")
     starved_by(options, rows, images, calls, count)
@@ -133,7 +137,8 @@ class BareClip:
         torch.set_num_threads(threads)
         self.torch, self.device = torch, "cuda" if torch.cuda.is_available() else "cpu"
         self.model, _, self.transform = open_clip.create_model_and_transforms(
-            architecture, pretrained=weights, precision=precision, device=self.device)
+            architecture, pretrained=weights, precision=precision, device=self.device
+        )
         self.model.eval()
         self.dtype = next(self.model.visual.parameters()).dtype
 
@@ -162,7 +167,10 @@ def pictures_of(clips: int) -> tuple[list[dict], list[list[np.ndarray]]]:
     random = np.random.default_rng(0)
     rows = [{"clip_id": str(i), "width": FRAME[1], "height": FRAME[0], "crop_width": None} for i in range(clips)]
     base = np.kron(random.integers(30, 220, (9, 16, 3)), np.ones((40, 40, 1))).astype(np.uint8)
-    distinct = [np.clip(np.roll(base, 13 * i, 1) + random.integers(-9, 9, base.shape), 0, 255).astype(np.uint8) for i in range(48)]
+    distinct = [
+        np.clip(np.roll(base, 13 * i, 1) + random.integers(-9, 9, base.shape), 0, 255).astype(np.uint8)
+        for i in range(48)
+    ]
     return rows, [[distinct[(3 * i + j) % 48] for j in range(3)] for i in range(clips)]
 
 
@@ -178,13 +186,24 @@ def caption(arguments) -> None:
     ours, theirs = [], []
     for _ in range(repeats):
         for part, times in (("captions_through_actor", ours), ("captions_in_loop", theirs)):
-            command = [sys.executable, __file__, "--part", part, "--threads", str(arguments.threads), *(["--tiny"] if arguments.tiny else [])]
+            command = [
+                sys.executable,
+                __file__,
+                "--part",
+                part,
+                "--threads",
+                str(arguments.threads),
+                *(["--tiny"] if arguments.tiny else []),
+            ]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(done.stderr[-3000:])
             times.append(json.loads(done.stdout.strip().splitlines()[-1]))
     ours_s, theirs_s = (statistics.median(times) for times in (ours, theirs))
-    print(f"\ncaption: tiny VLM in vLLM, {count} clips of 4 frames, 32 tokens, 8 requests at once, float32, {arguments.threads} threads; start-up not counted")
+    print(
+        f"\ncaption: tiny VLM in vLLM, {count} clips of 4 frames, 32 tokens, 8 requests at once, float32, "
+        f"{arguments.threads} threads; start-up not counted"
+    )
     print(f"  through an actor of a flow    {count / ours_s:8.1f} captions/s")
     print(f"  bare vLLM loop                {count / theirs_s:8.1f} captions/s   ratio {theirs_s / ours_s:.2f}")
 
@@ -193,12 +212,25 @@ def caption_settings(threads: int):
     from datakit import config
     from pipelines.settings import Settings
 
-    return config.load(Settings, None, [
-        "caption.backend=vllm", f"caption.model={Path(tempfile.gettempdir()) / 'datakit-tiny-vlm'}", "caption.dtype=float32",
-        "caption.max_tokens=32", "caption.max_num_seqs=8", "caption.frames=4", "caption.side=128", "caption.styles=[short]",
-        "caption.input=images", "caption.kv_cache_gb=0.125", "caption.max_model_len=2048", f"caption.threads={threads}",
-        "caption.language=null",
-    ])
+    return config.load(
+        Settings,
+        None,
+        [
+            "caption.backend=vllm",
+            f"caption.model={Path(tempfile.gettempdir()) / 'datakit-tiny-vlm'}",
+            "caption.dtype=float32",
+            "caption.max_tokens=32",
+            "caption.max_num_seqs=8",
+            "caption.frames=4",
+            "caption.side=128",
+            "caption.styles=[short]",
+            "caption.input=images",
+            "caption.kv_cache_gb=0.125",
+            "caption.max_model_len=2048",
+            f"caption.threads={threads}",
+            "caption.language=null",
+        ],
+    )
 
 
 def caption_frames(arguments) -> list[list[np.ndarray]]:
@@ -213,18 +245,36 @@ def captions_through_actor(arguments) -> float:
 
     from pipelines.caption import questions, slots_of
     from pipelines.caption_pass import CLIPS_A_BATCH
-    from pipelines.stages.caption import Captioner  # noqa: F401 (the class the actor makes)
     from pipelines.isolate import ToolSpec
     from pipelines.session import RaySession
+    from pipelines.stages.caption import Captioner
     from pipelines.workers import EngineWorker
 
     settings = caption_settings(arguments.threads)
     section = settings.caption
     options = {**section.model_dump(), "name": "tiny"}
-    spec = ToolSpec("pipelines.stages.caption:Captioner", {
-        "options": options, "questions": questions(settings, "caption"), "language": None, "as_video": False, "stall_s": 600.0})
+    spec = ToolSpec(
+        "pipelines.stages.caption:Captioner",
+        {
+            "options": options,
+            "questions": questions(settings, "caption"),
+            "language": None,
+            "as_video": False,
+            "stall_s": 600.0,
+        },
+    )
     frames = caption_frames(arguments)
-    rows = [{"clip_id": str(i), "styles": ["short"], "facts": {}, "times": [0, 0.5, 1, 1.5], "duration_s": 2.0, "errors": []} for i in range(len(frames))]
+    rows = [
+        {
+            "clip_id": str(i),
+            "styles": ["short"],
+            "facts": {},
+            "times": [0, 0.5, 1, 1.5],
+            "duration_s": 2.0,
+            "errors": [],
+        }
+        for i in range(len(frames))
+    ]
     with RaySession("local"):
         actor = ray.remote(num_cpus=1, max_concurrency=slots_of(section))(EngineWorker).remote(spec)
         ray.get(actor.version.remote())
@@ -247,7 +297,11 @@ def captions_through_actor(arguments) -> float:
 
 def captions_in_loop(arguments) -> float:
     """Seconds of `LLM.generate` over the same requests, all handed over at once."""
-    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(arguments.threads), "VLLM_LOGGING_LEVEL": "ERROR"}
+    os.environ |= {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "OMP_NUM_THREADS": str(arguments.threads),
+        "VLLM_LOGGING_LEVEL": "ERROR",
+    }
     from PIL import Image
     from transformers import AutoProcessor
     from vllm import LLM, SamplingParams
@@ -257,11 +311,26 @@ def captions_in_loop(arguments) -> float:
     settings = caption_settings(arguments.threads)
     prompt = questions(settings, "caption")["short"].prompt
     folder = settings.caption.model
-    llm = LLM(model=folder, dtype="float32", enforce_eager=True, max_model_len=2048, max_num_seqs=8, kv_cache_memory_bytes=128 << 20,
-              limit_mm_per_prompt={"image": 4, "video": 0}, seed=0, mm_processor_cache_gb=0, disable_log_stats=True)
+    llm = LLM(
+        model=folder,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=2048,
+        max_num_seqs=8,
+        kv_cache_memory_bytes=128 << 20,
+        limit_mm_per_prompt={"image": 4, "video": 0},
+        seed=0,
+        mm_processor_cache_gb=0,
+        disable_log_stats=True,
+    )
     content = [*({"type": "image"} for _ in range(4)), {"type": "text", "text": prompt.render()}]
-    messages = [*([{"role": "system", "content": prompt.system}] if prompt.system else []), {"role": "user", "content": content}]
-    text = AutoProcessor.from_pretrained(folder).apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    messages = [
+        *([{"role": "system", "content": prompt.system}] if prompt.system else []),
+        {"role": "user", "content": content},
+    ]
+    text = AutoProcessor.from_pretrained(folder).apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True
+    )
     frames = caption_frames(arguments)
     asked = [{"prompt": text, "multi_modal_data": {"image": [Image.fromarray(f) for f in clip]}} for clip in frames]
     sampling = SamplingParams(temperature=0.0, max_tokens=32)
@@ -274,14 +343,21 @@ def captions_in_loop(arguments) -> float:
 def dedup(arguments) -> None:
     """Each size in a process of its own, so that its peak of memory is its own."""
     sizes = (1_000, 5_000) if arguments.tiny else (10_000, 100_000)
-    print("\ndedup: unit vectors of length 768, a tenth of them near-copies (cosine 0.97) of others, threshold 0.9; one process")
+    print(
+        "\ndedup: unit vectors of length 768, a tenth of them near-copies (cosine 0.97) of others, threshold 0.9; "
+        "one process"
+    )
     before = None
     for size in sizes:
-        done = subprocess.run([sys.executable, __file__, "--part", "dedup_of", "--clips", str(size)], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, __file__, "--part", "dedup_of", "--clips", str(size)], capture_output=True, text=True
+        )
         if done.returncode:
             sys.exit(done.stderr[-3000:])
         seconds, recall, wrong, peak = json.loads(done.stdout.strip().splitlines()[-1])
-        growth = f"   {seconds / before[1]:.1f} times the time for {size / before[0]:.0f} times the clips" if before else ""
+        growth = (
+            f"   {seconds / before[1]:.1f} times the time for {size / before[0]:.0f} times the clips" if before else ""
+        )
         print(f"  {size:>7} clips {seconds:7.1f} s   recall {recall:.4f}, {wrong} wrong   peak {peak:.1f} GiB{growth}")
         before = size, seconds
 
@@ -304,7 +380,9 @@ def dedup_of(arguments) -> tuple[float, float, int, float]:
     seconds = time.perf_counter() - started
     hits = int((found.of[count - copies :] == originals).sum())
     wrong = int((found.of >= 0).sum()) - hits
-    peak_kb = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    peak_kb = next(
+        int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    )
     return seconds, hits / copies, wrong, peak_kb / 2**20
 
 

@@ -24,10 +24,13 @@ def main() -> None:
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     try:
-        import decord  # noqa: F401
+        import decord
     except ImportError:
         sys.exit("decord2 is missing: uv run --inexact --with decord2 scripts/bench_sparse.py VIDEO…")
-    print(f"{'video':<28} {'frames':>6} {'PyAV s':>8} {'decord s':>9} {'ratio':>6}   mean difference of pixels, same times")
+    print(
+        f"{'video':<28} {'frames':>6} {'PyAV s':>8} {'decord s':>9} {'ratio':>6}   mean difference of pixels, same "
+        f"times"
+    )
     for path in map(Path, sys.argv[1:]):
         ours, spent = timed(read_pyav, path)
         try:
@@ -37,7 +40,10 @@ def main() -> None:
             continue
         gaps = [float(np.abs(a.astype(int) - b).mean()) for a, b in zip(ours, theirs) if a.shape == b.shape]
         difference = f"{np.mean(gaps):.1f}" if gaps else "other frame sizes"
-        print(f"{path.name:<28} {len(ours):>6} {spent:8.2f} {spent_decord:9.2f} {spent / spent_decord:6.2f}   {difference}")
+        print(
+            f"{path.name:<28} {len(ours):>6} {spent:8.2f} {spent_decord:9.2f} {spent / spent_decord:6.2f}   "
+            f"{difference}"
+        )
 
 
 def times_of(duration_s: float) -> list[float]:

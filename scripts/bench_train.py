@@ -1,13 +1,18 @@
-"""Training steps of a wide MMDiT on one GPU: TFLOP/s and MFU against this machine's own ceilings, and the wait for data from latents.
+"""Training steps of a wide MMDiT on one GPU: TFLOP/s and MFU against this machine's own ceilings, and the wait for data
+from latents.
 
     .venv/bin/python scripts/bench_train.py [--frames 33 65 129] [--steps N] [--plugin zero2] [--tiny] [--out FILE]
 
-The model is Open-Sora 2.0's width (3072) cut to 4 double and 8 single blocks, 192×336, bf16, through the engine that `datakit train`
-uses: forward, backward, clipping, AdamW. FLOPs are three times the forward's, whatever is computed again. Ceilings are those of
-`scripts/bench_dit.py`, measured in the same run: the floor of a step is its FLOPs at these rates; MFU is the share of the GEMM
-ceiling. The baseline, what one writes first, is eager with torch's FlashAttention-2. Latents come from Parquet files through the loader.
+The model is Open-Sora 2.0's width (3072) cut to 4 double and 8 single blocks, 192×336, bf16, through the engine that
+`datakit train`
+uses: forward, backward, clipping, AdamW. FLOPs are three times the forward's, whatever is computed again. Ceilings are
+    those of
+`scripts/bench_dit.py`, measured in the same run: the floor of a step is its FLOPs at these rates; MFU is the share of
+the GEMM ceiling. The baseline, what one writes first, is eager with torch's FlashAttention-2. Latents come from Parquet
+files through the loader.
 
-Needs a GPU, except with --tiny. Seen on one H100 (torch 2.11): 295 TFLOP/s for the reference's layers, 429 for a compiled sketch.
+Needs a GPU, except with --tiny. Seen on one H100 (torch 2.11): 295 TFLOP/s for the reference's layers, 429 for a
+compiled sketch.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 from bench_dit import COMPRESSION, TEXT, Bench, make_inputs, measure_ceilings
 from synthetic_latents import synthetic_latents
+
 from trainer.diffusion import losses, noised, pack
 from trainer.engine import Engine, EngineSettings, OptimizerSettings, join_processes
 from trainer.flops import forward_flops
@@ -58,7 +64,10 @@ def main() -> None:
     frames = arguments.frames or ([5] if arguments.tiny else [33, 65, 129])
     bench = Bench(device, torch.bfloat16, SMALL if arguments.tiny else WIDE, 3, 32 if arguments.tiny else TEXT)
     plugin = arguments.plugin or ("ddp" if arguments.tiny else "zero2")
-    print(f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, torch {torch.__version__}, plugin {plugin}")
+    print(
+        f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, torch {torch.__version__}, plugin "
+        f"{plugin}"
+    )
     results = {}
     for i, count in enumerate(frames):
         batch = arguments.batch[i] if arguments.batch else BATCHES.get(count, 1)
@@ -73,12 +82,20 @@ def measure(bench: Bench, plugin: str, size: str, batch: int, steps: int, compil
     flops = forward_flops(bench.config, tokens)
     ceilings = measure_ceilings(bench, tokens)
     floor = 3 * (flops.linear / ceilings["bf16"] + flops.attention / ceilings["attention"])
-    print(f"\n{size}, {tokens} tokens, {flops.training / 1e12:.3g} TFLOP a sample; ceilings, TFLOP/s: "
-          + ", ".join(f"{k} {v / 1e12:.3g}" for k, v in ceilings.items()))
+    print(
+        f"\n{size}, {tokens} tokens, {flops.training / 1e12:.3g} TFLOP a sample; ceilings, TFLOP/s: "
+        + ", ".join(f"{k} {v / 1e12:.3g}" for k, v in ceilings.items())
+    )
     rows = {}
-    variants = [("eager, FlashAttention-2 (baseline)", False, (0, 0), batch, True), ("eager, best kernel", False, (0, 0), batch, False)]
+    variants = [
+        ("eager, FlashAttention-2 (baseline)", False, (0, 0), batch, True),
+        ("eager, best kernel", False, (0, 0), batch, False),
+    ]
     if compiled:
-        variants += [("compiled", True, (0, 0), batch, False), ("compiled, batch doubled", True, (0, 0), 2 * batch, False)]
+        variants += [
+            ("compiled", True, (0, 0), batch, False),
+            ("compiled, batch doubled", True, (0, 0), 2 * batch, False),
+        ]
     everything = (bench.config.depth, bench.config.depth_single_blocks)
     variants += [("recomputed but for attention", compiled, everything, 3 * batch, False)]
     for name, compile_it, recompute, samples, flash in variants:
@@ -88,14 +105,33 @@ def measure(bench: Bench, plugin: str, size: str, batch: int, steps: int, compil
             print(f"  {name:36s} batch {samples}: out of memory")
             continue
         rate = samples * flops.training / seconds / 1e12
-        rows[name] = {"seconds": seconds, "batch": samples, "tflops": rate, "mfu": rate * 1e12 / ceilings["bf16"],
-                      "of_floor": samples * floor / seconds, "peak_gib": bench.peak(), "data_wait": wait}
-        print(f"  {name:36s} batch {samples}  {seconds:7.3f} s/step  {rate:7.3g} TFLOP/s  MFU {rows[name]['mfu']:4.0%}  "
-              f"floor {samples * floor:.3f} s ({samples * floor / seconds:4.0%})  {bench.peak():5.1f} GiB  data wait {wait:.1%}")
+        rows[name] = {
+            "seconds": seconds,
+            "batch": samples,
+            "tflops": rate,
+            "mfu": rate * 1e12 / ceilings["bf16"],
+            "of_floor": samples * floor / seconds,
+            "peak_gib": bench.peak(),
+            "data_wait": wait,
+        }
+        print(
+            f"  {name:36s} batch {samples}  {seconds:7.3f} s/step  {rate:7.3g} TFLOP/s  MFU {rows[name]['mfu']:4.0%}  "
+            f"floor {samples * floor:.3f} s ({samples * floor / seconds:4.0%})  {bench.peak():5.1f} GiB  data wait "
+            f"{wait:.1%}"
+        )
     return {"tokens": tokens, "ceilings": ceilings, "rows": rows}
 
 
-def train(bench: Bench, plugin: str, size: str, batch: int, steps: int, compile_it: bool, recompute: tuple[int, int], flash: bool) -> tuple[float, float]:
+def train(
+    bench: Bench,
+    plugin: str,
+    size: str,
+    batch: int,
+    steps: int,
+    compile_it: bool,
+    recompute: tuple[int, int],
+    flash: bool,
+) -> tuple[float, float]:
     """Seconds of a step, and the share of it that was spent waiting for latents."""
     gc.collect()
     bench.reset()
@@ -105,9 +141,19 @@ def train(bench: Bench, plugin: str, size: str, batch: int, steps: int, compile_
     model.recompute(*recompute)
     if flash:
         model.use_kernel("sdpa")
-    engine = Engine(model.to(bench.device), EngineSettings(plugin=plugin, precision="bf16", compile=compile_it), OptimizerSettings(), bench.device)
+    engine = Engine(
+        model.to(bench.device),
+        EngineSettings(plugin=plugin, precision="bf16", compile=compile_it),
+        OptimizerSettings(),
+        bench.device,
+    )
     height, width, frames = map(int, size.split("x"))
-    shape = (bench.config.in_channels // bench.config.patch_size**2, (frames - 1) // COMPRESSION[0] + 1, height // COMPRESSION[1], width // COMPRESSION[2])
+    shape = (
+        bench.config.in_channels // bench.config.patch_size**2,
+        (frames - 1) // COMPRESSION[0] + 1,
+        height // COMPRESSION[1],
+        width // COMPRESSION[2],
+    )
     inputs = make_inputs(bench, size, batch)
     with tempfile.TemporaryDirectory() as folder, flash_attention(flash and bench.device.type == "cuda"):
         bucket = Bucket(size, height, width, frames, batch, inputs["img"].shape[1] + bench.text)

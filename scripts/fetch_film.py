@@ -31,7 +31,19 @@ def main() -> None:
 
 def _film(folder: Path) -> bytes:
     uv = shutil.which("uv") or sys.exit("uv is needed to download the package")
-    command = [uv, "tool", "run", "pip", "download", "--quiet", "--no-deps", "--no-binary=:all:", PACKAGE, "-d", str(folder)]
+    command = [
+        uv,
+        "tool",
+        "run",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--no-binary=:all:",
+        PACKAGE,
+        "-d",
+        str(folder),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"cannot download {PACKAGE}: {done.stderr.strip()[-500:]}")

@@ -1,4 +1,5 @@
-"""A vision-language model of 0.4 million random parameters in a folder: for demos and tests of captioning where none can be downloaded.
+"""A vision-language model of 0.4 million random parameters in a folder: for demos and tests of captioning where none
+can be downloaded.
 
     .venv/bin/python scripts/tiny_vlm.py FOLDER
 

@@ -8,7 +8,8 @@ from playwright.sync_api import Page
 
 
 def until(page: Page, expression: str, timeout_s: float = 30.0) -> None:
-    """Wait for a JavaScript expression to hold. (Playwright's own waiting evaluates strings in the page, which a strict policy forbids.)"""
+    """Wait for a JavaScript expression to hold. (Playwright's own waiting evaluates strings in the page, which a strict
+    policy forbids.)"""
     deadline = time.monotonic() + timeout_s
     while not page.evaluate(expression):
         assert time.monotonic() < deadline, f"{expression} does not come true"

@@ -12,10 +12,14 @@ ASIDE = {"run_id", "finished_at", "started_at"}
 def contents(catalog: Catalog) -> dict[str, pl.DataFrame]:
     """The rows that count, in a fixed order."""
     frames = {
-        "videos": catalog.scan("videos").sort("video_id"), "clips": catalog.finished_clips().sort("clip_id"),
+        "videos": catalog.scan("videos").sort("video_id"),
+        "clips": catalog.finished_clips().sort("clip_id"),
         "decisions": catalog.scan("decisions").sort("clip_id"),
     }
-    return {name: frame.drop([c for c in frame.collect_schema().names() if c in ASIDE]).collect() for name, frame in frames.items()}
+    return {
+        name: frame.drop([c for c in frame.collect_schema().names() if c in ASIDE]).collect()
+        for name, frame in frames.items()
+    }
 
 
 def differences(a: Catalog, b: Catalog) -> list[str]:
@@ -41,8 +45,22 @@ def differences(a: Catalog, b: Catalog) -> list[str]:
     return found
 
 
-SCORES = ("motion", "motion_vmaf", "jitter", "blur", "brightness", "contrast", "saturation", "interlaced", "ocr_area", "ocr_boxes",
-          "crop_x", "crop_y", "crop_width", "crop_height")
+SCORES = (
+    "motion",
+    "motion_vmaf",
+    "jitter",
+    "blur",
+    "brightness",
+    "contrast",
+    "saturation",
+    "interlaced",
+    "ocr_area",
+    "ocr_boxes",
+    "crop_x",
+    "crop_y",
+    "crop_width",
+    "crop_height",
+)
 
 
 def assert_same_scores(before: pl.DataFrame, after: pl.DataFrame) -> int:

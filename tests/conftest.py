@@ -10,28 +10,38 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
 from films import SHARED_VIDEOS, part_of
 
 TESTS = Path(__file__).parent
 collect_ignore = [] if SHARED_VIDEOS.is_dir() else ["pipelines/test_shared_footage.py"]
 """A wider set of real footage lies beside some checkouts; its tests exist only there."""
 os.environ["FAULTY_ATTEMPTS"] = tempfile.mkdtemp(prefix="faulty_")  # before workers start: they inherit it
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))  # workers import test tools
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # several files at a time: threads of one product would wait, busily, for each other
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of some hundred processes compiles the libraries that it imports anew:
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(TESTS), os.environ.get("PYTHONPATH")])
+)  # workers import test tools
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # several files at a time: threads of one product would wait, busily, for each other
+os.environ.pop(
+    "PYTHONDONTWRITEBYTECODE", None
+)  # else each of some hundred processes compiles the libraries that it imports anew:
 sys.dont_write_bytecode = False  # 22 CPU seconds for vLLM instead of 11 where nothing is compiled yet
 
 
 def pytest_runtest_logreport(report):
     """Failures are told at once: a run that is cut off has said what it found."""
     if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
-        print(f"\n{report.nodeid} failed in {report.when}:\n{str(report.longrepr)[-2000:]}", file=sys.stderr, flush=True)
+        print(
+            f"\n{report.nodeid} failed in {report.when}:\n{str(report.longrepr)[-2000:]}", file=sys.stderr, flush=True
+        )
 
 
 @pytest.fixture(scope="module", autouse=True)
 def the_process_is_left_as_it_was():
-    """Training in this process makes a group of one, and keeps it: the next file finds none. Precedence over other processes (an encoder
-    took it once) would be inherited by all that later tests start, until nothing else on the machine runs."""
+    """Training in this process makes a group of one, and keeps it: the next file finds none. Precedence over other
+    processes (an encoder took it once) would be inherited by all that later tests start, until nothing else on the
+    machine runs."""
     policy = os.sched_getscheduler(0)
     yield
     assert os.sched_getscheduler(0) == policy
@@ -79,7 +89,10 @@ def ray_cluster():
     """A Ray that outlives single runs, so that tests do not start one each."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": 512 << 20})
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": 512 << 20},
+    )
     yield cluster
     cluster.shutdown()
 

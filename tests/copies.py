@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 import imageio_ffmpeg
 import polars as pl
@@ -21,8 +22,8 @@ KINDS: dict[str, tuple[float, str, int]] = {
     "off-grid": (1.3, SMALL, 23),
     "bars": (0.0, f"{SMALL},pad=iw:trunc(ih*0.65)*2:0:(oh-ih)/2:black", 23),
 }
-"""Seconds trimmed from the start, filters, constant rate factor. A corner logo, opaque; 5 % cropped; the start trimmed by
-whole steps of the grid and by 0.6 of one; letterboxed."""
+"""Seconds trimmed from the start, filters, constant rate factor. A corner logo, opaque; 5 % cropped; the start trimmed
+by whole steps of the grid and by 0.6 of one; letterboxed."""
 TRIMMED = {kind: start for kind, (start, _, _) in KINDS.items() if start}
 
 
@@ -41,7 +42,10 @@ def make_copies(source: Path, folder: Path) -> None:
     """All kinds of copies, named STEM.KIND.mp4. One run of ffmpeg, which decodes and scales once for all of them."""
     small = [kind for kind, (_, filters, _) in KINDS.items() if filters.startswith(SMALL)]
     others = [kind for kind in KINDS if kind not in small]
-    graph = [f"[0:v]split={len(others) + 1}[large]{_inputs(others)}", f"[large]{SMALL},split={len(small)}{_inputs(small)}"]
+    graph = [
+        f"[0:v]split={len(others) + 1}[large]{_inputs(others)}",
+        f"[large]{SMALL},split={len(small)}{_inputs(small)}",
+    ]
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(source)]
     outputs = []
     for kind, (start, filters, rate) in KINDS.items():
@@ -59,7 +63,18 @@ def _inputs(kinds: Sequence[str]) -> str:
 
 def remux(source: Path, target: Path) -> Path:
     """The same stream in another container."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(source), "-map", "0:v", "-c", "copy", str(target)]
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-v",
+        "error",
+        "-i",
+        str(source),
+        "-map",
+        "0:v",
+        "-c",
+        "copy",
+        str(target),
+    ]
     subprocess.run(command, check=True)
     return target
 
@@ -67,7 +82,9 @@ def remux(source: Path, target: Path) -> Path:
 def clips_of(view: pl.DataFrame) -> list[Clip]:
     """The clips that took part in a search for duplicates."""
     found = []
-    rows = view.filter(pl.col("duplicate_group").is_not_null()).select("uri", "start_s", "end_s", "duplicate_group", "clip_id")
+    rows = view.filter(pl.col("duplicate_group").is_not_null()).select(
+        "uri", "start_s", "end_s", "duplicate_group", "clip_id"
+    )
     for uri, start, end, group, clip_id in rows.iter_rows():
         footage, _, kind = Path(uri).stem.partition(".")
         footage, kind = (footage.removesuffix("-remuxed"), "remux") if footage.endswith("-remuxed") else (footage, kind)

@@ -27,8 +27,18 @@ def cli_cuts(path, detector: str, folder: Path) -> list[int]:
     """The first frame of every scene but the first, as PySceneDetect's command line lists them."""
     # Its `detect-threshold` ignores fades shorter than 0.1 s, its classes do not.
     extra = ["--min-out-length", "0s"] if detector == "threshold" else []
-    command = [str(Path(sys.executable).with_name("scenedetect")), "-q", "-i", str(path), "-o", str(folder),
-               f"detect-{detector}", *extra, "list-scenes", "-q"]
+    command = [
+        str(Path(sys.executable).with_name("scenedetect")),
+        "-q",
+        "-i",
+        str(path),
+        "-o",
+        str(folder),
+        f"detect-{detector}",
+        *extra,
+        "list-scenes",
+        "-q",
+    ]
     subprocess.run(command, check=True, capture_output=True)
     listed = [row for file in folder.glob("*.csv") for row in csv.reader(file.open())]
     return [int(row[1]) - 1 for row in listed if row and row[0].isdigit()][1:]

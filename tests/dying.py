@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Iterator
 
 from catalogs.interop import cutting
 

@@ -7,8 +7,8 @@ import random
 import re
 import threading
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Callable, Iterator
 
 from faulty_endpoint import RESET, Fault, FaultyEndpoint, colour_of
 
@@ -18,8 +18,11 @@ Colour = tuple[int, int, int]
 
 
 def describe(colour: Colour, messages: list[dict]) -> str:
-    return (f"A wall of colour {colour[0]} {colour[1]} {colour[2]} fills the frame while a lamp in the corner flickers and the camera "
-            "stays where it is.")
+    return (
+        f"A wall of colour {colour[0]} {colour[1]} {colour[2]} fills the frame while a lamp in the corner flickers "
+        f"and the camera "
+        "stays where it is."
+    )
 
 
 class Describer:
@@ -61,7 +64,9 @@ class Describer:
 
 
 @contextmanager
-def running(fails: float = 0.0, delay_s: float = 0.0, say: Callable[[Colour, list[dict]], str] = describe) -> Iterator[Describer]:
+def running(
+    fails: float = 0.0, delay_s: float = 0.0, say: Callable[[Colour, list[dict]], str] = describe
+) -> Iterator[Describer]:
     """The endpoint, at its `url`."""
     describer = Describer(fails, delay_s, say)
     with FaultyEndpoint(describer.fault, describer.delay, answer=describer.answer) as server:

@@ -1,6 +1,7 @@
-"""Trains a few steps of a small DiT by several plugins, on as many processes as were started, and writes down what the engine gives.
+"""Trains a few steps of a small DiT by several plugins, on as many processes as were started, and writes down what the
+engine gives.
 
-    RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python export_worker.py PLAN WEIGHTS FOLDER NAME ...
+RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python export_worker.py PLAN WEIGHTS FOLDER NAME ...
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import bars
 import torch
 import torch.distributed as dist
 
+import bars
 from trainer.checkpoint import export
 from trainer.config import DiTSettings, load_settings
 from trainer.dit import DiTTask, build_frozen, build_model
@@ -36,7 +37,9 @@ def settings_for(weights: Path, *sets: str) -> DiTSettings:
 def train_and_tell(plan: Path, folder: Path, settings: DiTSettings) -> None:
     """As `train_dit`; at the end the engine itself gathers and writes what it has."""
     autoencoder, encoder = build_frozen(settings)
-    prepared = prepare(Request(folder, plan=plan, quiet=True), settings, fit_to(autoencoder, 1, encoder.length), "train dit")
+    prepared = prepare(
+        Request(folder, plan=plan, quiet=True), settings, fit_to(autoencoder, 1, encoder.length), "train dit"
+    )
     model = build_model(settings.model, autoencoder, encoder, settings.seed)
     engine = Engine(model, settings.engine, settings.optimizer, prepared.device)
     train(prepared, DiTJob(prepared, DiTTask(settings, autoencoder, encoder, prepared.device), engine, model.config))

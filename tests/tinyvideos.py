@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from makevideo import encode, shots
-
 from catalogs.interop import import_dataset
 from catalogs.tables import Catalog
+from makevideo import encode, shots
 
 
 def make(folder: Path) -> Path:

@@ -13,8 +13,9 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,8 @@ def build_tiny_vlm(folder: Path, family: str = "qwen3_vl") -> Path:
 
 
 def build_smollm2() -> Path:
-    """SmolLM2-135M-Instruct as a transformers folder in float32, from the GGUF file that a package ships; built once."""
+    """SmolLM2-135M-Instruct as a transformers folder in float32, from the GGUF file that a package ships; built
+    once."""
     folder = CACHE / "smollm2-135m-instruct"
     if (folder / "config.json").is_file():
         return folder
@@ -63,7 +65,13 @@ def build_smollm2() -> Path:
 def options(backend: str, model: Path | str, **changes: Any) -> dict[str, Any]:
     """What an engine is given, for a tiny model on little memory."""
     small = {
-        "dtype": "float32", "max_tokens": 24, "max_num_seqs": 4, "threads": 1, "kv_cache_gb": 0.0625, "max_model_len": 2048, "side": 64,
+        "dtype": "float32",
+        "max_tokens": 24,
+        "max_num_seqs": 4,
+        "threads": 1,
+        "kv_cache_gb": 0.0625,
+        "max_model_len": 2048,
+        "side": 64,
     }
     return Caption(backend=backend, model=str(model), **{**small, **changes}).model_dump()
 
@@ -94,7 +102,9 @@ def texts(replies: dict[str, Reply]) -> dict[str, str]:
 
 def at_endpoint(url: str, **changes: Any) -> Engine:
     """An engine that asks an endpoint, with patience."""
-    return make_engine(options("openai", VllmServer.name, base_url=url, **{"patience_s": 120.0, "timeout_s": 60.0, **changes}))
+    return make_engine(
+        options("openai", VllmServer.name, base_url=url, **{"patience_s": 120.0, "timeout_s": 60.0, **changes})
+    )
 
 
 def assert_down(call: Callable[[], Any], *said: str) -> None:
@@ -183,14 +193,26 @@ class VllmServer:
     def start(self) -> None:
         """Returns at once; it answers half a minute later."""
         arguments = {
-            "--model": self.model, "--served-model-name": self.name, "--host": "127.0.0.1", "--port": self.port, "--dtype": "float32",
-            "--max-model-len": 2048, "--max-num-seqs": 8, "--kv-cache-memory-bytes": 64 << 20, "--seed": 0,
-            "--limit-mm-per-prompt": '{"image": 16, "video": 0}', "--mm-processor-cache-gb": 0,
+            "--model": self.model,
+            "--served-model-name": self.name,
+            "--host": "127.0.0.1",
+            "--port": self.port,
+            "--dtype": "float32",
+            "--max-model-len": 2048,
+            "--max-num-seqs": 8,
+            "--kv-cache-memory-bytes": 64 << 20,
+            "--seed": 0,
+            "--limit-mm-per-prompt": '{"image": 16, "video": 0}',
+            "--mm-processor-cache-gb": 0,
         }
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager", "--disable-log-stats"]
         environment = {
-            **os.environ, "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the model's worker lives in the engine's process: one import of vLLM less
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "VLLM_LOGGING_LEVEL": "WARNING",
+            "VLLM_NO_USAGE_STATS": "1",
+            # the model's worker lives in the engine's process: one import of vLLM less
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         }
         for name, value in arguments.items():
             command += [name, str(value)]

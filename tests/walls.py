@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from makevideo import encode
 
 from catalogs.tables import Catalog
 from datakit import config
+from makevideo import encode
 from pipelines.ingest import ingest
 from pipelines.settings import Settings
 
@@ -28,7 +28,11 @@ def make(folder: Path) -> Path:
     random.Random(1).shuffle(colours)
     checks = np.add.outer(np.arange(96) // 12, np.arange(128) // 12) % 2 * 0.3 + 0.85
     for number in range(3):
-        frames = [np.clip(checks[..., None] * colour, 0, 255).astype(np.uint8) for colour in colours[number::3] for _ in range(12)]
+        frames = [
+            np.clip(checks[..., None] * colour, 0, 255).astype(np.uint8)
+            for colour in colours[number::3]
+            for _ in range(12)
+        ]
         encode(folder / f"w{number}.mp4", frames, 10, pix_fmt="yuv444p", options={"crf": "4", "preset": "ultrafast"})
     return folder
 
@@ -52,4 +56,6 @@ def start(root: str, ray_address: str, *sets: str) -> subprocess.Popen:
     """`datakit run caption` through an endpoint, in a process of its own."""
     words = [word for line in (*QUICK, "caption.backend=openai", *sets) for word in ("--set", line)]
     command = ["run", "caption", "--catalog", root, "--where", EVERYWHERE, "--ray", ray_address, "--json", *words]
-    return subprocess.Popen([sys.executable, "-m", "datakit.cli", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "datakit.cli", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )

@@ -1,8 +1,9 @@
-"""Which bucket every clip goes to, or why it cannot train. Works on whole columns: a million clips take a second or two.
+"""Which bucket every clip goes to, or why it cannot train. Works on whole columns: a million clips take a second or
+two.
 
-A clip goes to the largest resolution that its picture (inside black borders) reaches without being enlarged by more than
-`max_upscale`, in the size of it that cuts off least and at most `max_crop`; there to the longest window that it fills. A clip
-that fills none there goes on to the next lower resolution.
+A clip goes to the largest resolution that its picture (inside black borders) reaches without being enlarged by more
+than `max_upscale`, in the size of it that cuts off least and at most `max_crop`; there to the longest window that it
+fills. A clip that fills none there goes on to the next lower resolution.
 """
 
 from __future__ import annotations
@@ -55,15 +56,15 @@ class _Search:
     native: np.ndarray
     stride: np.ndarray
     fps: np.ndarray
-    open: np.ndarray       # neither placed nor barred
+    open: np.ndarray  # neither placed nor barred
     bucket: np.ndarray
     needed: np.ndarray
     crop: np.ndarray
-    single: np.ndarray     # a video that gives pictures
+    single: np.ndarray  # a video that gives pictures
     least_crop: np.ndarray
     least_scale: np.ndarray
-    shortest: np.ndarray   # frames of the shortest window at a level that it reaches; 0: none
-    drawn: np.ndarray      # it could have gone somewhere, by keep probability it did not
+    shortest: np.ndarray  # frames of the shortest window at a level that it reaches; 0: none
+    drawn: np.ndarray  # it could have gone somewhere, by keep probability it did not
 
 
 def assign(clips: pl.DataFrame, table: Table, settings: PlanSettings) -> Assignment:
@@ -84,14 +85,16 @@ def assign(clips: pl.DataFrame, table: Table, settings: PlanSettings) -> Assignm
     return Assignment(search.bucket, search.stride, search.fps, search.needed, windows, search.crop, reasons)
 
 
-def first_frames(windows: np.ndarray, needed: np.ndarray, frames: np.ndarray, by_time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def first_frames(
+    windows: np.ndarray, needed: np.ndarray, frames: np.ndarray, by_time: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Where windows begin: spread evenly from the first frame to the last; a single one lies in the middle.
 
     Args:
         windows, needed: of clips with at least one window.
         frames: that the clips have.
-        by_time: clips whose frames come unevenly: where their middle lies is not known before they are read, so their one
-            window begins with the clip.
+        by_time: clips whose frames come unevenly: where their middle lies is not known before they are read, so their
+            one window begins with the clip.
 
     Returns:
         for every window the index of its clip, and that of its first frame inside the clip.
@@ -116,11 +119,21 @@ def _barred(settings: PlanSettings) -> pl.Expr:
     reason = reason.when(split != settings.split).then(pl.format("split: it belongs to {}", split))
     if settings.captions == "required":
         empty = pl.col("caption").is_null() | (pl.col("caption").str.strip_chars() == "")
-        reason = reason.when(empty).then(pl.lit("no caption: `datakit run caption` writes them, plan.captions=optional does without"))
-    size = pl.min_horizontal(pl.col("crop_width").fill_null(pl.col("width")), pl.col("crop_height").fill_null(pl.col("height")))
-    reason = reason.when(~(size > 0).fill_null(False)).then(pl.lit("unknown size: the catalog has no width and height of it"))
+        reason = reason.when(empty).then(
+            pl.lit("no caption: `datakit run caption` writes them, plan.captions=optional does without")
+        )
+    size = pl.min_horizontal(
+        pl.col("crop_width").fill_null(pl.col("width")), pl.col("crop_height").fill_null(pl.col("height"))
+    )
+    reason = reason.when(~(size > 0).fill_null(False)).then(
+        pl.lit("unknown size: the catalog has no width and height of it")
+    )
     timed = (pl.col("fps") > 0).fill_null(False) & (pl.col("num_frames") > 0).fill_null(False)
-    return reason.when(video & ~timed).then(pl.lit("unknown frame rate: the catalog has no fps and frame count of it")).alias("reason")
+    return (
+        reason.when(video & ~timed)
+        .then(pl.lit("unknown frame rate: the catalog has no fps and frame count of it"))
+        .alias("reason")
+    )
 
 
 def _begin(clips: pl.DataFrame, open_: np.ndarray, settings: PlanSettings) -> _Search:
@@ -129,13 +142,24 @@ def _begin(clips: pl.DataFrame, open_: np.ndarray, settings: PlanSettings) -> _S
     stride, fps = frame_rates(native, _even(clips).to_numpy(), settings.fps, settings.time_error)
     n = clips.height
     return _Search(
-        ids=clips["clip_id"], image=image, native=native, open=open_.copy(),
+        ids=clips["clip_id"],
+        image=image,
+        native=native,
+        open=open_.copy(),
         width=clips["crop_width"].fill_null(clips["width"]).fill_null(0).to_numpy().astype(float),
         height=clips["crop_height"].fill_null(clips["height"]).fill_null(0).to_numpy().astype(float),
         frames=np.where(image, 1, clips["num_frames"].fill_null(0).to_numpy()).astype(np.int64),
-        stride=np.where(image, 1, stride), fps=np.where(image, 0.0, fps),
-        bucket=np.full(n, -1, np.int32), needed=np.zeros(n, np.int64), crop=np.zeros(n), single=np.zeros(n, bool),
-        least_crop=np.full(n, np.inf), least_scale=np.full(n, np.inf), shortest=np.zeros(n, np.int64), drawn=np.zeros(n, bool))
+        stride=np.where(image, 1, stride),
+        fps=np.where(image, 0.0, fps),
+        bucket=np.full(n, -1, np.int32),
+        needed=np.zeros(n, np.int64),
+        crop=np.zeros(n),
+        single=np.zeros(n, bool),
+        least_crop=np.full(n, np.inf),
+        least_scale=np.full(n, np.inf),
+        shortest=np.zeros(n, np.int64),
+        drawn=np.zeros(n, bool),
+    )
 
 
 def _try(s: _Search, level: Level, settings: PlanSettings) -> None:
@@ -154,7 +178,9 @@ def _try(s: _Search, level: Level, settings: PlanSettings) -> None:
             suits, needed = ~s.image, frames_needed(length.frames, s.stride, s.fps, s.native)
         bucket = np.array(length.buckets, np.int32)[size]
         able = reached & ~taken & suits & (bucket >= 0)
-        s.shortest = np.where(able, np.where(s.shortest > 0, np.minimum(s.shortest, length.frames), length.frames), s.shortest)
+        s.shortest = np.where(
+            able, np.where(s.shortest > 0, np.minimum(s.shortest, length.frames), length.frames), s.shortest
+        )
         able &= needed <= s.frames
         taken_now = able & _kept(s, able, length.keep_frames, f"{level.name}x{length.frames}", settings.seed)
         kept = taken_now & _kept(s, taken_now, length.keep, level.name, settings.seed)
@@ -163,7 +189,9 @@ def _try(s: _Search, level: Level, settings: PlanSettings) -> None:
         taken |= taken_now
 
 
-def _place(s: _Search, which: np.ndarray, bucket: np.ndarray, needed: np.ndarray, crop: np.ndarray, length: Length) -> None:
+def _place(
+    s: _Search, which: np.ndarray, bucket: np.ndarray, needed: np.ndarray, crop: np.ndarray, length: Length
+) -> None:
     s.bucket[which], s.needed[which], s.crop[which] = bucket[which], needed[which], crop[which]
     s.open &= ~which
     if length.frames == 1:
@@ -203,25 +231,58 @@ def _reasons(s: _Search, placed: np.ndarray, settings: PlanSettings, table: Tabl
     shape = np.isfinite(s.least_scale)
     reached = shape & (s.least_scale <= settings.max_upscale + EXACT)
     needed = _shortest_needed(s)
-    known = pl.DataFrame({
-        "placed": placed, "shape": shape, "reached": reached, "drawn": s.drawn, "image": s.image,
-        "shortest": s.shortest, "needed": needed, "frames": s.frames, "fps": np.round(s.fps, 2),
-        "has_s": np.round(s.frames / s.native, 2), "needs_s": np.round(needed / s.native, 2),
-        "width": s.width.astype(np.int64), "height": s.height.astype(np.int64),
-        "scale": np.where(shape, np.round(s.least_scale, 2), 0),
-        "crop": np.where(np.isfinite(s.least_crop), np.round(100 * s.least_crop, 1), 0),
-    })
+    known = pl.DataFrame(
+        {
+            "placed": placed,
+            "shape": shape,
+            "reached": reached,
+            "drawn": s.drawn,
+            "image": s.image,
+            "shortest": s.shortest,
+            "needed": needed,
+            "frames": s.frames,
+            "fps": np.round(s.fps, 2),
+            "has_s": np.round(s.frames / s.native, 2),
+            "needs_s": np.round(needed / s.native, 2),
+            "width": s.width.astype(np.int64),
+            "height": s.height.astype(np.int64),
+            "scale": np.where(shape, np.round(s.least_scale, 2), 0),
+            "crop": np.where(np.isfinite(s.least_crop), np.round(100 * s.least_crop, 1), 0),
+        }
+    )
     aspect = pl.format(
-        f"aspect: {{}}x{{}} would lose {{}} % of its picture in the nearest shape, at most {100 * settings.max_crop:g} % may go",
-        "width", "height", "crop")
+        f"aspect: {{}}x{{}} would lose {{}} % of its picture in the nearest shape, at most "
+        f"{100 * settings.max_crop:g} % may go",
+        "width",
+        "height",
+        "crop",
+    )
     small = pl.format(
-        f"too small: {{}}x{{}} would be enlarged {{}} times for the smallest bucket, at most {settings.max_upscale:g} times is allowed",
-        "width", "height", "scale")
+        f"too small: {{}}x{{}} would be enlarged {{}} times for the smallest bucket, at most "
+        f"{settings.max_upscale:g} times is allowed",
+        "width",
+        "height",
+        "scale",
+    )
     short = pl.format(
         "too short: {} frames at {} frames/s need {} s ({} source frames), it has {} s ({})",
-        "shortest", "fps", "needs_s", "needed", "has_s", "frames")
-    none = pl.when("image").then(pl.lit("no bucket for images: none of its size has one frame")).otherwise(
-        pl.lit(f"no bucket for videos: none of its size has more than one frame and fits the budget of {table.budget} tokens"))
+        "shortest",
+        "fps",
+        "needs_s",
+        "needed",
+        "has_s",
+        "frames",
+    )
+    none = (
+        pl.when("image")
+        .then(pl.lit("no bucket for images: none of its size has one frame"))
+        .otherwise(
+            pl.lit(
+                f"no bucket for videos: none of its size has more than one frame and fits the budget of "
+                f"{table.budget} tokens"
+            )
+        )
+    )
     reason = pl.when("placed").then(None).when(~pl.col("shape")).then(aspect).when(~pl.col("reached")).then(small)
     reason = reason.when("drawn").then(pl.lit("keep probability: drawn for no bucket"))
     reason = reason.when(pl.col("shortest") > 0).then(short).otherwise(none)

@@ -1,18 +1,18 @@
 """The shapes that batches may have: resolution × aspect × frames, and how many samples of each make a micro-batch.
 
-A table in Open-Sora's form, `bucket_config: {256px: {1: [1.0, 45], 33: [0.5, 12]}}`, is read with its meaning: at a resolution, a
-clip takes the longest window that it fills, and stays there with the probability given first; else it goes on to the next lower
-resolution. `[[p, q], batch]` adds q, the probability that this length is taken rather than the next shorter one. What was drawn
-there in every epoch anew is drawn here once for each clip (from its id and `plan.seed`), so that a plan can be made again. The
-second number is the batch size; null: from the budget.
+A table in Open-Sora's form, `bucket_config: {256px: {1: [1.0, 45], 33: [0.5, 12]}}`, is read with its meaning: at a
+resolution, a clip takes the longest window that it fills, and stays there with the probability given first; else it
+goes on to the next lower resolution. `[[p, q], batch]` adds q, the probability that this length is taken rather than
+the next shorter one. What was drawn there in every epoch anew is drawn here once for each clip (from its id and
+`plan.seed`), so that a plan can be made again. The second number is the batch size; null: from the budget.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 from datakit.errors import ConfigError
 from trainer.budget import DEFAULT_TOKENS, tokens_that_fit
@@ -66,7 +66,8 @@ def bucket_table(settings: PlanSettings) -> Table:
     """Every bucket of the settings.
 
     Raises:
-        ConfigError: an unknown resolution, frames that the autoencoder does not take, a budget that no bucket fits into.
+        ConfigError: an unknown resolution, frames that the autoencoder does not take, a budget that no bucket fits
+            into.
     """
     budget = token_budget(settings)
     levels: list[Level] = []
@@ -89,7 +90,9 @@ def bucket_table(settings: PlanSettings) -> Table:
     if not buckets:
         name, tokens = min(too_large, key=lambda item: item[1])
         raise ConfigError(
-            f"no bucket fits: {name}, the smallest, takes {tokens:,} tokens a sample, the budget is {budget:,} (plan.tokens, plan.gpu)")
+            f"no bucket fits: {name}, the smallest, takes {tokens:,} tokens a sample, the budget is {budget:,} "
+            f"(plan.tokens, plan.gpu)"
+        )
     _check_weights(settings, buckets)
     return Table(tuple(levels), tuple(buckets), budget, tuple(too_large))
 
@@ -106,7 +109,8 @@ def token_budget(settings: PlanSettings) -> int:
 
 
 def sizes_of(area: int, aspects: Sequence[str], multiples: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-    """(height, width) of every aspect at an area, duplicates dropped: Open-Sora 2.0's (opensora/datasets/aspect.py), for any aspects.
+    """(height, width) of every aspect at an area, duplicates dropped: Open-Sora 2.0's (opensora/datasets/aspect.py),
+    for any aspects.
 
     16:9 is 192 x 336 at 256², 576 x 1024 at 768².
 
@@ -117,7 +121,9 @@ def sizes_of(area: int, aspects: Sequence[str], multiples: tuple[int, int]) -> t
     for aspect in aspects:
         width, height = map(float, aspect.split(":"))
         upright = height > width
-        tall, wide = _landscape(area, max(width, height) / min(width, height), multiples[::-1] if upright else multiples)
+        tall, wide = _landscape(
+            area, max(width, height) / min(width, height), multiples[::-1] if upright else multiples
+        )
         sizes.append((wide, tall) if upright else (tall, wide))
     return tuple(dict.fromkeys(sizes))
 
@@ -126,7 +132,10 @@ def tokens_of(frames: int, height: int, width: int, settings: PlanSettings) -> i
     """Of a sample: video tokens and text."""
     time, down, across = settings.compression
     latent_frames = (frames - 1) // time + 1 if settings.causal else max(1, frames // time)
-    return latent_frames * (height // (down * settings.patch)) * (width // (across * settings.patch)) + settings.text_tokens
+    return (
+        latent_frames * (height // (down * settings.patch)) * (width // (across * settings.patch))
+        + settings.text_tokens
+    )
 
 
 def _bucket(height: int, width: int, frames: int, batch: int | None, budget: int, settings: PlanSettings) -> Bucket:
@@ -152,8 +161,12 @@ def _wanted(settings: PlanSettings) -> list[tuple[int, str, dict[int, tuple[floa
     if settings.bucket_config is None:
         chosen = {name: {frames: (1.0, 1.0, None) for frames in settings.frames} for name in settings.resolutions}
     else:
-        chosen = {name: {frames: (*_probabilities(f"{name}.{frames}", keep), batch) for frames, (keep, batch) in lengths.items()}
-                  for name, lengths in settings.bucket_config.items()}
+        chosen = {
+            name: {
+                frames: (*_probabilities(f"{name}.{frames}", keep), batch) for frames, (keep, batch) in lengths.items()
+            }
+            for name, lengths in settings.bucket_config.items()
+        }
     if not any(chosen.values()):
         raise ConfigError("plan.bucket_config is empty")
     for name, lengths in chosen.items():
@@ -163,7 +176,9 @@ def _wanted(settings: PlanSettings) -> list[tuple[int, str, dict[int, tuple[floa
                 raise ConfigError(f"plan.bucket_config.{name}.{frames}: a batch has at least one sample, not {batch}")
     if len({area_of(name) for name in chosen}) < len(chosen):
         raise ConfigError(f"two of the resolutions {', '.join(chosen)} are the same")
-    return sorted(((area_of(name), name, lengths) for name, lengths in chosen.items()), reverse=True, key=lambda level: level[0])
+    return sorted(
+        ((area_of(name), name, lengths) for name, lengths in chosen.items()), reverse=True, key=lambda level: level[0]
+    )
 
 
 def _probabilities(where: str, keep: Keep) -> tuple[float, float]:
@@ -178,12 +193,16 @@ def _check_frames(frames: int, settings: PlanSettings) -> None:
     if settings.causal and (frames - 1) % time:
         below = (frames - 1) // time * time + 1
         raise ConfigError(
-            f"windows of {frames} frames: a causal autoencoder takes {time}k + 1 frames, for example {below} or {below + time}")
+            f"windows of {frames} frames: a causal autoencoder takes {time}k + 1 frames, for example {below} or "
+            f"{below + time}"
+        )
     if not settings.causal and frames != 1 and (frames % time or frames < 2 * time):
         below = max(frames // time * time, 2 * time)
         raise ConfigError(
-            f"windows of {frames} frames: this autoencoder (plan.causal: false) takes images and multiples of {time} frames from {2 * time} on, "
-            f"for example {below} or {below + time}")
+            f"windows of {frames} frames: this autoencoder (plan.causal: false) takes images and multiples of {time} "
+            f"frames from {2 * time} on, "
+            f"for example {below} or {below + time}"
+        )
 
 
 def _check_weights(settings: PlanSettings, buckets: Sequence[Bucket]) -> None:

@@ -1,15 +1,18 @@
 """How many tokens fit on a GPU, and what a sample costs to compute.
 
-Memory of a training step of the MMDiT with bf16 weights and an Adam optimizer, in bytes, for P parameters of which T are trained
-on S shards (measured in the project's facts/training.md: width 3072, 4 + 8 blocks, ColossalAI LowLevelZero, one H100):
+Memory of a training step of the MMDiT with bf16 weights and an Adam optimizer, in bytes, for P parameters of which T
+are trained on S shards (measured in the project's facts/training.md: width 3072, 4 + 8 blocks, ColossalAI LowLevelZero,
+one H100):
 
-- weights 2 P, gradients 2 T, fp32 master and two moments 12 T, and while the optimizer steps an fp32 copy of the gradients, 4 T.
-  2.49 G parameters: 16 P = 37 GiB during the backward pass, 20 P = 46 GiB while it steps (measured: 47.9 GiB).
-- activations, linear in tokens: 33 bytes · width for each token and block. Measured: 17,656 tokens through 12 blocks raise the
-  peak to 56.7 GiB, which is 32.3. A block that is recomputed keeps its input only (2 bytes · width) plus, once, the working set
-  of one block.
+- weights 2 P, gradients 2 T, fp32 master and two moments 12 T, and while the optimizer steps an fp32 copy of the
+  gradients, 4 T. 2.49 G parameters: 16 P = 37 GiB during the backward pass, 20 P = 46 GiB while it steps (measured:
+  47.9 GiB).
+- activations, linear in tokens: 33 bytes · width for each token and block. Measured: 17,656 tokens through 12 blocks
+  raise the peak to 56.7 GiB, which is 32.3. A block that is recomputed keeps its input only (2 bytes · width) plus,
+  once, the working set of one block.
 
-Attention adds nothing that grows with the square of the tokens: the kernels in use (FlashAttention, cuDNN) keep no such matrix.
+Attention adds nothing that grows with the square of the tokens: the kernels in use (FlashAttention, cuDNN) keep no such
+matrix.
 """
 
 from __future__ import annotations
@@ -21,9 +24,11 @@ from datakit.errors import ConfigError
 from trainer.plan_settings import MemorySettings
 
 GPUS = {"24gb": 23, "32gb": 31, "40gb": 39, "48gb": 44, "80gb": 78, "96gb": 94, "141gb": 139, "192gb": 178}
-"""GiB that torch can use on cards sold by these sizes (RTX 4090, 5090, A100, L40S, A100 and H100, H100 NVL, H200, B200), rounded down."""
+"""GiB that torch can use on cards sold by these sizes (RTX 4090, 5090, A100, L40S, A100 and H100, H100 NVL, H200,
+B200), rounded down."""
 DEFAULT_TOKENS = 18_432
-"""Two samples of 129 frames at 256px, of whatever aspect: an H100 is busy (413 TFLOP/s measured at 8,828 tokens, 429 at 17,656)."""
+"""Two samples of 129 frames at 256px, of whatever aspect: an H100 is busy (413 TFLOP/s measured at 8,828 tokens, 429 at
+17,656)."""
 ACTIVATION = 33
 """Bytes for each token, block and unit of width, nothing recomputed."""
 INPUT = 2
@@ -43,9 +48,13 @@ def tokens_that_fit(gpu: str | float, memory: MemorySettings) -> int:
     tokens = int((available - resident) / _per_token(memory))
     if stepping > available or tokens < 1:
         raise ConfigError(
-            f"a model of {parameters(memory) / 1e9:.1f} G parameters takes {max(resident, stepping) / GIB:.0f} GiB of a GPU before any "
-            f"sample does, {size:g} GiB are there less {memory.reserve_gib:g}: divide it (plan.memory.shards, plan.memory.zero), train "
-            "less of it (plan.memory.trained), or describe another model (plan.memory.width, .double_blocks, .single_blocks)")
+            f"a model of {parameters(memory) / 1e9:.1f} G parameters takes {max(resident, stepping) / GIB:.0f} GiB "
+            f"of a GPU before any "
+            f"sample does, {size:g} GiB are there less {memory.reserve_gib:g}: divide it (plan.memory.shards, "
+            f"plan.memory.zero), train "
+            "less of it (plan.memory.trained), or describe another model (plan.memory.width, .double_blocks, "
+            ".single_blocks)"
+        )
     return tokens
 
 
@@ -111,5 +120,7 @@ def _here() -> float:
     done = subprocess.run(query, capture_output=True, text=True, check=False) if tool else None
     sizes = [float(line) / 1024 for line in done.stdout.split() if line.isdigit()] if done else []
     if not sizes:
-        raise ConfigError("no GPU here: name one (--set plan.gpu=80gb), or give the tokens of a micro-batch (--set plan.tokens=18432)")
+        raise ConfigError(
+            "no GPU here: name one (--set plan.gpu=80gb), or give the tokens of a micro-batch (--set plan.tokens=18432)"
+        )
     return round(min(sizes) * 0.98, 1)

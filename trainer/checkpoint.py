@@ -1,13 +1,13 @@
 """Checkpoints of a training run: exact, atomic, and written while training goes on.
 
-    checkpoints = Checkpoints(folder, {"model": engine}, Run(plan=plan.hash, selections=[...], settings=settings.model_dump()))
-    checkpoints.save(loop={"position": ...})   # copies to CPU memory; a thread writes
+    checkpoints = Checkpoints(folder, {"model": engine}, Run(plan=plan.hash, selections=[...],
+    settings=settings.model_dump())) checkpoints.save(loop={"position": ...})   # copies to CPU memory; a thread writes
     checkpoints.poll(on_whole)                 # now and then: on_whole(path, step) on rank 0 when it is on the disk
     checkpoints.wait(on_whole)                 # at the end
 
-A checkpoint is a folder `step-000123`: for each engine the ranks' shards (fp32 master weights, Adam's moments, EMA), each rank's random
-states, and `checkpoint.json`. It is written as `step-000123.partial` and renamed when all of it is on the disk: a folder without
-that ending is whole. Ranks need one file system in common.
+A checkpoint is a folder `step-000123`: for each engine the ranks' shards (fp32 master weights, Adam's moments, EMA),
+each rank's random states, and `checkpoint.json`. It is written as `step-000123.partial` and renamed when all of it is
+on the disk: a folder without that ending is whole. Ranks need one file system in common.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import random
 import shutil
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Mapping, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -46,7 +47,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Resumed:
-    """What a resumed run gets back: the checkpoint, steps taken, what the loop gave to `save`, and the record of the run."""
+    """What a resumed run gets back: the checkpoint, steps taken, what the loop gave to `save`, and the record of the
+    run."""
 
     path: Path
     step: int
@@ -68,7 +70,12 @@ class Checkpoints:
     """The checkpoints of one run in a folder. All ranks make one and call it alike."""
 
     def __init__(
-        self, folder: Path, engines: Mapping[str, Saved], run: Run = Run(), keep_last: int = 3, keep_every: int | None = None,
+        self,
+        folder: Path,
+        engines: Mapping[str, Saved],
+        run: Run = Run(),
+        keep_last: int = 3,
+        keep_every: int | None = None,
         timeout_s: float = 1800,
     ):
         """
@@ -107,11 +114,19 @@ class Checkpoints:
             DatakitError: the checkpoint before could not be written.
         """
         self._join()
-        summary = {"format": FORMAT, "step": self.step, "world": self.world, "run": asdict(self.run), "loop": dict(loop)}
+        summary = {
+            "format": FORMAT,
+            "step": self.step,
+            "world": self.world,
+            "run": asdict(self.run),
+            "loop": dict(loop),
+        }
         text, states = json.dumps(summary), random_states()
         copies = {name: (self._copy(name, engine.owned()), engine.about()) for name, engine in self.engines.items()}
         copied = torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
-        self._thread = threading.Thread(target=self._write_guarded, args=(self.opened(), self.step, text, states, copies, copied))
+        self._thread = threading.Thread(
+            target=self._write_guarded, args=(self.opened(), self.step, text, states, copies, copied)
+        )
         self._thread.start()
 
     def poll(self, on_whole: Callable[[Path, int], None] | None = None) -> None:
@@ -124,7 +139,8 @@ class Checkpoints:
             self.wait(on_whole)
 
     def wait(self, on_whole: Callable[[Path, int], None] | None = None) -> None:
-        """As `poll`, but until this rank's part of the last checkpoint is on the disk; on rank 0, until the checkpoint is whole."""
+        """As `poll`, but until this rank's part of the last checkpoint is on the disk; on rank 0, until the checkpoint
+        is whole."""
         self._join()
         found, self._whole = self._whole, []
         for path, step in found if on_whole else ():
@@ -163,7 +179,13 @@ class Checkpoints:
             self._error = e
 
     def _write(
-        self, partial: Path, step: int, summary: str, states: dict[str, Any], copies: dict[str, tuple], copied: torch.cuda.Event | None,
+        self,
+        partial: Path,
+        step: int,
+        summary: str,
+        states: dict[str, Any],
+        copies: dict[str, tuple],
+        copied: torch.cuda.Event | None,
     ) -> None:
         if copied is not None:
             copied.synchronize()
@@ -181,12 +203,15 @@ class Checkpoints:
         for path in wanted:
             while not path.with_suffix(".json").exists():
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"{path} did not appear within {self.timeout_s:.0f} s; do all ranks see one file system?")
+                    raise TimeoutError(
+                        f"{path} did not appear within {self.timeout_s:.0f} s; do all ranks see one file system?"
+                    )
                 time.sleep(POLL_S)
 
     def _publish(self, partial: Path, step: int, summary: str) -> None:
         before = whole(self.folder)
-        # The newest is the one written last, not that of the highest step: a run may have been resumed from an older one.
+        # The newest is the one written last, not that of the highest step: a run may have been resumed from an older
+        # one.
         saved = max([time.time(), *(_saved(path) + 1e-3 for path in before)])
         write_json(partial / SUMMARY, json.loads(summary) | {"saved": saved})
         for path in (*partial.rglob("*"), partial):
@@ -219,7 +244,10 @@ def resume(engines: Mapping[str, Engine], source: Path, plan: str | None = None)
     summary = _summary(path)
     run = Run(summary["run"]["plan"], tuple(summary["run"]["selections"]), summary["run"]["settings"])
     if plan is not None and plan != run.plan:
-        raise ConfigError(f"{path} was trained on the plan {run.plan}, not on {plan}: resume with that plan, or start anew from an export")
+        raise ConfigError(
+            f"{path} was trained on the plan {run.plan}, not on {plan}: resume with that plan, or start anew from an "
+            f"export"
+        )
     for name, engine in engines.items():
         engine.load(path / name)
     states = path / next(iter(engines)) / f"random-{dist.get_rank():05d}.json"
@@ -244,7 +272,11 @@ def folder_name(step: int) -> str:
 
 
 def export(
-    engine: Engine, path: Path, ema: bool = False, dtype: torch.dtype = torch.bfloat16, metadata: dict[str, str] | None = None,
+    engine: Engine,
+    path: Path,
+    ema: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+    metadata: dict[str, str] | None = None,
 ) -> None:
     """Trained weights, or their EMA, as one safetensors file. All ranks call it; rank 0 writes."""
     from trainer.models.weights import save_weights
@@ -259,7 +291,11 @@ def random_states() -> dict[str, Any]:
     """Of python, numpy and torch (and its GPU), as JSON."""
     kind, numbers, gauss = random.getstate()
     name, keys, *rest = np.random.get_state()
-    states = {"python": [kind, list(numbers), gauss], "numpy": [name, keys.tolist(), *rest], "torch": _text(torch.get_rng_state())}
+    states = {
+        "python": [kind, list(numbers), gauss],
+        "numpy": [name, keys.tolist(), *rest],
+        "torch": _text(torch.get_rng_state()),
+    }
     return states | ({"cuda": _text(torch.cuda.get_rng_state())} if torch.cuda.is_available() else {})
 
 

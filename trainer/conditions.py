@@ -1,9 +1,11 @@
-"""What a model is given of a video: nothing (text to video), its first or last frame, or a stretch of it (Open-Sora 2.0's modes)."""
+"""What a model is given of a video: nothing (text to video), its first or last frame, or a stretch of it (Open-Sora
+2.0's modes)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,18 +29,27 @@ class Given:
 
 
 MODES: dict[str, Given] = {
-    "t2v": Given(), "i2v_head": Given(head=1), "i2v_tail": Given(tail=1), "i2v_loop": Given(1, 1),
-    "v2v_head": Given(head=LONG), "v2v_tail": Given(tail=LONG), "v2v_head_easy": Given(head=EASY), "v2v_tail_easy": Given(tail=EASY),
+    "t2v": Given(),
+    "i2v_head": Given(head=1),
+    "i2v_tail": Given(tail=1),
+    "i2v_loop": Given(1, 1),
+    "v2v_head": Given(head=LONG),
+    "v2v_tail": Given(tail=LONG),
+    "v2v_head_easy": Given(head=EASY),
+    "v2v_tail_easy": Given(tail=EASY),
 }
 
 
 def fitting(weights: Mapping[str, float], frames: int) -> dict[str, float]:
-    """The modes, with their weights, that leave a video of so many frames something to make. Images are made from text alone.
+    """The modes, with their weights, that leave a video of so many frames something to make. Images are made from text
+    alone.
 
     Raises:
         KeyError: there is no such mode.
     """
-    left = {mode: weight for mode, weight in weights.items() if weight > 0 and MODES[mode].head + MODES[mode].tail < frames}
+    left = {
+        mode: weight for mode, weight in weights.items() if weight > 0 and MODES[mode].head + MODES[mode].tail < frames
+    }
     return left or {"t2v": 1.0}
 
 
@@ -62,16 +73,18 @@ def latent_frames(given: Given, autoencoder: Autoencoder) -> Given:
     return Given(*(_padded(n, autoencoder)[1] for n in (given.head, given.tail)))
 
 
-def given_condition(video: Tensor, given: Given, autoencoder: Autoencoder, latents: Tensor | None = None, tiles: Tiles | None = None) -> Tensor:
+def given_condition(
+    video: Tensor, given: Given, autoencoder: Autoencoder, latents: Tensor | None = None, tiles: Tiles | None = None
+) -> Tensor:
     """The condition of one mode, for a batch of videos.
 
-    The frames at the end are encoded by themselves, so that their latents know nothing of the frames before, that sampling does
-    not have. At the start a causal autoencoder makes no difference between the two, and `latents` serve.
+    The frames at the end are encoded by themselves, so that their latents know nothing of the frames before, that
+    sampling does not have. At the start a causal autoencoder makes no difference between the two, and `latents` serve.
 
     Args:
         video: [B, 3, T, H, W] in −1..1: all of it, or at least the given frames at either end.
-        latents: [B, c, T', H', W'] means of the whole video, where it has been encoded already; only their shape is used at the
-            end, and for autoencoders that are not causal.
+        latents: [B, c, T', H', W'] means of the whole video, where it has been encoded already; only their shape is
+            used at the end, and for autoencoders that are not causal.
 
     Returns:
         [B, c + 1, T', H', W'], see `trainer.diffusion.condition`.
@@ -82,16 +95,19 @@ def given_condition(video: Tensor, given: Given, autoencoder: Autoencoder, laten
     at = latent_frames(given, autoencoder)
     if given.head:
         known = latents is not None and autoencoder.causal
-        reference[:, :, : at.head] = latents[:, :, : at.head] if known else _encoded(video[:, :, : given.head], autoencoder, tiles)
+        reference[:, :, : at.head] = (
+            latents[:, :, : at.head] if known else _encoded(video[:, :, : given.head], autoencoder, tiles)
+        )
         mask[:, :, : at.head] = 1
     if given.tail:
-        reference[:, :, -at.tail:] = _encoded(video[:, :, -given.tail:], autoencoder, tiles)
-        mask[:, :, -at.tail:] = 1
+        reference[:, :, -at.tail :] = _encoded(video[:, :, -given.tail :], autoencoder, tiles)
+        mask[:, :, -at.tail :] = 1
     return condition(mask, reference)
 
 
 def _encoded(frames: Tensor, autoencoder: Autoencoder, tiles: Tiles | None) -> Tensor:
-    """Means of frames by themselves; the last frame is repeated until their number is one that the autoencoder takes."""
+    """Means of frames by themselves; the last frame is repeated until their number is one that the autoencoder
+    takes."""
     wanted, _ = _padded(frames.shape[2], autoencoder)
     frames = torch.cat((frames, frames[:, :, -1:].expand(-1, -1, wanted - frames.shape[2], -1, -1)), 2)
     return autoencoder.encode(frames, tiles).mean

@@ -1,9 +1,11 @@
-"""Settings of a training run: a preset < a YAML file < `--set section.option=value`. Options left at null follow from others."""
+"""Settings of a training run: a preset < a YAML file < `--set section.option=value`. Options left at null follow from
+others."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Sequence, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -62,7 +64,9 @@ class DiTModelSettings(Section):
 
     @model_validator(mode="after")
     def _lora_has_a_base(self) -> DiTModelSettings:
-        if self.lora is not None and self.weights is None:  # gates of random weights are zero: LoRA alone could learn nothing
+        if (
+            self.lora is not None and self.weights is None
+        ):  # gates of random weights are zero: LoRA alone could learn nothing
             raise ValueError("lora adapts a model that has learned something: set model.weights")
         return self
 
@@ -129,7 +133,12 @@ class DiTSettings(RunSettings):
     autoencoder: AutoencoderSettings = AutoencoderSettings()
     text: TextSettings = TextSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
-    conditions: dict[Literal[tuple(MODES)], Annotated[float, Field(ge=0)]] = {"t2v": 1, "i2v_head": 5, "i2v_loop": 1, "i2v_tail": 1}
+    conditions: dict[Literal[tuple(MODES)], Annotated[float, Field(ge=0)]] = {
+        "t2v": 1,
+        "i2v_head": 5,
+        "i2v_loop": 1,
+        "i2v_tail": 1,
+    }
     """Modes of `trainer.conditions`, by weight."""
     dropout: Share = 0.3162
     """Of the token states, and apart from it of the pooled text: a tenth of the samples have neither."""
@@ -156,4 +165,7 @@ def preset_file(name: str) -> Path:
         return path
     if Path(name).suffix in (".yaml", ".yml"):
         return Path(name)
-    raise ConfigError(f"there is no preset {name}: there are {', '.join(sorted(p.stem for p in PRESETS.glob('*.yaml')))}, or give a YAML file")
+    raise ConfigError(
+        f"there is no preset {name}: there are {', '.join(sorted(p.stem for p in PRESETS.glob('*.yaml')))}, or give "
+        f"a YAML file"
+    )

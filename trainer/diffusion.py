@@ -1,5 +1,5 @@
-"""Rectified flow: the objective, the schedule, the guidance and the sampling loop of Open-Sora 2.0; one definition for training
-and sampling.
+"""Rectified flow: the objective, the schedule, the guidance and the sampling loop of Open-Sora 2.0; one definition for
+training and sampling.
 
 Time runs from 0 (data) to 1 (noise); the model gives the velocity from data to noise.
 """
@@ -7,8 +7,8 @@ Time runs from 0 (data) to 1 (noise); the model gives the velocity from data to 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,8 @@ STEADY_STEPS = 10
 """Guidance is on at every step so long; then at every other one only."""
 
 Velocity = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(latents [B, c, T, H, W], condition [B, c + 1, T, H, W], text states, pooled text, time [B]) -> velocity as the latents."""
+"""(latents [B, c, T, H, W], condition [B, c + 1, T, H, W], text states, pooled text, time [B]) -> velocity as the
+latents."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Guidance:
     Attributes:
         text, image: scales; 1 is none.
         oscillate: past the first ten steps, none on odd steps.
-        over_frames: the scale of the image rises from 1 on the first latent frame to its value on the last, a value that
-            itself falls to 1 over the steps (image to video).
+        over_frames: the scale of the image rises from 1 on the first latent frame to its value on the last, a value
+            that itself falls to 1 over the steps (image to video).
     """
 
     text: float = 7.5
@@ -50,9 +51,9 @@ class Guidance:
             return self.text, torch.linspace(1.0, upper, frames)
         return self.text, torch.full((frames,), self.image)
 
-
     def weights(self, step: int, steps: int, frames: int, given: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the velocities c (with text and image), u (without text) and u2 (with neither), for each latent frame, [frames] each.
+        """Of the velocities c (with text and image), u (without text) and u2 (with neither), for each latent frame,
+        [frames] each.
 
         Args:
             given: whether there is an image; without one u is u2.
@@ -104,7 +105,8 @@ def noised(latents: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def training_time(normal: Tensor, alpha: float) -> Tensor:
-    """Times to train at, from numbers of a standard normal distribution: their sigmoid, shifted as the sampling schedule is."""
+    """Times to train at, from numbers of a standard normal distribution: their sigmoid, shifted as the sampling
+    schedule is."""
     return shifted(torch.sigmoid(normal), alpha)
 
 
@@ -121,12 +123,19 @@ def velocity_of(model: nn.Module, patch: int = 2) -> Velocity:
         patch: side of a token, in latents.
     """
 
-    def velocity(x: Tensor, cond: Tensor, states: Tensor, pooled: Tensor, t: Tensor, guidance: Tensor | None = None) -> Tensor:
+    def velocity(
+        x: Tensor, cond: Tensor, states: Tensor, pooled: Tensor, t: Tensor, guidance: Tensor | None = None
+    ) -> Tensor:
         batch, _, frames, height, width = x.shape
         found = model(
-            img=pack(x, patch), img_ids=positions(batch, frames, height, width, patch, x.device), txt=states,
-            txt_ids=torch.zeros(batch, states.shape[1], 3, device=x.device), timesteps=t, y_vec=pooled,
-            cond=pack(cond, patch) if cond is not None else None, guidance=guidance,
+            img=pack(x, patch),
+            img_ids=positions(batch, frames, height, width, patch, x.device),
+            txt=states,
+            txt_ids=torch.zeros(batch, states.shape[1], 3, device=x.device),
+            timesteps=t,
+            y_vec=pooled,
+            cond=pack(cond, patch) if cond is not None else None,
+            guidance=guidance,
         )
         return unpack(found, frames, height, width, patch)
 
@@ -134,17 +143,27 @@ def velocity_of(model: nn.Module, patch: int = 2) -> Velocity:
 
 
 def condition(mask: Tensor, reference: Tensor) -> Tensor:
-    """What the model is told of given frames: [B, 1, T, H, W] ones where they are, and latents [B, c, T, H, W], zero elsewhere."""
+    """What the model is told of given frames: [B, 1, T, H, W] ones where they are, and latents [B, c, T, H, W], zero
+    elsewhere."""
     return torch.cat((mask, reference), 1)
 
 
 @torch.no_grad()
 def denoise(
-    velocity: Velocity, noise: Tensor, cond: Tensor, text: Text, empty: Text, steps: int = 50, guidance: Guidance = Guidance(), patch: int = 2,
-    alpha: float | None = None, run: int | None = None, on_step: Callable[[int, int], None] = lambda step, forwards: None,
+    velocity: Velocity,
+    noise: Tensor,
+    cond: Tensor,
+    text: Text,
+    empty: Text,
+    steps: int = 50,
+    guidance: Guidance = Guidance(),
+    patch: int = 2,
+    alpha: float | None = None,
+    run: int | None = None,
+    on_step: Callable[[int, int], None] = lambda step, forwards: None,
 ) -> Tensor:
-    """Euler's method from noise to latents. Of the three velocities (with text c, without u, without text and image u2),
-    those are computed that change the result: v = g_txt·c + (g_img − g_txt)·u + (1 − g_img)·u2.
+    """Euler's method from noise to latents. Of the three velocities (with text c, without u, without text and image
+    u2), those are computed that change the result: v = g_txt·c + (g_img − g_txt)·u + (1 − g_img)·u2.
 
     Args:
         noise: [B, c, T, H, W].
@@ -166,8 +185,11 @@ def denoise(
         branches = [(text, cond, on_c), (empty, cond, on_u), (empty, torch.zeros_like(cond), on_u2)]
         branches = [branch for branch in branches if branch[2].any()]
         found = velocity(
-            x.repeat(len(branches), 1, 1, 1, 1), torch.cat([c for _, c, _ in branches]), torch.cat([p.states for p, _, _ in branches]),
-            torch.cat([p.pooled for p, _, _ in branches]), torch.full((len(branches) * batch,), t, dtype=x.dtype, device=x.device),
+            x.repeat(len(branches), 1, 1, 1, 1),
+            torch.cat([c for _, c, _ in branches]),
+            torch.cat([p.states for p, _, _ in branches]),
+            torch.cat([p.pooled for p, _, _ in branches]),
+            torch.full((len(branches) * batch,), t, dtype=x.dtype, device=x.device),
         )
         v = sum(scale * part for (_, _, scale), part in zip(branches, found.chunk(len(branches))))
         x = x + (t_next - t) * v
@@ -182,7 +204,10 @@ def forwards(steps: int, guidance: Guidance, frames: int, given: bool, run: int 
         frames: latent ones; given: whether any of them is.
         run: see `denoise`.
     """
-    return sum(sum(bool(weight.any()) for weight in guidance.weights(step, steps, frames, given)) for step in range(steps)[:run])
+    return sum(
+        sum(bool(weight.any()) for weight in guidance.weights(step, steps, frames, given))
+        for step in range(steps)[:run]
+    )
 
 
 def keep_given(latents: Tensor, cond: Tensor) -> Tensor:
@@ -205,7 +230,11 @@ def unpack(tokens: Tensor, frames: int, height: int, width: int, patch: int = 2)
     return x.permute(0, 4, 1, 2, 5, 3, 6).reshape(b, -1, frames, height, width)
 
 
-def positions(batch: int, frames: int, height: int, width: int, patch: int = 2, device: torch.device | None = None) -> Tensor:
+def positions(
+    batch: int, frames: int, height: int, width: int, patch: int = 2, device: torch.device | None = None
+) -> Tensor:
     """[B, N, 3]: (t, h, w) of each token, in patches."""
-    axes = torch.meshgrid(*(torch.arange(n, device=device) for n in (frames, height // patch, width // patch)), indexing="ij")
+    axes = torch.meshgrid(
+        *(torch.arange(n, device=device) for n in (frames, height // patch, width // patch)), indexing="ij"
+    )
     return torch.stack(axes, -1).flatten(0, 2).float().expand(batch, -1, -1)

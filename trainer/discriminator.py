@@ -1,4 +1,5 @@
-"""What tells reconstructions from videos, and the losses of the game between the two (hinge GAN, as in VQGAN, arXiv:2012.09841)."""
+"""What tells reconstructions from videos, and the losses of the game between the two (hinge GAN, as in VQGAN,
+arXiv:2012.09841)."""
 
 from __future__ import annotations
 
@@ -24,8 +25,9 @@ LARGEST = 1e4
 class PatchDiscriminator(nn.Module):
     """A 3D PatchGAN: for each patch of a video or image a number, high where it takes it for real.
 
-    Each of the layers halves height and width, the first time too (one frame stays one); two more look at the neighbourhood. Norms
-    are over groups of channels and not over the batch, as pix2pix's are: what is said of a sample depends on it alone.
+    Each of the layers halves height and width, the first time too (one frame stays one); two more look at the
+    neighbourhood. Norms are over groups of channels and not over the batch, as pix2pix's are: what is said of a sample
+    depends on it alone.
 
     Args:
         width: channels of the first layer; they double up to eight times that.
@@ -51,8 +53,10 @@ class PatchDiscriminator(nn.Module):
         """
         if min(video.shape[-2:]) < self.smallest:
             raise ValueError(
-                f"the discriminator needs pictures of at least {self.smallest} × {self.smallest} for so many layers (gan.layers), "
-                f"not {video.shape[-2]} × {video.shape[-1]}")
+                f"the discriminator needs pictures of at least {self.smallest} × {self.smallest} for so many layers "
+                f"(gan.layers), "
+                f"not {video.shape[-2]} × {video.shape[-1]}"
+            )
         return self.main(video)
 
     def judge(self, video: Tensor) -> Tensor:
@@ -72,13 +76,15 @@ def generator_loss(fake: Tensor) -> Tensor:
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: nn.Parameter) -> Tensor:
-    """What makes the adversarial loss pull at the last layer as hard as the reconstruction loss does: ‖∇ rec‖ / (‖∇ adv‖ + 1e-4), at
-    most 1e4. Call before `backward`, which both losses still need their graphs for.
+    """What makes the adversarial loss pull at the last layer as hard as the reconstruction loss does: ‖∇ rec‖ / (‖∇
+    adv‖ + 1e-4), at most 1e4. Call before `backward`, which both losses still need their graphs for.
 
-    Works where this rank holds the last layer's weights whole (DDP, ZeRO-1, ZeRO-2); the gradients are taken aside, so that no
-    exchange between ranks is set off. It is that of the micro-batch, whichever rank works on it.
+    Works where this rank holds the last layer's weights whole (DDP, ZeRO-1, ZeRO-2); the gradients are taken aside, so
+    that no exchange between ranks is set off. It is that of the micro-batch, whichever rank works on it.
     """
-    ours, theirs = (torch.autograd.grad(loss, last, retain_graph=True)[0].float().norm() for loss in (reconstruction, adversarial))
+    ours, theirs = (
+        torch.autograd.grad(loss, last, retain_graph=True)[0].float().norm() for loss in (reconstruction, adversarial)
+    )
     return (ours / (theirs + EPS)).clamp(max=LARGEST).detach()
 
 

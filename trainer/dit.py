@@ -1,11 +1,12 @@
-"""The DiT's task: what a micro-batch is worth, how good the model is on clips it does not train on, and what it makes of a prompt."""
+"""The DiT's task: what a micro-batch is worth, how good the model is on clips it does not train on, and what it makes
+of a prompt."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -43,8 +44,8 @@ class Sampled:
 class Texts:
     """Prompts to texts, on a device; those that come again are kept.
 
-    Each is encoded by itself, so that what it gives does not depend, to the last bit, on which others come with it, and a resumed
-    run is the unbroken one. (T5-XXL on an H100: 0.033 s for one prompt, 0.375 s for 16.)
+    Each is encoded by itself, so that what it gives does not depend, to the last bit, on which others come with it, and
+    a resumed run is the unbroken one. (T5-XXL on an H100: 0.033 s for one prompt, 0.375 s for 16.)
 
     Args:
         cache_mb: for them. 0 keeps none but the empty prompt.
@@ -104,7 +105,8 @@ class DiTTask:
 
     @torch.no_grad()
     def validate(self, model: Callable[..., Tensor], batch: Batch, levels: Sequence[float]) -> Tensor:
-        """Losses [levels, B] from text alone, at fixed noise: a clip's depends on the clip and the level, not on the batch."""
+        """Losses [levels, B] from text alone, at fixed noise: a clip's depends on the clip and the level, not on the
+        batch."""
         shape = self.autoencoder.latent_shape(batch.bucket.frames, batch.bucket.height, batch.bucket.width)
         mean, _ = self.latents(batch)
         text, cond = self._text(batch), condition(torch.zeros_like(mean[:, :1]), torch.zeros_like(mean))
@@ -112,13 +114,18 @@ class DiTTask:
         for level in levels:
             seeds = [fixed_seed(clip, level) for clip in batch.clip_ids]
             noise = draw(seeds, shape, batch.bucket.frames, {"t2v": 1.0}, 0.0).noise.to(mean)
-            found.append(self._losses(model, mean, noise, torch.full((len(seeds),), level, device=self.device), cond, text))
+            found.append(
+                self._losses(model, mean, noise, torch.full((len(seeds),), level, device=self.device), cond, text)
+            )
         return torch.stack(found)
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean and std of each sample, [B, c, T', H', W'], float32, as read or encoded now."""
-        shape = (len(batch.windows), *self.autoencoder.latent_shape(batch.bucket.frames, batch.bucket.height, batch.bucket.width))
+        shape = (
+            len(batch.windows),
+            *self.autoencoder.latent_shape(batch.bucket.frames, batch.bucket.height, batch.bucket.width),
+        )
         mean, std = torch.empty(shape, device=self.device), torch.empty(shape, device=self.device)
         raw = torch.zeros(len(batch.windows), dtype=torch.bool)
         raw[batch.raw] = True
@@ -141,10 +148,14 @@ class DiTTask:
         noise = draw([fixed_seed(words, 0)], size, shape[0], {"t2v": 1.0}, 0.0).noise.to(self.device)
         nothing = condition(torch.zeros_like(noise[:, :1]), torch.zeros_like(noise))
         text, guidance = self.texts([prompt(words, fps)]), Guidance(options.guidance, 1.0)
-        latents = denoise(velocity_of(model, self.patch), noise, nothing, text, self.texts.empty, options.steps, guidance, self.patch)
+        latents = denoise(
+            velocity_of(model, self.patch), noise, nothing, text, self.texts.empty, options.steps, guidance, self.patch
+        )
         return self.autoencoder.decode(latents.to(next(self.autoencoder.parameters()).dtype), self.tiles)[0]
 
-    def _losses(self, model: Callable[..., Tensor], latents: Tensor, noise: Tensor, times: Tensor, cond: Tensor, text: Text) -> Tensor:
+    def _losses(
+        self, model: Callable[..., Tensor], latents: Tensor, noise: Tensor, times: Tensor, cond: Tensor, text: Text
+    ) -> Tensor:
         seen, target = noised(latents, noise, times)
         return losses(velocity_of(model, self.patch)(seen, cond, text.states, text.pooled, times), target)
 
@@ -164,26 +175,39 @@ class DiTTask:
                     row = batch.raw.index(i)
                     frames = video[row : row + 1]
                 elif given.tail or not self.autoencoder.causal:
-                    raise ConfigError(f"condition {mode} needs the frames of clip {batch.clip_ids[i]}, of which only the latent is read: "
-                                      "set loader.latents=no, or conditions to those of the start (with a causal autoencoder)")
+                    raise ConfigError(
+                        f"condition {mode} needs the frames of clip {batch.clip_ids[i]}, of which only the latent is "
+                        f"read: "
+                        "set loader.latents=no, or conditions to those of the start (with a causal autoencoder)"
+                    )
                 else:
-                    frames = mean.new_zeros(1, 3, batch.bucket.frames, 1, 1)  # not looked at: the latents of the start serve
+                    frames = mean.new_zeros(
+                        1, 3, batch.bucket.frames, 1, 1
+                    )  # not looked at: the latents of the start serve
                 cond[i] = given_condition(frames, given, self.autoencoder, mean[i : i + 1], self.tiles)[0]
         return cond
 
     def _text(self, batch: Batch) -> Text:
-        return self.texts([prompt(c or "", fps, motion_score(m)) for c, fps, m in zip(batch.captions, batch.fps, batch.motion_vmaf)])
+        return self.texts(
+            [prompt(c or "", fps, motion_score(m)) for c, fps, m in zip(batch.captions, batch.fps, batch.motion_vmaf)]
+        )
 
     def _dropped(self, text: Text, no_states: Tensor, no_pooled: Tensor) -> Text:
         empty = self.texts.empty
         return Text(
             torch.where(no_states.to(self.device)[:, None, None], empty.states, text.states),
-            torch.where(no_pooled.to(self.device)[:, None], empty.pooled, text.pooled))
+            torch.where(no_pooled.to(self.device)[:, None], empty.pooled, text.pooled),
+        )
 
 
 def fixed_seed(text: str, number: float) -> int:
     """63 bits that depend on both."""
-    return int.from_bytes(hashlib.blake2b(f"{text}/{number}".encode(), digest_size=8, person=b"datakit-fixed").digest(), "little") >> 1
+    return (
+        int.from_bytes(
+            hashlib.blake2b(f"{text}/{number}".encode(), digest_size=8, person=b"datakit-fixed").digest(), "little"
+        )
+        >> 1
+    )
 
 
 def build_frozen(settings: DiTSettings) -> tuple[Autoencoder, TextEncoder]:
@@ -202,18 +226,35 @@ def load_autoencoder(settings: AutoencoderSettings) -> Autoencoder:
         ConfigError: none are given, and none of its kind come with datakit.
     """
     if settings.weights is None and settings.kind != "tiny":
-        raise ConfigError(f"autoencoder {settings.kind} needs weights: set autoencoder.weights to a file, a folder, or a name of `datakit models list`")
+        raise ConfigError(
+            f"autoencoder {settings.kind} needs weights: set autoencoder.weights to a file, a folder, or a name of "
+            f"`datakit models list`"
+        )
     return build_autoencoder(settings.kind, settings.weights or "embedded", **settings.sizes)
 
 
 def build_model(settings: DiTModelSettings, autoencoder: Autoencoder, encoder: TextEncoder, seed: int) -> MMDiT:
     """The MMDiT to train, on the CPU, float32: from its weights or random ones."""
     config = MMDiTConfig(
-        in_channels=autoencoder.channels * settings.patch_size**2, vec_in_dim=encoder.pooled_size, context_in_dim=encoder.states_size,
-        hidden_size=settings.hidden_size, mlp_ratio=settings.mlp_ratio, num_heads=settings.num_heads, depth=settings.depth,
-        depth_single_blocks=settings.depth_single_blocks, axes_dim=settings.axes_dim, patch_size=settings.patch_size)
+        in_channels=autoencoder.channels * settings.patch_size**2,
+        vec_in_dim=encoder.pooled_size,
+        context_in_dim=encoder.states_size,
+        hidden_size=settings.hidden_size,
+        mlp_ratio=settings.mlp_ratio,
+        num_heads=settings.num_heads,
+        depth=settings.depth,
+        depth_single_blocks=settings.depth_single_blocks,
+        axes_dim=settings.axes_dim,
+        patch_size=settings.patch_size,
+    )
     if settings.weights is not None:
-        model = load_mmdit(settings.weights, config, dtype=torch.float32, allow_missing=("cond_in.*",), allow_unexpected=("guidance_in.*",))
+        model = load_mmdit(
+            settings.weights,
+            config,
+            dtype=torch.float32,
+            allow_missing=("cond_in.*",),
+            allow_unexpected=("guidance_in.*",),
+        )
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

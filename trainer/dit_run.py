@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 import torch.distributed as dist
 
+from datakit.errors import ConfigError
 from trainer.config import DiTSettings
 from trainer.diffusion import positions
 from trainer.dit import DiTTask, build_frozen, build_model
-from datakit.errors import ConfigError
 from trainer.engine import Engine
 from trainer.engine.engine import together
 from trainer.flops import forward_flops
@@ -41,7 +42,8 @@ def train_dit(request: Request, settings: DiTSettings) -> Ended:
     """Train on every process that takes part; each calls this.
 
     Raises:
-        ConfigError, CatalogError, MissingDependency: what keeps it from starting, before any model is moved or file written.
+        ConfigError, CatalogError, MissingDependency: what keeps it from starting, before any model is moved or file
+            written.
         NotFinite, DatakitError: see `trainer.loop.Loop.run`.
     """
     autoencoder, encoder = build_frozen(settings)
@@ -71,8 +73,11 @@ def latents_of(prepared: Prepared, autoencoder: Autoencoder) -> Latents | None:
     def find() -> None:
         located = locate(prepared.plan, autoencoder_hash(autoencoder), prepared.folder / "latents.arrow")
         if wanted == "only" and located.missing:
-            raise ConfigError(f"{located.missing} of {located.found + located.missing} windows have no latents: run `datakit run encode`, "
-                              "or set loader.latents='if there' to read their frames")
+            raise ConfigError(
+                f"{located.missing} of {located.found + located.missing} windows have no latents: run `datakit run "
+                f"encode`, "
+                "or set loader.latents='if there' to read their frames"
+            )
         if prepared.record:
             prepared.record.reads_latents(located.versions)
         found[0] = [Replacement(0, 0, b.window, b.window, b.kind, b.message) for b in located.broken]
@@ -127,7 +132,9 @@ class DiTJob:
         everything = torch.cat((total, torch.tensor([count], dtype=torch.float64)))
         dist.all_reduce(everything)
         means = (everything[:-1] / everything[-1]).tolist()
-        return {"val_loss": sum(means) / len(means)} | {f"val_loss_at_{level:g}": mean for level, mean in zip(levels, means)}
+        return {"val_loss": sum(means) / len(means)} | {
+            f"val_loss_at_{level:g}": mean for level, mean in zip(levels, means)
+        }
 
     def preview(self, folder: Path) -> None:
         """Each rank makes some, and all as many: sharded models need every rank in every forward."""
@@ -140,7 +147,9 @@ class DiTJob:
             made = self.task.preview(self.engine.forward, words, (bucket.frames, bucket.height, bucket.width), fps)
             write_video(made, folder / f"{number:02d}.mp4", fps)
         if self.prepared.main:
-            (folder / "prompts.txt").write_text("".join(f"{number:02d} {words}\n" for number, words in enumerate(prompts)))
+            (folder / "prompts.txt").write_text(
+                "".join(f"{number:02d} {words}\n" for number, words in enumerate(prompts))
+            )
 
     def _validation(self, val: Plan) -> Iterator[Batch]:
         """This rank's micro-batches of the first steps that hold so many windows; every rank has as many."""
@@ -164,9 +173,13 @@ class DiTJob:
 
 
 def check_compiled(model: MMDiT, bucket: Bucket, task: DiTTask, device: torch.device) -> float:
-    """Whether a few blocks of the model's sizes, compiled, have eager's gradients at a bucket's shape (`WrongGradients` if not)."""
+    """Whether a few blocks of the model's sizes, compiled, have eager's gradients at a bucket's shape (`WrongGradients`
+    if not)."""
     config = dataclasses.replace(
-        model.config, depth=min(CHECKED_BLOCKS, model.config.depth), depth_single_blocks=min(CHECKED_BLOCKS, model.config.depth_single_blocks))
+        model.config,
+        depth=min(CHECKED_BLOCKS, model.config.depth),
+        depth_single_blocks=min(CHECKED_BLOCKS, model.config.depth_single_blocks),
+    )
     dtype = torch.bfloat16 if task.settings.engine.precision == "bf16" else torch.float32
     generator = torch.Generator(device).manual_seed(0)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -182,7 +195,12 @@ def check_compiled(model: MMDiT, bucket: Bucket, task: DiTTask, device: torch.de
     ids = positions(bucket.batch, *latent, config.patch_size, device)
     length, n = task.texts.encoder.length, ids.shape[1]
     inputs = dict(
-        img=random(bucket.batch, n, config.in_channels), img_ids=ids, txt=random(bucket.batch, length, config.context_in_dim),
-        txt_ids=torch.zeros(bucket.batch, length, 3, device=device), timesteps=torch.rand(bucket.batch, generator=generator, device=device),
-        y_vec=random(bucket.batch, config.vec_in_dim), cond=random(bucket.batch, n, config.in_channels + config.patch_size**2))
+        img=random(bucket.batch, n, config.in_channels),
+        img_ids=ids,
+        txt=random(bucket.batch, length, config.context_in_dim),
+        txt_ids=torch.zeros(bucket.batch, length, 3, device=device),
+        timesteps=torch.rand(bucket.batch, generator=generator, device=device),
+        y_vec=random(bucket.batch, config.vec_in_dim),
+        cond=random(bucket.batch, n, config.in_channels + config.patch_size**2),
+    )
     return check_gradients(cut, lambda m: m(**inputs).float().square().mean())

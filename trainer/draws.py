@@ -1,10 +1,10 @@
-"""Everything that is random about one sample of DiT training, from its seed alone: the same on any number of processes, in any batch,
-and after a resume."""
+"""Everything that is random about one sample of DiT training, from its seed alone: the same on any number of processes,
+in any batch, and after a resume."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -45,8 +45,13 @@ def draw(seeds: Sequence[int], shape: Sequence[int], frames: int, modes: Mapping
     drawn = [_draw_one(seed, shape) for seed in seeds]
     normal, uniform, spread, noise = (torch.stack(parts) for parts in zip(*drawn))
     return Draws(
-        normal, tuple(choose(modes, frames, u) for u in uniform[:, 0].tolist()), uniform[:, 1] < dropout, uniform[:, 2] < dropout,
-        spread, noise)
+        normal,
+        tuple(choose(modes, frames, u) for u in uniform[:, 0].tolist()),
+        uniform[:, 1] < dropout,
+        uniform[:, 2] < dropout,
+        spread,
+        noise,
+    )
 
 
 def _draw_one(seed: int, shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -54,4 +59,9 @@ def _draw_one(seed: int, shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, 
     generator = torch.Generator().manual_seed(seed)
     normal = torch.randn((), generator=generator)
     uniform = torch.rand(3, generator=generator)
-    return normal, uniform, torch.randn(tuple(shape), generator=generator), torch.randn(tuple(shape), generator=generator)
+    return (
+        normal,
+        uniform,
+        torch.randn(tuple(shape), generator=generator),
+        torch.randn(tuple(shape), generator=generator),
+    )

@@ -1,18 +1,20 @@
 """`datakit run encode`: fills the table `latents` for the windows of plans.
 
-What is there already for a window's geometry and the autoencoder, however it was computed, is not encoded again: after a change of
-plan only windows whose pixels changed are. Windows go through the autoencoder in batches of one shape, in the order of the plan,
-and are committed now and then; so a run that is killed goes on where it was, and the files are read as the plan is.
+What is there already for a window's geometry and the autoencoder, however it was computed, is not encoded again: after
+a change of plan only windows whose pixels changed are. Windows go through the autoencoder in batches of one shape, in
+the order of the plan, and are committed now and then; so a run that is killed goes on where it was, and the files are
+read as the plan is.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Callable, Literal, Sequence
+from typing import Literal
 
 import polars as pl
 from pydantic import Field
@@ -42,10 +44,16 @@ SLOTS = 2
 class Encode(Section):
     """How windows are encoded."""
 
-    batch: int | None = Field(None, ge=1, description="windows that are encoded together; None: 8.5 million pixels, at least one window")
-    precision: Literal["fp32", "bf16"] | None = Field(None, description="of the computation; None: bf16 on a GPU, fp32 on a CPU")
+    batch: int | None = Field(
+        None, ge=1, description="windows that are encoded together; None: 8.5 million pixels, at least one window"
+    )
+    precision: Literal["fp32", "bf16"] | None = Field(
+        None, description="of the computation; None: bf16 on a GPU, fp32 on a CPU"
+    )
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of the numbers that are stored")
-    compression: Literal["snappy", "zstd"] = Field("snappy", description="of the files; zstd takes a fifth off bfloat16, and time")
+    compression: Literal["snappy", "zstd"] = Field(
+        "snappy", description="of the files; zstd takes a fifth off bfloat16, and time"
+    )
     num_gpus: float | None = Field(None, ge=0, description="per actor; None: 1 where there are GPUs, else 0")
     num_cpus: float | None = Field(None, ge=0, description="per actor; None: CPUs are shared with the readers")
     actors: int | None = Field(None, ge=1, description="most that encode; None: what the cluster's GPUs or CPUs allow")
@@ -95,21 +103,26 @@ class Encoded:
 
 
 def encode(
-    plans: Sequence[str | Path], settings: EncodeSettings = EncodeSettings(), retry_failed: bool = False, ray: str = "local",
-    dry_run: bool = False, on_start: Callable[[Estimate], None] = lambda estimate: None,
+    plans: Sequence[str | Path],
+    settings: EncodeSettings = EncodeSettings(),
+    retry_failed: bool = False,
+    ray: str = "local",
+    dry_run: bool = False,
+    on_start: Callable[[Estimate], None] = lambda estimate: None,
     on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Encoded:
     """Encode the windows of plans that this autoencoder has not encoded yet, into the catalogs that they come from.
 
     Args:
-        retry_failed: also those that were found broken. Those that could not be read for a reason that may pass are always
-            tried again.
+        retry_failed: also those that were found broken. Those that could not be read for a reason that may pass are
+            always tried again.
         dry_run: only count.
         on_start: called with what is to be done, before it is.
         on_progress: called with windows done and windows in all.
 
     Raises:
-        ConfigError: a plan or weights are missing, a bucket does not fit the autoencoder, the disk has too little space, bf16 on CPUs.
+        ConfigError: a plan or weights are missing, a bucket does not fit the autoencoder, the disk has too little
+            space, bf16 on CPUs.
         CatalogError: a catalog cannot be read or written.
     """
     started = time.monotonic()
@@ -136,7 +149,8 @@ class _Target:
     """A catalog, and the windows of the plans that come from it.
 
     Attributes:
-        todo: in order: `plan` (number), `row`, `bucket` (its row in the plan), `name` (of the bucket), `again` (it had an error).
+        todo: in order: `plan` (number), `row`, `bucket` (its row in the plan), `name` (of the bucket), `again` (it had
+            an error).
         windows, there, broken: see `Estimate`.
     """
 
@@ -165,7 +179,9 @@ class _Target:
         needed, free = self.bytes(sizes), self.free
         if free is not None and needed > free:
             raise ConfigError(
-                f"the latents take {readable(needed)}, the disk of {self.catalog.root} has {readable(free)} left: make room")
+                f"the latents take {readable(needed)}, the disk of {self.catalog.root} has {readable(free)} left: "
+                f"make room"
+            )
 
 
 def readable(size: int) -> str:
@@ -187,12 +203,16 @@ def _describe(settings: EncodeSettings, plans: Sequence[Plan]) -> tuple[str, dic
                 shapes[bucket.name] = model.latent_shape(bucket.frames, bucket.height, bucket.width)
             except ValueError as e:
                 raise ConfigError(
-                    f"bucket {bucket.name} of {plan.folder} does not fit autoencoder {settings.autoencoder.kind}: {e}; plan with its "
-                    "plan.compression and plan.causal") from e
+                    f"bucket {bucket.name} of {plan.folder} does not fit autoencoder {settings.autoencoder.kind}: "
+                    f"{e}; plan with its "
+                    "plan.compression and plan.causal"
+                ) from e
     return autoencoder_hash(model), shapes
 
 
-def _target(root: str, plans: Sequence[Plan], autoencoder: str, settings: EncodeSettings, retry_failed: bool) -> _Target:
+def _target(
+    root: str, plans: Sequence[Plan], autoencoder: str, settings: EncodeSettings, retry_failed: bool
+) -> _Target:
     catalog = Catalog(root)
     latents = Latents(catalog, autoencoder, settings.encode.compression)
     wanted = pl.concat([_windows_from(root, plan, number) for number, plan in enumerate(plans)])
@@ -202,9 +222,17 @@ def _target(root: str, plans: Sequence[Plan], autoencoder: str, settings: Encode
     found = wanted.join(known, on="geometry", how="left", maintain_order="left")
     encoded = pl.col("ok").fill_null(False)
     _check_dtype(found.filter(encoded)["dtype"], settings.encode.dtype, root)
-    final = pl.col("error_kind").is_not_null() & ~pl.col("error_kind").is_in([str(kind) for kind in PASSING]) & (not retry_failed)
-    todo = found.filter(~encoded & ~final).select("plan", "row", "bucket", "name", again=pl.col("error_kind").is_not_null())
-    return _Target(catalog, latents, list(plans), todo, found.height, found.filter(encoded).height, found.filter(final).height)
+    final = (
+        pl.col("error_kind").is_not_null()
+        & ~pl.col("error_kind").is_in([str(kind) for kind in PASSING])
+        & (not retry_failed)
+    )
+    todo = found.filter(~encoded & ~final).select(
+        "plan", "row", "bucket", "name", again=pl.col("error_kind").is_not_null()
+    )
+    return _Target(
+        catalog, latents, list(plans), todo, found.height, found.filter(encoded).height, found.filter(final).height
+    )
 
 
 def _check_dtype(there: pl.Series, dtype: str, root: str) -> None:
@@ -214,7 +242,9 @@ def _check_dtype(there: pl.Series, dtype: str, root: str) -> None:
     other = there.filter(there != dtype)
     if len(other):
         raise ConfigError(
-            f"{len(other)} of the windows have {other[0]} latents in {root}, the others would have {dtype}: --set encode.dtype={other[0]}")
+            f"{len(other)} of the windows have {other[0]} latents in {root}, the others would have {dtype}: --set "
+            f"encode.dtype={other[0]}"
+        )
 
 
 def _windows_from(root: str, plan: Plan, number: int) -> pl.DataFrame:
@@ -235,23 +265,42 @@ def _estimate(targets: Sequence[_Target], autoencoder: str, sizes: dict[str, int
             todo[name] = todo.get(name, 0) + count
     free = [target.free for target in targets if target.free is not None]
     return Estimate(
-        autoencoder, sum(t.windows for t in targets), sum(t.there for t in targets), sum(t.broken for t in targets), todo,
-        sum(t.bytes(sizes) for t in targets), min(free, default=None))
+        autoencoder,
+        sum(t.windows for t in targets),
+        sum(t.there for t in targets),
+        sum(t.broken for t in targets),
+        todo,
+        sum(t.bytes(sizes) for t in targets),
+        min(free, default=None),
+    )
 
 
 def _encode(
-    session: RaySession, targets: Sequence[_Target], settings: EncodeSettings, autoencoder: str, done: Encoded,
+    session: RaySession,
+    targets: Sequence[_Target],
+    settings: EncodeSettings,
+    autoencoder: str,
+    done: Encoded,
     on_progress: Callable[[int, int], None],
 ) -> None:
     flow = _flow(session, settings, autoencoder)
     before, of = 0, sum(target.todo.height for target in targets)
     try:
         for target in targets:
-            record = RunRecord(target.catalog, "encode", {
-                **settings.model_dump(mode="json"), "plans": {str(plan.folder): plan.hash for plan in target.plans}, "hash": autoencoder})
+            record = RunRecord(
+                target.catalog,
+                "encode",
+                {
+                    **settings.model_dump(mode="json"),
+                    "plans": {str(plan.folder): plan.hash for plan in target.plans},
+                    "hash": autoencoder,
+                },
+            )
             with record.running() as counts:
                 tally = Tally()
-                _encode_into(flow, target, settings.encode, record.run_id, tally, lambda count: on_progress(before + count, of))
+                _encode_into(
+                    flow, target, settings.encode, record.run_id, tally, lambda count: on_progress(before + count, of)
+                )
                 record.spend(tally.cpu_s)
                 counts.update(asdict(tally))
             done.tally.add(tally)
@@ -260,7 +309,9 @@ def _encode(
         flow.close()
 
 
-def _encode_into(flow: Flow, target: _Target, settings: Encode, run_id: str, tally: Tally, on_progress: Callable[[int], None]) -> None:
+def _encode_into(
+    flow: Flow, target: _Target, settings: Encode, run_id: str, tally: Tally, on_progress: Callable[[int], None]
+) -> None:
     """Encode what a catalog lacks."""
     queue = Queue(target.plans, target.todo, target.latents, settings.batch)
     writer = Writer(target.latents, run_id, settings.commit_mb << 20, settings.commit_s, tally)
@@ -274,7 +325,9 @@ def _encode_into(flow: Flow, target: _Target, settings: Encode, run_id: str, tal
                     writer.take(task, latent, error)
                     refused += error is not None and error["stage"] == STAGE
                     if refused >= GIVE_UP and not tally.encoded:
-                        raise DatakitError(f"the encoder failed on each of {refused} windows; the last error: {error['message']}")
+                        raise DatakitError(
+                            f"the encoder failed on each of {refused} windows; the last error: {error['message']}"
+                        )
                 finished += len(results)
                 on_progress(finished)
             writer.commit_if_due()
@@ -291,10 +344,28 @@ def _flow(session: RaySession, settings: EncodeSettings, autoencoder: str) -> Fl
     gpu = num_gpus > 0
     precision = own.precision or ("bf16" if gpu else "fp32")
     check_precision(precision, "cuda" if gpu else "cpu")
-    encoder = ToolSpec("trainer.encoding:Encoder", {
-        "settings": settings.autoencoder.model_dump(mode="json"), "expected": autoencoder, "gpu": gpu, "precision": precision,
-        "dtype": own.dtype, "threads": own.threads})
+    encoder = ToolSpec(
+        "trainer.encoding:Encoder",
+        {
+            "settings": settings.autoencoder.model_dump(mode="json"),
+            "expected": autoencoder,
+            "gpu": gpu,
+            "precision": precision,
+            "dtype": own.dtype,
+            "threads": own.threads,
+        },
+    )
     threads = 1 if gpu else own.threads
-    pool = StagePool(STAGE, encoder, ("latent",), own.num_cpus, num_gpus, own.actors, slots=SLOTS, worker=EngineWorker, threads=threads)
+    pool = StagePool(
+        STAGE,
+        encoder,
+        ("latent",),
+        own.num_cpus,
+        num_gpus,
+        own.actors,
+        slots=SLOTS,
+        worker=EngineWorker,
+        threads=threads,
+    )
     reader = ToolSpec("trainer.encoding:read_windows", {}, int(runner.memory_gb * (1 << 30)), runner.stall_s)
     return Flow(session, reader, [pool], runner.workers, runner.attempts)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,14 +21,28 @@ if TYPE_CHECKING:
 
 def run_encode(
     plan: Annotated[list[Path], typer.Option("--plan", "-p", help="Folder that `datakit plan` wrote. Repeatable.")],
-    autoencoder: Annotated[Optional[str], typer.Option("--autoencoder", help="hunyuan, dc-ae or tiny.")] = None,
-    weights: Annotated[Optional[str], typer.Option("--weights", help="File, folder, or name of `datakit models list`.")] = None,
-    preset: Annotated[Optional[str], typer.Option("--preset", help="A shipped training config: its section autoencoder is used.")] = None,
-    config: Annotated[Optional[Path], typer.Option("--config", help="YAML file: sections autoencoder, encode, runner.")] = None,
-    settings: Annotated[Optional[list[str]], typer.Option("--set", help="One setting: encode.OPTION=value. Repeatable.")] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try windows again that were found broken.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what is to be encoded, and the space that it takes.")] = False,
-    ray: Annotated[str, typer.Option("--ray", help="local (start Ray here), auto, or the address of a cluster.")] = "local",
+    autoencoder: Annotated[str | None, typer.Option("--autoencoder", help="hunyuan, dc-ae or tiny.")] = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="File, folder, or name of `datakit models list`.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="A shipped training config: its section autoencoder is used.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML file: sections autoencoder, encode, runner.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting: encode.OPTION=value. Repeatable.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try windows again that were found broken.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what is to be encoded, and the space that it takes.")
+    ] = False,
+    ray: Annotated[
+        str, typer.Option("--ray", help="local (start Ray here), auto, or the address of a cluster.")
+    ] = "local",
     as_json: JsonOption = False,
 ) -> None:
     """Encode the windows of plans with an autoencoder, once: training then reads latents and not videos."""
@@ -35,11 +50,16 @@ def run_encode(
     from pipelines.console import ClipBar
     from trainer.encode import encode
 
-    chosen = [*(settings or []), *([f"autoencoder.kind={autoencoder}"] if autoencoder else []),
-              *([f"autoencoder.weights={json.dumps(weights)}"] if weights else [])]
+    chosen = [
+        *(settings or []),
+        *([f"autoencoder.kind={autoencoder}"] if autoencoder else []),
+        *([f"autoencoder.weights={json.dumps(weights)}"] if weights else []),
+    ]
     resolved = load_settings(preset, config, chosen)
     with ClipBar("encoding", quiet=as_json) as bar:
-        done = encode(plan, resolved, retry_failed, ray, dry_run, lambda estimate: _announce(estimate, as_json), bar.update)
+        done = encode(
+            plan, resolved, retry_failed, ray, dry_run, lambda estimate: _announce(estimate, as_json), bar.update
+        )
     _show(done, dry_run, as_json)
 
 
@@ -95,6 +115,9 @@ def _show(done: Encoded, dry_run: bool, as_json: bool) -> None:
     print(f"{tally.encoded:,} windows encoded in {done.wall_s:,.0f} s ({rate:.3g} a second), {readable(tally.bytes)}")
     if tally.failed:
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(tally.failed.items()))
-        print(f"{sum(tally.failed.values()):,} could not be: {kinds} (SELECT clip_id, error FROM latents WHERE error_kind IS NOT NULL)")
+        print(
+            f"{sum(tally.failed.values()):,} could not be: {kinds} (SELECT clip_id, error FROM latents WHERE "
+            f"error_kind IS NOT NULL)"
+        )
     if tally.left_out:
         print(f"{tally.left_out:,} left out: encoded by another run meanwhile, or forgotten")

@@ -1,13 +1,15 @@
-"""The driver's side of `datakit run encode`: which windows go to the workers together, and what becomes of what comes back."""
+"""The driver's side of `datakit run encode`: which windows go to the workers together, and what becomes of what comes
+back."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from typing import Any, Callable, Iterator, NamedTuple, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -18,8 +20,8 @@ from trainer.plan import Bucket, Plan
 from trainer.reading import Window, frames_shape
 
 PIXELS_A_CALL = 129 * 256 * 256
-"""Of the frames that go through the autoencoder together, where nothing else is said: one window of the longest usual bucket,
-129 images of the smallest."""
+"""Of the frames that go through the autoencoder together, where nothing else is said: one window of the longest usual
+bucket, 129 images of the smallest."""
 STAGE = "encode"
 FACTS = ("clip_id", "video_id", "stream", "start_pts", "end_pts", "geometry", "first", "frames", "fps")
 """Columns that a window has in the plan and in `latents`."""
@@ -51,7 +53,11 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         """What another one counted, too."""
-        self.encoded, self.left_out, self.bytes = self.encoded + other.encoded, self.left_out + other.left_out, self.bytes + other.bytes
+        self.encoded, self.left_out, self.bytes = (
+            self.encoded + other.encoded,
+            self.left_out + other.left_out,
+            self.bytes + other.bytes,
+        )
         for kind, count in other.failed.items():
             self.fail(kind, count)
         self.spend(other.cpu_s)
@@ -120,7 +126,9 @@ class Queue:
     def _batches(self) -> Iterator[list[Task]]:
         tasks: list[Task] = []
         shape: tuple[int, int] | None = None
-        for order, (number, row, bucket, again) in enumerate(self._todo.select("plan", "row", "bucket", "again").iter_rows()):
+        for order, (number, row, bucket, again) in enumerate(
+            self._todo.select("plan", "row", "bucket", "again").iter_rows()
+        ):
             plan = self._plans[number]
             if tasks and ((number, bucket) != shape or len(tasks) >= self._most(plan.buckets[bucket])):
                 yield tasks
@@ -156,7 +164,13 @@ class Writer:
     """
 
     def __init__(self, latents: Latents, run_id: str, most_bytes: int, every_s: float, tally: Tally):
-        self._latents, self._run_id, self._most_bytes, self._every_s, self._tally = latents, run_id, most_bytes, every_s, tally
+        self._latents, self._run_id, self._most_bytes, self._every_s, self._tally = (
+            latents,
+            run_id,
+            most_bytes,
+            every_s,
+            tally,
+        )
         self._rows: list[tuple[Task, dict[str, Any]]] = []
         self._bytes = 0
         self._committed_at = time.monotonic()
@@ -166,11 +180,21 @@ class Writer:
     def take(self, task: Task, latent: dict[str, Any] | None, error: dict[str, str] | None) -> None:
         facts = task.plan.rows([task.row], [*FACTS, "bucket"])[0]
         size = len(latent["mean"]) + len(latent["std"]) if latent else 0
-        self._rows.append((task, {
-            **facts, "bucket": task.plan.buckets[facts["bucket"]].name, "shard": self._latents.catalog.shard_of(facts["video_id"]),
-            **(latent or {}), "error_kind": error["kind"] if error else None, "error": error["message"] if error else None,
-            "run_id": self._run_id, "created_at": datetime.now(timezone.utc),
-        }))
+        self._rows.append(
+            (
+                task,
+                {
+                    **facts,
+                    "bucket": task.plan.buckets[facts["bucket"]].name,
+                    "shard": self._latents.catalog.shard_of(facts["video_id"]),
+                    **(latent or {}),
+                    "error_kind": error["kind"] if error else None,
+                    "error": error["message"] if error else None,
+                    "run_id": self._run_id,
+                    "created_at": datetime.now(UTC),
+                },
+            )
+        )
         self._bytes += size
         self._tally.bytes += size
         if error:

@@ -1,13 +1,15 @@
-"""What the workers of `datakit run encode` do: read windows (in child processes, without torch), and encode them (in Ray actors)."""
+"""What the workers of `datakit run encode` do: read windows (in child processes, without torch), and encode them (in
+Ray actors)."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,8 +42,8 @@ class EncodeJob:
 
 
 def read_windows(job: EncodeJob) -> Iterator[Advance | ClipBatch | VideoFacts]:
-    """The frames of every window, as a loader without augmentation reads them: uint8, of the job's shape. What cannot be read
-    has an error in its row; `place` is its number in the job."""
+    """The frames of every window, as a loader without augmentation reads them: uint8, of the job's shape. What cannot
+    be read has an error in its row; `place` is its number in the job."""
     started = time.process_time()
     batch = ClipBatch([], [])
     for place, (window, video_id) in enumerate(job.windows):
@@ -80,22 +82,32 @@ class Encoder:
         from trainer.models.autoencoder import autoencoder_hash
 
         if gpu and not torch.cuda.is_available():
-            raise ConfigError("Ray gave an encoder a GPU, but torch finds none there: install torch with CUDA, or --set encode.num_gpus=0")
+            raise ConfigError(
+                "Ray gave an encoder a GPU, but torch finds none there: install torch with CUDA, or --set "
+                "encode.num_gpus=0"
+            )
         torch.set_num_threads(threads)
         wanted = AutoencoderSettings(**settings)
         model = load_autoencoder(wanted)
         if (found := autoencoder_hash(model)) != expected:
             raise ConfigError(
-                f"the weights of autoencoder {wanted.kind} differ between machines: {found} here, {expected} where the run started")
+                f"the weights of autoencoder {wanted.kind} differ between machines: {found} here, {expected} where "
+                f"the run started"
+            )
         self._device = torch.device("cuda" if gpu else "cpu")
-        self._model = model.to(self._device, torch.bfloat16 if precision == "bf16" else torch.float32).eval().requires_grad_(False)
+        self._model = (
+            model.to(self._device, torch.bfloat16 if precision == "bf16" else torch.float32)
+            .eval()
+            .requires_grad_(False)
+        )
         self._tiles = model.tiles if wanted.tiled else None
         self._dtype = getattr(torch, dtype)
         self._name = dtype
         self._lock = threading.Lock()  # one call computes while others fetch what they need
 
     def run(self, rows: list[dict], images: list[list[np.ndarray]]) -> list[dict[str, Any] | Failed]:
-        """Column `latent` of every row (null where there are no frames): `dtype`, `shape`, and the bytes of `mean` and `std`.
+        """Column `latent` of every row (null where there are no frames): `dtype`, `shape`, and the bytes of `mean` and
+        `std`.
 
         Raises:
             ConfigError: one window alone does not fit the GPU.
@@ -109,7 +121,9 @@ class Encoder:
 
         try:
             with self._lock, torch.inference_mode():
-                found = self._model.encode(pixels(torch.from_numpy(np.stack(videos)).to(self._device), self._model), self._tiles)
+                found = self._model.encode(
+                    pixels(torch.from_numpy(np.stack(videos)).to(self._device), self._model), self._tiles
+                )
                 mean, std = (x.to(self._dtype).cpu() for x in found)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
@@ -121,7 +135,9 @@ class Encoder:
         if len(videos) == 1:
             _, frames, height, width = videos[0].shape
             raise ConfigError(
-                f"a window of {height}x{width}x{frames} does not fit the GPU's memory: --set autoencoder.tiled=true encodes it in pieces")
+                f"a window of {height}x{width}x{frames} does not fit the GPU's memory: --set autoencoder.tiled=true "
+                f"encodes it in pieces"
+            )
         half = len(videos) // 2
         return self._encode(videos[:half]) + self._encode(videos[half:])
 

@@ -6,8 +6,9 @@ import contextlib
 import json
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Iterator, Optional, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,37 +23,53 @@ if TYPE_CHECKING:
 
 KEPT = "status = 'kept'"
 SizeOption = Annotated[
-    Optional[list[str]], typer.Option("--size", help="Resolution: 256px, 480p … Repeatable; a clip has the largest that it reaches.")]
+    list[str] | None,
+    typer.Option("--size", help="Resolution: 256px, 480p … Repeatable; a clip has the largest that it reaches."),
+]
 FramesOption = Annotated[
-    Optional[list[int]], typer.Option("--frames", help="Of a window. Repeatable; a clip has the longest that it fills.")]
-PerceptualOption = Annotated[str, typer.Option("--perceptual", help="LPIPS: alex-st, vgg-st (weights included), alex, vgg; or none.")]
+    list[int] | None, typer.Option("--frames", help="Of a window. Repeatable; a clip has the longest that it fills.")
+]
+PerceptualOption = Annotated[
+    str, typer.Option("--perceptual", help="LPIPS: alex-st, vgg-st (weights included), alex, vgg; or none.")
+]
 PerceptualWeightsOption = Annotated[
-    Optional[list[str]], typer.Option("--perceptual-weights", help="Of alex or vgg: the network, and LPIPS's layers. Repeatable.")]
+    list[str] | None,
+    typer.Option("--perceptual-weights", help="Of alex or vgg: the network, and LPIPS's layers. Repeatable."),
+]
 
 
 def vae(
-    files: Annotated[Optional[list[Path]], typer.Argument(metavar="[FILE]...", help="Videos or images, in place of --catalog.")] = None,
-    catalog: Annotated[Optional[str], typer.Option("--catalog", "-c", help="Catalog folder, or s3://, gs:// URL.")] = None,
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Videos or images, in place of --catalog.")
+    ] = None,
+    catalog: Annotated[str | None, typer.Option("--catalog", "-c", help="Catalog folder, or s3://, gs:// URL.")] = None,
     where: Annotated[str, typer.Option("--where", help="SQL condition over the view clips.")] = KEPT,
     split: Annotated[str, typer.Option("--split", help="train, val or test, of the catalog.")] = "val",
     snapshot: SnapshotOption = None,
     autoencoder: Annotated[str, typer.Option("--autoencoder", help="hunyuan, dc-ae or tiny.")] = "tiny",
-    weights: Annotated[Optional[str], typer.Option("--weights", help="File, folder, or a name of `datakit models list`.")] = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="File, folder, or a name of `datakit models list`.")
+    ] = None,
     sizes: SizeOption = None,
     frames: FramesOption = None,
     fps: Annotated[float, typer.Option("--fps", help="Target frame rate.")] = 24.0,
     windows: Annotated[int, typer.Option("--windows", min=1, help="Of a clip, at most.")] = 1,
-    limit: Annotated[Optional[int], typer.Option("--limit", min=1, help="Windows at most, drawn from all.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Windows at most, drawn from all.")] = None,
     tiled: Annotated[bool, typer.Option("--tiled", help="In tiles: less memory.")] = False,
     precision: Annotated[str, typer.Option("--precision", help="fp32 or bf16.")] = "fp32",
     perceptual: PerceptualOption = "alex-st",
     perceptual_weights: PerceptualWeightsOption = None,
-    videos: Annotated[int, typer.Option("--videos", min=0, help="Videos, original and reconstruction side by side, in --out.")] = 8,
+    videos: Annotated[
+        int, typer.Option("--videos", min=0, help="Videos, original and reconstruction side by side, in --out.")
+    ] = 8,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that read.")] = 0,
-    out: Annotated[Optional[Path], typer.Option("--out", "-o", help="Folder for evaluation.json, the plan, and videos.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for evaluation.json, the plan, and videos.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """How good an autoencoder is on clips: PSNR, SSIM, LPIPS, and its rate. Without --split, on clips that no training sees."""
+    """How good an autoencoder is on clips: PSNR, SSIM, LPIPS, and its rate. Without --split, on clips that no training
+    sees."""
     require("evaluation", "train", "torch", "safetensors")
     import torch
 
@@ -76,10 +93,21 @@ def vae(
     distance = build_perceptual(perceptual, perceptual_weights or ()) if perceptual != "none" else None
     lengths = frames or [33 if model.causal else 32]
     with _folder(out) as folder:
-        plan = _plan(folder / "plan", files, catalog, where, snapshot, split, model, sizes or ["256px"], lengths, fps, windows)
+        plan = _plan(
+            folder / "plan", files, catalog, where, snapshot, split, model, sizes or ["256px"], lengths, fps, windows
+        )
         found = evaluate(
-            plan, model, distance, device, torch.bfloat16 if precision == "bf16" else torch.float32, model.tiles if tiled else None, limit,
-            workers, folder / "videos" if out else None, videos)
+            plan,
+            model,
+            distance,
+            device,
+            torch.bfloat16 if precision == "bf16" else torch.float32,
+            model.tiles if tiled else None,
+            limit,
+            workers,
+            folder / "videos" if out else None,
+            videos,
+        )
         if out is not None:
             (folder / "evaluation.json").write_text(json.dumps(found.as_dict(), indent=1))
     _show(found, autoencoder, as_json)
@@ -101,8 +129,17 @@ def _folder(out: Path | None) -> Iterator[Path]:
 
 
 def _plan(
-    folder: Path, files: list[Path] | None, catalog: str | None, where: str, snapshot: str | None, split: str, model: Autoencoder,
-    sizes: list[str], frames: list[int], fps: float, windows: int,
+    folder: Path,
+    files: list[Path] | None,
+    catalog: str | None,
+    where: str,
+    snapshot: str | None,
+    split: str,
+    model: Autoencoder,
+    sizes: list[str],
+    frames: list[int],
+    fps: float,
+    windows: int,
 ) -> Plan:
     """One window in a micro-batch: what a clip takes of time and memory does not depend on others."""
     from trainer.files import FileSelection
@@ -111,8 +148,16 @@ def _plan(
     from trainer.planning import make_plan
 
     settings = PlanSettings(
-        fps=fps, bucket_config={size: {length: (1.0, 1) for length in frames} for size in sizes}, compression=model.compression,
-        causal=model.causal, patch=1, text_tokens=0, windows=windows, captions="optional", split=split if catalog else "train")
+        fps=fps,
+        bucket_config={size: {length: (1.0, 1) for length in frames} for size in sizes},
+        compression=model.compression,
+        causal=model.causal,
+        patch=1,
+        text_tokens=0,
+        windows=windows,
+        captions="optional",
+        split=split if catalog else "train",
+    )
     member = selected(catalog, where, snapshot) if catalog else Member("files", FileSelection(files))
     return make_plan(member, settings, folder, overwrite=True)
 
@@ -124,11 +169,18 @@ def _show(found: Evaluation, kind: str, as_json: bool) -> None:
     distance = f"LPIPS {found.perceptual or ''}"
     print(f"{'bucket':<14}{'clips':>6}  {'PSNR dB':<22}{'SSIM':<24}{distance:<24}{'bits/pixel':>10}{'compression':>13}")
     for s in [*found.buckets, *([found.overall] if len(found.buckets) > 1 else [])]:
-        print(f"{s.bucket:<14}{s.clips:>6}  {_interval(s.psnr, 2):<22}{_interval(s.ssim, 4):<24}{_interval(s.lpips, 4):<24}"
-              f"{s.bits_per_pixel:>10.3f}{s.compression:>12.1f}×")
+        print(
+            f"{s.bucket:<14}{s.clips:>6}  "
+            f"{_interval(s.psnr, 2):<22}{_interval(s.ssim, 4):<24}{_interval(s.lpips, 4):<24}"
+            f"{s.bits_per_pixel:>10.3f}{s.compression:>12.1f}×"
+        )
     rate = found.pixels / 1e6
-    print(f"{kind} {found.autoencoder}: latents of mean {found.latents.mean:.3f}, standard deviation {found.latents.std:.3f}; encoding "
-          f"{rate / found.encode_s:.3g} and decoding {rate / found.decode_s:.3g} megapixels/s; at most {found.peak_bytes / 2**30:.2f} GiB")
+    print(
+        f"{kind} {found.autoencoder}: latents of mean {found.latents.mean:.3f}, standard deviation "
+        f"{found.latents.std:.3f}; encoding "
+        f"{rate / found.encode_s:.3g} and decoding {rate / found.decode_s:.3g} megapixels/s; at most "
+        f"{found.peak_bytes / 2**30:.2f} GiB"
+    )
     if found.broken:
         print(f"{found.broken} clips could not be read and are not counted", file=sys.stderr)
 

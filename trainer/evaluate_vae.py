@@ -1,13 +1,15 @@
-"""How good an autoencoder is on clips: how near and how alike its reconstructions are, and at what rate; by bucket, and over all."""
+"""How good an autoencoder is on clips: how near and how alike its reconstructions are, and at what rate; by bucket, and
+over all."""
 
 from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,8 +108,16 @@ class Evaluation:
 
 
 def evaluate(
-    plan: Plan, autoencoder: Autoencoder, perceptual: Perceptual | None, device: torch.device, dtype: torch.dtype = torch.float32,
-    tiles: Tiles | None = None, limit: int | None = None, workers: int = 0, videos: Path | None = None, shown: int = 0,
+    plan: Plan,
+    autoencoder: Autoencoder,
+    perceptual: Perceptual | None,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    tiles: Tiles | None = None,
+    limit: int | None = None,
+    workers: int = 0,
+    videos: Path | None = None,
+    shown: int = 0,
 ) -> Evaluation:
     """Reconstruct the windows of a plan, from the means of their latents, and measure.
 
@@ -146,9 +156,18 @@ def evaluate(
         broken = len({r.window for r in loader.replaced})
     names = sorted({s.bucket for s in scores}, key=lambda name: [int(n) for n in name.split("x")])
     return Evaluation(
-        autoencoder_hash(autoencoder), perceptual.kind if perceptual is not None else None, _summary("all", scores, rates),
-        tuple(_summary(name, [s for s in scores if s.bucket == name], rates) for name in names), tuple(scores), broken, moments.read(),
-        clock.seconds["encode"], clock.seconds["decode"], pixels, _peak(device))
+        autoencoder_hash(autoencoder),
+        perceptual.kind if perceptual is not None else None,
+        _summary("all", scores, rates),
+        tuple(_summary(name, [s for s in scores if s.bucket == name], rates) for name in names),
+        tuple(scores),
+        broken,
+        moments.read(),
+        clock.seconds["encode"],
+        clock.seconds["decode"],
+        pixels,
+        _peak(device),
+    )
 
 
 @torch.inference_mode()
@@ -179,13 +198,17 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def _quantile(freedom: int) -> float:
-    """Of Student's t, at 97.5 %: exact for few degrees of freedom, else by the expansion around the normal one (Abramowitz and
-    Stegun 26.7.5), right to 1 %."""
+    """Of Student's t, at 97.5 %: exact for few degrees of freedom, else by the expansion around the normal one
+    (Abramowitz and Stegun 26.7.5), right to 1 %."""
     if freedom in FEW_QUANTILES:
         return FEW_QUANTILES[freedom]
     z, v = NormalDist().inv_cdf(0.975), freedom
-    return (z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
-            + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3))
+    return (
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+    )
 
 
 def _once(loader: Loader, limit: int | None) -> Iterator[Batch]:
@@ -205,8 +228,19 @@ def _once(loader: Loader, limit: int | None) -> Iterator[Batch]:
 
 def _cut(batch: Batch, rows: Sequence[int]) -> Batch:
     """Some samples of a batch of frames."""
-    taken = {name: [getattr(batch, name)[i] for i in rows] for name in ("windows", "clip_ids", "seeds", "captions", "fps", "motion_vmaf")}
-    return Batch(batch.bucket, **taken, video=batch.video[list(rows)], raw=list(range(len(rows))), mean=None, std=None, weight=batch.weight)
+    taken = {
+        name: [getattr(batch, name)[i] for i in rows]
+        for name in ("windows", "clip_ids", "seeds", "captions", "fps", "motion_vmaf")
+    }
+    return Batch(
+        batch.bucket,
+        **taken,
+        video=batch.video[list(rows)],
+        raw=list(range(len(rows))),
+        mean=None,
+        std=None,
+        weight=batch.weight,
+    )
 
 
 def _score(batch: Batch, row: int, video: Tensor, made: Tensor, perceptual: Perceptual | None) -> ClipScores:
@@ -219,7 +253,10 @@ def _score(batch: Batch, row: int, video: Tensor, made: Tensor, perceptual: Perc
 
 def _summary(name: str, scores: Sequence[ClipScores], rates: dict[str, tuple[int, int]]) -> Summary:
     bits, pixels = (sum(rates[s.bucket][i] for s in scores) for i in (0, 1))
-    found = {m: interval([getattr(s, m) for s in scores]) if scores[0].lpips is not None or m != "lpips" else None for m in MEASURES}
+    found = {
+        m: interval([getattr(s, m) for s in scores]) if scores[0].lpips is not None or m != "lpips" else None
+        for m in MEASURES
+    }
     return Summary(name, len(scores), **found, bits_per_pixel=bits / pixels, compression=PIXEL_BITS * pixels / bits)
 
 
@@ -270,4 +307,3 @@ class _Moments:
     def read(self) -> Moments:
         mean = self.total / self.count
         return Moments(mean, (self.squares / self.count - mean**2) ** 0.5)
-

@@ -1,12 +1,13 @@
-"""From a training run's folder to weights: for the sampler as they are, for others as one file (`datakit train export`)."""
+"""From a training run's folder to weights: for the sampler as they are, for others as one file
+(`datakit train export`)."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping
 
 import torch
 from torch import Tensor
@@ -56,8 +57,8 @@ def run_weights(run: str | Path, ema: bool = True, step: int | None = None) -> R
         step: of the checkpoint; None: the newest.
 
     Raises:
-        ConfigError: no run of `datakit train dit`, no whole checkpoint, none of this step, damage; the weights that LoRA was trained
-            on are others now.
+        ConfigError: no run of `datakit train dit`, no whole checkpoint, none of this step, damage; the weights that
+            LoRA was trained on are others now.
         MissingDependency: of a LoRA run, the weights that it started from are not here; peft.
     """
     return _read(Path(run), ema, step, torch.float32)
@@ -73,11 +74,17 @@ class Exported:
 
 
 def export_run(
-    run: str | Path, out: str | Path, ema: bool = True, step: int | None = None, dtype: torch.dtype | None = None,
-    layout: Layout = "separate", lora: bool = False, rescale: bool = False,
+    run: str | Path,
+    out: str | Path,
+    ema: bool = True,
+    step: int | None = None,
+    dtype: torch.dtype | None = None,
+    layout: Layout = "separate",
+    lora: bool = False,
+    rescale: bool = False,
 ) -> Exported:
-    """Write the model of a run's checkpoint as one safetensors file, whole or not at all: an MMDiT for `load_mmdit` and Open-Sora's
-    own code, an autoencoder for `build_autoencoder`.
+    """Write the model of a run's checkpoint as one safetensors file, whole or not at all: an MMDiT for `load_mmdit` and
+    Open-Sora's own code, an autoencoder for `build_autoencoder`.
 
     Args:
         out: `.safetensors`; of LoRA alone also a folder (see `save_lora`).
@@ -101,12 +108,16 @@ def export_run(
     if kind == DIT and rescale:
         raise ConfigError(f"{run} has trained an MMDiT: --rescale is for autoencoders")
     if lora and layout != "separate":
-        raise ConfigError("--lora: LoRA fits the layout that it was trained on: leave --layout out, or merge it by leaving --lora out")
+        raise ConfigError(
+            "--lora: LoRA fits the layout that it was trained on: leave --layout out, or merge it by leaving --lora out"
+        )
     exported = Exported(checkpoint, step_of(checkpoint), ema and Shards(checkpoint / kind).has(EMA))
     if kind == VAE:
         from trainer.vae_export import export_autoencoder
 
-        export_autoencoder(run, out, exported.ema, rescale, dtype or torch.float32, _origin(run, exported), exported.step)
+        export_autoencoder(
+            run, out, exported.ema, rescale, dtype or torch.float32, _origin(run, exported), exported.step
+        )
     elif lora:
         _export_lora(run, out, exported, dtype)
     else:
@@ -153,15 +164,25 @@ def _opened(run: Path, checkpoint: Path) -> tuple[DiTSettings, Shards]:
 def _config(state: Mapping[str, Tensor], settings: DiTModelSettings) -> MMDiTConfig:
     """Of a model that a run trains: sizes of tokens and texts follow from shapes, the rest is as the run was told."""
     return dataclasses.replace(
-        config_of(state), num_heads=settings.num_heads, mlp_ratio=settings.mlp_ratio, axes_dim=settings.axes_dim,
-        patch_size=settings.patch_size, cond_embed=True, guidance_embed=False, layout="separate")
+        config_of(state),
+        num_heads=settings.num_heads,
+        mlp_ratio=settings.mlp_ratio,
+        axes_dim=settings.axes_dim,
+        patch_size=settings.patch_size,
+        cond_embed=True,
+        guidance_embed=False,
+        layout="separate",
+    )
 
 
 def _base(settings: DiTSettings) -> MMDiT:
-    """What LoRA was trained on, float32, as `build_model` makes it; the text encoder, which may be large, is not loaded for its sizes."""
+    """What LoRA was trained on, float32, as `build_model` makes it; the text encoder, which may be large, is not loaded
+    for its sizes."""
     chosen = settings.model.model_copy(update={"lora": None, "recompute": (0, 0)})
     config = _config(unwrapped(read_weights(chosen.weights), chosen.weights), chosen)
-    return load_mmdit(chosen.weights, config, dtype=torch.float32, allow_missing=("cond_in.*",), allow_unexpected=("guidance_in.*",))
+    return load_mmdit(
+        chosen.weights, config, dtype=torch.float32, allow_missing=("cond_in.*",), allow_unexpected=("guidance_in.*",)
+    )
 
 
 @torch.no_grad()

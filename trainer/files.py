@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import polars as pl
 
@@ -23,7 +24,8 @@ TYPES = {name: pl.String for name in TEXTS} | {name: pl.Float64 for name in REAL
 
 
 class FileSelection:
-    """Each file is one clip, from its first frame to its last; cuts are not looked for. Every file is decoded once, to count frames.
+    """Each file is one clip, from its first frame to its last; cuts are not looked for. Every file is decoded once, to
+    count frames.
 
     Stands in for `catalogs.selection.Selection` in `trainer.planning.make_plan`; it is its own catalog.
 
@@ -38,7 +40,9 @@ class FileSelection:
         self.files = [str(Path(file).absolute()) for file in files]
         self.root = os.getcwd()
         self.catalog = self
-        self._rows = pl.DataFrame([_row(file) for file in self.files], schema={name: TYPES.get(name, pl.Int64) for name in COLUMNS})
+        self._rows = pl.DataFrame(
+            [_row(file) for file in self.files], schema={name: TYPES.get(name, pl.Int64) for name in COLUMNS}
+        )
 
     def reading(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
@@ -68,5 +72,9 @@ def _row(file: str) -> dict[str, Any]:
     except MediaError as e:
         raise ConfigError(f"cannot read {file}: {e}") from e
     clip = clip_columns(identity, "", info, span, (0, rhythm.count), first)
-    known = video_columns(info, rhythm, first, base) | clip | {"uri": file, "status": "kept", "lost_start": 0, "lost_end": 0}
+    known = (
+        video_columns(info, rhythm, first, base)
+        | clip
+        | {"uri": file, "status": "kept", "lost_start": 0, "lost_end": 0}
+    )
     return {name: known.get(name) for name in COLUMNS}

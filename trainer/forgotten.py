@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import polars as pl
 
@@ -37,8 +37,10 @@ def refuse_forgotten(folders: Sequence[Path], needed: bool) -> None:
                 gone |= _covered(plan, address, forgotten)
         if gone:
             raise ConfigError(
-                f"{len(gone)} of the clips of the plan {plan.folder} were forgotten after it was made (for example {min(gone)}): plan anew "
-                "and train with another --out, from the start or from an export that did not see them (model.weights)")
+                f"{len(gone)} of the clips of the plan {plan.folder} were forgotten after it was made (for example "
+                f"{min(gone)}): plan anew "
+                "and train with another --out, from the start or from an export that did not see them (model.weights)"
+            )
 
 
 def _of_catalog(part: Part) -> bool:
@@ -53,6 +55,8 @@ def _covered(plan: Plan, address: str, forgotten: Forgotten) -> set[str]:
     windows = pl.from_arrow(plan.windows.select(["part", "clip_id", *SPAN]))
     assert isinstance(windows, pl.DataFrame)
     parts = [i for i, part in enumerate(plan.parts) if part.catalog == address]
-    near = windows.filter(pl.col("part").is_in(parts) & pl.col("video_id").is_in(list(forgotten.videos | forgotten.partly)))
+    near = windows.filter(
+        pl.col("part").is_in(parts) & pl.col("video_id").is_in(list(forgotten.videos | forgotten.partly))
+    )
     clips = near.unique("clip_id")
     return set(clips.filter(forgotten.covers(clips))["clip_id"])

@@ -3,19 +3,22 @@
 The rules, for a source of `f` frames/s and a target of `t`:
 
 1. `f` within 2 % of a whole multiple `k·t`: every k-th frame, one to one. The rate is `f / k` (23.976 stays 23.976).
-2. Else frames are chosen by timestamp, the nearest to every `n / t`, if that is even enough: no chosen frame may lie further
-   than `time_error` of a frame interval from its time. The nearest frame may be half a source interval away, so this takes a
-   source of at least `t / (2 · time_error)` frames/s: 120 at the default.
-3. Else every k-th frame, k such that the interval comes nearest to the target's (the smaller k where two are as near): the rate
-   is `f / k`, and the prompt says so. 25 stays 25, 30 stays 30, 50 becomes 25, 60 becomes 30. Slower sources keep their rate.
+2. Else frames are chosen by timestamp, the nearest to every `n / t`, if that is even enough: no chosen frame may lie
+   further than `time_error` of a frame interval from its time. The nearest frame may be half a source interval away, so
+   this takes a source of at least `t / (2 · time_error)` frames/s: 120 at the default.
+3. Else every k-th frame, k such that the interval comes nearest to the target's (the smaller k where two are as near):
+   the rate is `f / k`, and the prompt says so. 25 stays 25, 30 stays 30, 50 becomes 25, 60 becomes 30. Slower sources
+   keep their rate.
 
-Why a limit of a tenth of an interval (4.2 ms at 24 frames/s): it is what the catalog calls an even rate (`vfr`: intervals that
-differ by more than a tenth of their mean). 30 to 24 by timestamp drops every fifth frame: four steps of 33 ms, then one of
-67 ms. 60 to 24 alternates between 33 and 50 ms. A model learns that stutter; told the true rate, it learns the motion.
+Why a limit of a tenth of an interval (4.2 ms at 24 frames/s): it is what the catalog calls an even rate (`vfr`:
+intervals that differ by more than a tenth of their mean). 30 to 24 by timestamp drops every fifth frame: four steps of
+33 ms, then one of 67 ms. 60 to 24 alternates between 33 and 50 ms. A model learns that stutter; told the true rate, it
+learns the motion.
 
-A source of variable rate has no even rate to keep. Its frames are always chosen by timestamp: at the target; or, when it has too
-few, at its own mean rate if that is within 2 % of the target, else at the largest `t / k` that it reaches; each within one
-interval of its time (a phone that drops a frame needs that much). What is further off is told when it is read (`choose_frames`).
+A source of variable rate has no even rate to keep. Its frames are always chosen by timestamp: at the target; or, when
+it has too few, at its own mean rate if that is within 2 % of the target, else at the largest `t / k` that it reaches;
+each within one interval of its time (a phone that drops a frame needs that much). What is further off is told when it
+is read (`choose_frames`).
 
 A frame is never shown twice.
 """
@@ -23,9 +26,10 @@ A frame is never shown twice.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -69,7 +73,10 @@ def frame_rate(native_fps: float, target_fps: float, vfr: bool = False, time_err
 
 
 def frame_rates(
-    native_fps: np.ndarray, vfr: np.ndarray, target_fps: float, time_error: float = TIME_ERROR,
+    native_fps: np.ndarray,
+    vfr: np.ndarray,
+    target_fps: float,
+    time_error: float = TIME_ERROR,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`frame_rate` for many clips.
 
@@ -84,7 +91,8 @@ def frame_rates(
     nearest = np.maximum(np.rint(ratio), 1)
     one_to_one = np.abs(ratio / nearest - 1) <= SAME_RATE
     even_enough = (ratio > 1) & (0.5 / ratio <= time_error * (1 + 1e-9))
-    # Of k and k + 1 source intervals the nearer to the target's; half way (60 to 24), also by a rate that is not quite exact: k.
+    # Of k and k + 1 source intervals the nearer to the target's; half way (60 to 24), also by a rate that is not quite
+    # exact: k.
     native = np.maximum(np.ceil(ratio / (1 + SAME_RATE) - 0.5), 1)
     strides = np.where(one_to_one, nearest, np.where(even_enough, 0, native))
     fps = np.where(strides > 0, native_fps / np.maximum(strides, 1), target_fps)
@@ -108,9 +116,9 @@ def choose_frames(times: Sequence[Fraction | float], window: Window) -> list[int
     """Which frames of a clip are those of a window.
 
     Args:
-        times: of the clip's frames from its first on, rising, in seconds (PTS · time base, exact as Fractions). Where the
-            window goes by stride only their number counts; else they must reach to the end of the clip, or an interval past
-            the window's end.
+        times: of the clip's frames from its first on, rising, in seconds (PTS · time base, exact as Fractions). Where
+            the window goes by stride only their number counts; else they must reach to the end of the clip, or an
+            interval past the window's end.
         window: `first` and the result are indices into `times`.
 
     Returns:
@@ -122,7 +130,9 @@ def choose_frames(times: Sequence[Fraction | float], window: Window) -> list[int
     """
     last = window.first + (window.frames - 1) * max(window.stride, 1)
     if last >= len(times):
-        raise MediaError(ErrorKind.TRUNCATED, f"the clip has {len(times)} frames, the window needs frame {last}", "frames")
+        raise MediaError(
+            ErrorKind.TRUNCATED, f"the clip has {len(times)} frames, the window needs frame {last}", "frames"
+        )
     if window.stride > 0 or window.frames == 1:
         return list(range(window.first, last + 1, max(window.stride, 1)))
     interval = 1 / Fraction(window.fps).limit_denominator(1000)
@@ -133,9 +143,15 @@ def choose_frames(times: Sequence[Fraction | float], window: Window) -> list[int
         lowest = chosen[-1] + 1 if chosen else window.first
         index = min(max(_nearest(times, ideal), lowest), len(times) - (window.frames - n))
         if abs(times[index] - ideal) > READ_ERROR * interval:
-            raise MediaError(ErrorKind.DECODE, (
-                f"frames come too unevenly for {window.fps:g} frames/s: the nearest left at {float(ideal):.3f} s is "
-                f"{float(abs(times[index] - ideal)) * 1000:.0f} ms away"), "frames")
+            raise MediaError(
+                ErrorKind.DECODE,
+                (
+                    f"frames come too unevenly for {window.fps:g} frames/s: the nearest left at {float(ideal):.3f} s "
+                    f"is "
+                    f"{float(abs(times[index] - ideal)) * 1000:.0f} ms away"
+                ),
+                "frames",
+            )
         chosen.append(index)
     return chosen
 

@@ -1,7 +1,7 @@
 """Reading encoded windows: an Arrow index says where each lies, Parquet files hold them.
 
-The index (`latents.arrow`, an Arrow IPC file that the main process writes for a run) has the columns `window` (int32, row
-of the plan), `file` (address of a Parquet file), `row_group` (int32) and `row` (int32, in the group).
+The index (`latents.arrow`, an Arrow IPC file that the main process writes for a run) has the columns `window` (int32,
+row of the plan), `file` (address of a Parquet file), `row_group` (int32) and `row` (int32, in the group).
 The Parquet files have `mean` and `std` (binary, little-endian, C order), `dtype` (`bfloat16`, `float16`, `float32`),
 `shape` (list<int32>, [c, T', H', W']) and `geometry` (of the window that was encoded, see `trainer.plan`).
 
@@ -11,10 +11,11 @@ A row group is read whole and kept for its neighbours: make them a few MB.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -99,12 +100,16 @@ class LatentReader:
             found = {name: table.column(name)[place.row] for name in COLUMNS}
         if found["geometry"].as_py() != geometry:
             raise DatakitError(
-                f"the latent of clip {clip} in {place.file} is stale: it has geometry {found['geometry']}, the plan wants {geometry}; "
-                "run `datakit run encode` for this plan")
+                f"the latent of clip {clip} in {place.file} is stale: it has geometry {found['geometry']}, the plan "
+                f"wants {geometry}; "
+                "run `datakit run encode` for this plan"
+            )
         dtype, shape = found["dtype"].as_py(), tuple(found["shape"].as_py())
         mean, std = (memoryview(found[name].as_buffer()) for name in ("mean", "std"))
         if dtype not in SIZES or not len(mean) == len(std) == prod(shape) * SIZES[dtype]:
-            raise DatakitError(f"the latent of clip {clip} in {place.file} is damaged: {len(mean)} bytes for {shape} of {dtype}")
+            raise DatakitError(
+                f"the latent of clip {clip} in {place.file} is damaged: {len(mean)} bytes for {shape} of {dtype}"
+            )
         return Latent(mean, std, dtype, shape)
 
     def _group(self, place: Place) -> pa.Table:
@@ -138,7 +143,9 @@ def _reading(place: Place) -> Iterator[None]:
     except OSError as e:
         raise MediaError(ErrorKind.UNREADABLE, f"cannot read {place.file}: {e.strerror or e}") from e
     except (IndexError, KeyError) as e:
-        raise DatakitError(f"{place.file} has no row {place.row} in row group {place.row_group} ({e}): encode again") from e
+        raise DatakitError(
+            f"{place.file} has no row {place.row} in row group {place.row_group} ({e}): encode again"
+        ) from e
 
 
 def _open_index(path: Path) -> pa.Table:

@@ -1,4 +1,5 @@
-"""Which windows of a plan are encoded, and where their latents lie: the index that loaders read (`trainer.latent_reading`).
+"""Which windows of a plan are encoded, and where their latents lie: the index that loaders read
+(`trainer.latent_reading`).
 
 Reads the table `latents` of the plan's catalogs, so it is for the main process, before workers start.
 """
@@ -55,8 +56,8 @@ def locate(plan: Plan, autoencoder: str, out: Path) -> Located:
         out: of the index; replaced if it is there.
 
     Raises:
-        ConfigError: clips of windows without a latent have latents of another geometry or by another autoencoder: the plan or the
-            weights changed since they were encoded.
+        ConfigError: clips of windows without a latent have latents of another geometry or by another autoencoder: the
+            plan or the weights changed since they were encoded.
         CatalogError: a catalog is gone or damaged.
     """
     windows = pl.from_arrow(plan.windows.select(["part", "clip_id", "geometry"]))
@@ -78,8 +79,12 @@ def locate(plan: Plan, autoencoder: str, out: Path) -> Located:
     _write(encoded, addresses, out)
     broken = rows.filter(pl.col("error_kind").is_not_null() & ~_missing())
     return Located(
-        out, encoded.height, rows.filter(_missing()).height,
-        tuple(Broken(*row) for row in broken.select("window", "error_kind", "error").iter_rows()), versions)
+        out,
+        encoded.height,
+        rows.filter(_missing()).height,
+        tuple(Broken(*row) for row in broken.select("window", "error_kind", "error").iter_rows()),
+        versions,
+    )
 
 
 def _missing() -> pl.Expr:
@@ -88,8 +93,8 @@ def _missing() -> pl.Expr:
 
 
 def _rows(catalog: Catalog, version: int, autoencoder: str, addresses: list[str]) -> pl.DataFrame:
-    """One row for every geometry there is: `KEYS`, `row_group`, `row` and the number of the `file` in `addresses`, which its address is
-    added to; an error only where there is nothing else."""
+    """One row for every geometry there is: `KEYS`, `row_group`, `row` and the number of the `file` in `addresses`,
+    which its address is added to; an error only where there is nothing else."""
     root = os.path.abspath(catalog.root) if catalog.is_local else catalog.root
     files = [f"{root}/{TABLE}/{path}" for path in paths(catalog.table(TABLE, version), autoencoder)]
     types = {**dict.fromkeys(KEYS, pl.String), "row_group": pl.Int32, "row": pl.Int32}
@@ -98,7 +103,9 @@ def _rows(catalog: Catalog, version: int, autoencoder: str, addresses: list[str]
     numbered = [frame.with_columns(file=pl.lit(len(addresses) + i, pl.Int32)) for i, frame in enumerate(frames)]
     addresses += files
     rows = pl.concat([pl.DataFrame(schema={**types, "file": pl.Int32}), *numbered])
-    return rows.sort(pl.col("error_kind").is_not_null(), maintain_order=True).unique("geometry", keep="first", maintain_order=True)
+    return rows.sort(pl.col("error_kind").is_not_null(), maintain_order=True).unique(
+        "geometry", keep="first", maintain_order=True
+    )
 
 
 def _refuse_stale(plan: Plan, catalog: Catalog, version: int, autoencoder: str, missing: pl.DataFrame) -> None:
@@ -121,11 +128,16 @@ def _refuse_stale(plan: Plan, catalog: Catalog, version: int, autoencoder: str, 
         why = f"it was encoded by autoencoder {row['autoencoder']}, not by {autoencoder}"
     else:
         bucket = plan.buckets[window["bucket"]].name
-        why = (f"it was encoded as {row['bucket']} from frame {row['first']} (geometry {row['geometry']}), the plan has {bucket} from "
-               f"frame {window['first']} (geometry {window['geometry']})")
+        why = (
+            f"it was encoded as {row['bucket']} from frame {row['first']} (geometry {row['geometry']}), the plan has "
+            f"{bucket} from "
+            f"frame {window['first']} (geometry {window['geometry']})"
+        )
     raise ConfigError(
-        f"the latents of {stale.height} of the plan's {plan.windows.num_rows} windows are stale, for example of clip {window['clip_id']} "
-        f"({window['path'] or window['uri']}): {why}; `datakit run encode --plan {plan.folder}` encodes what is missing")
+        f"the latents of {stale.height} of the plan's {plan.windows.num_rows} windows are stale, for example of clip "
+        f"{window['clip_id']} "
+        f"({window['path'] or window['uri']}): {why}; `datakit run encode --plan {plan.folder}` encodes what is missing"
+    )
 
 
 def _write(rows: pl.DataFrame, addresses: list[str], out: Path) -> None:

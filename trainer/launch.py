@@ -1,5 +1,5 @@
-"""Where the processes of a run come from: this machine (`--nproc`), a Ray cluster (`--ray`), or torchrun and colossalai run, which
-start this program on every machine themselves."""
+"""Where the processes of a run come from: this machine (`--nproc`), a Ray cluster (`--ray`), or torchrun and colossalai
+run, which start this program on every machine themselves."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence, TextIO
+from typing import Any, TextIO
 
 from datakit.errors import ConfigError, DatakitError
 
@@ -43,7 +44,8 @@ def started_by_launcher() -> bool:
 def on_this_machine(count: int, arguments: Sequence[str], folder: Path) -> None:
     """Run this program in so many processes, and wait for them.
 
-    Rank 0 speaks for all; the others write to `folder/ranks/rank-N.log`. Signals go to all. When one fails, the others are stopped.
+    Rank 0 speaks for all; the others write to `folder/ranks/rank-N.log`. Signals go to all. When one fails, the others
+    are stopped.
 
     Args:
         arguments: of `datakit`.
@@ -67,7 +69,13 @@ def on_this_machine(count: int, arguments: Sequence[str], folder: Path) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):  # before a process starts that a signal would not reach
             previous[number] = signal.signal(number, stop)
         for rank in range(count):
-            environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            environment = {
+                "OMP_NUM_THREADS": str(threads),
+                **os.environ,
+                **meeting,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+            }
             with open(logs[rank] if rank else os.devnull, "w") as log:
                 said = {} if rank == 0 else {"stdout": log, "stderr": log}
                 # of its own session, so that Ctrl-C at the terminal comes once, from here
@@ -86,18 +94,22 @@ def on_this_machine(count: int, arguments: Sequence[str], folder: Path) -> None:
     if failed:
         rank, code = next((f for f in failed if f[1] > 0), failed[0])
         said = logs[rank].read_text()[-TAIL:].strip().splitlines()[-1:] if rank else []
-        raise DatakitError(f"rank {rank} of {count} ended with code {code}" + (f": {said[0]} (all of it in {logs[rank]})" if said else ""))
+        raise DatakitError(
+            f"rank {rank} of {count} ended with code {code}"
+            + (f": {said[0]} (all of it in {logs[rank]})" if said else "")
+        )
 
 
 def on_ray(count: int, address: str, function: Callable[[Any], None], argument: Any, folder: Path) -> None:
-    """Run a function in so many workers of a Ray cluster (Ray Train), which meet in one process group first; each has a GPU, if the
-    cluster has any.
+    """Run a function in so many workers of a Ray cluster (Ray Train), which meet in one process group first; each has a
+    GPU, if the cluster has any.
 
-    What a rank says is in `folder/ranks/rank-N.log`; what rank 0 says is shown here as well. SIGINT and SIGTERM set `asked_to_stop` in
-    the workers; a second one ends all at once.
+    What a rank says is in `folder/ranks/rank-N.log`; what rank 0 says is shown here as well. SIGINT and SIGTERM set
+    `asked_to_stop` in the workers; a second one ends all at once.
 
     Args:
-        function: of one argument; both must be picklable. It is called in the folder that this process is in, on machines that have it.
+        function: of one argument; both must be picklable. It is called in the folder that this process is in, on
+            machines that have it.
         folder: of the run; all machines must see it.
 
     Raises:
@@ -107,7 +119,9 @@ def on_ray(count: int, address: str, function: Callable[[Any], None], argument: 
     from pipelines.session import RaySession
 
     folder = folder.absolute()
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # for the workers: Ray would have all that is printed logged as well
+    os.environ.setdefault(
+        "RAY_TRAIN_ENABLE_PRINT_PATCH", "0"
+    )  # for the workers: Ray would have all that is printed logged as well
     with RaySession(address) as session:
         from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -117,13 +131,22 @@ def on_ray(count: int, address: str, function: Callable[[Any], None], argument: 
         if have < count:
             raise ConfigError(f"--nproc {count}: the Ray cluster has {have:g} {'GPUs' if gpus else 'CPUs'}")
         trainer = TorchTrainer(
-            _as_rank, train_loop_config={"function": function, "argument": argument, "folder": folder, "home": os.getcwd()},
-            scaling_config=ScalingConfig(num_workers=count, use_gpu=gpus), run_config=RunConfig(storage_path=str(folder / "ranks")),
-            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus else "gloo"))
-        for old in (*(_log(folder, rank) for rank in range(count)), folder / "ranks" / STOP):  # of an earlier life of the run
+            _as_rank,
+            train_loop_config={"function": function, "argument": argument, "folder": folder, "home": os.getcwd()},
+            scaling_config=ScalingConfig(num_workers=count, use_gpu=gpus),
+            run_config=RunConfig(storage_path=str(folder / "ranks")),
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus else "gloo"),
+        )
+        for old in (
+            *(_log(folder, rank) for rank in range(count)),
+            folder / "ranks" / STOP,
+        ):  # of an earlier life of the run
             old.unlink(missing_ok=True)
         try:
-            with _shown([(folder / "ranks" / SAID, sys.stdout), (_log(folder, 0), sys.stderr)]), _asking(folder / "ranks" / STOP):
+            with (
+                _shown([(folder / "ranks" / SAID, sys.stdout), (_log(folder, 0), sys.stderr)]),
+                _asking(folder / "ranks" / STOP),
+            ):
                 _aside(trainer.fit)  # in a main thread it would take Ctrl-C for itself
         except Exception as e:  # Ray's own, around whatever the workers raised
             raise DatakitError(_why(e, folder, count)) from e
@@ -200,17 +223,23 @@ def _log(folder: Path, rank: int) -> Path:
 
 
 def _why(error: Exception, folder: Path, count: int) -> str:
-    """Which worker failed, and why: one that says what is wrong, if there is one; else one that raised anything (perhaps as it lost the
-    others). Of workers that died, what Ray says."""
+    """Which worker failed, and why: one that says what is wrong, if there is one; else one that raised anything
+    (perhaps as it lost the others). Of workers that died, what Ray says."""
     lines: dict[int, str] = {}
     for rank in range(count):
         said = _log(folder, rank).read_text()[-TAIL:].strip().splitlines() if _log(folder, rank).exists() else []
         if said and said[-1].startswith((TOLD, RAISED)):
             lines[rank] = said[-1]
     if not getattr(error, "worker_failures", {}) or not lines:
-        return f"training on Ray failed: {' '.join(str(error).split())[:SHOWN]} … (the ranks' logs are in {folder / 'ranks'})"
+        return (
+            f"training on Ray failed: {' '.join(str(error).split())[:SHOWN]} … (the ranks' logs are in "
+            f"{folder / 'ranks'})"
+        )
     rank = min(lines, key=lambda rank: (not lines[rank].startswith(TOLD), rank))
-    return f"rank {rank} of {count} failed: {lines[rank].removeprefix(TOLD).removeprefix(RAISED)} (all of it in {_log(folder, rank)})"
+    return (
+        f"rank {rank} of {count} failed: {lines[rank].removeprefix(TOLD).removeprefix(RAISED)} (all of it in "
+        f"{_log(folder, rank)})"
+    )
 
 
 @contextlib.contextmanager

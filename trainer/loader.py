@@ -5,20 +5,21 @@
             for batch in batches: ...
         state = loader.state()                # goes on with Loader.resumed(state, ...)
 
-What a sample is depends on the plan, the seed and its place in the epoch alone: not on the number of ranks or workers, nor on
-where the run was interrupted.
+What a sample is depends on the plan, the seed and its place in the epoch alone: not on the number of ranks or workers,
+nor on where the run was interrupted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, Iterator, Literal, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,13 +41,21 @@ COLUMNS = ("clip_id", "caption", "fps", "motion_vmaf")
 class LoaderOptions(Section):
     """How samples are read."""
 
-    workers: int = Field(4, ge=0, description="processes of each rank that read samples; 0: the training process does it")
+    workers: int = Field(
+        4, ge=0, description="processes of each rank that read samples; 0: the training process does it"
+    )
     prefetch_mb: int = Field(1024, ge=1, description="memory for what is read ahead, MiB; one micro-batch always fits")
-    augment: Literal["none", "random"] = Field("none", description="where the crop lies: in the middle, or anywhere, by the sample's seed")
+    augment: Literal["none", "random"] = Field(
+        "none", description="where the crop lies: in the middle, or anywhere, by the sample's seed"
+    )
     flip: bool = Field(False, description="mirror half of the samples")
-    missing: Literal["error", "raw"] = Field("error", description="windows without a latent: stop, or read their frames")
+    missing: Literal["error", "raw"] = Field(
+        "error", description="windows without a latent: stop, or read their frames"
+    )
     retries: int = Field(4, ge=0, description="further attempts at a read that fails for a reason that may pass")
-    backoff_s: float = Field(1.0, ge=0, description="wait before the second attempt; doubled each time, a minute at most")
+    backoff_s: float = Field(
+        1.0, ge=0, description="wait before the second attempt; doubled each time, a minute at most"
+    )
     deadline_s: float = Field(120.0, gt=0, description="seconds after which a read counts as hung (not with workers=0)")
     cache_mb: int = Field(256, ge=0, description="latents that each process keeps for their neighbours, MiB")
     pin: bool = Field(True, description="page-locked memory, where there is a GPU")
@@ -127,7 +136,14 @@ class Loader:
     """
 
     def __init__(
-        self, plan: Plan, order: Order, rank: int, world: int, start: Position, options: LoaderOptions, latents: Path | None = None,
+        self,
+        plan: Plan,
+        order: Order,
+        rank: int,
+        world: int,
+        start: Position,
+        options: LoaderOptions,
+        latents: Path | None = None,
         replaced: Sequence[Replacement] = (),
     ):
         _check(options, latents, rank, world)
@@ -136,8 +152,13 @@ class Loader:
         self.replaced = list(replaced)
         self.waited_s = 0.0
         spec = Spec(
-            str(plan.folder), str(latents) if latents else None, options.augment == "random", options.flip, options.missing == "raw",
-            options.cache_mb << 20)
+            str(plan.folder),
+            str(latents) if latents else None,
+            options.augment == "random",
+            options.flip,
+            options.missing == "raw",
+            options.cache_mb << 20,
+        )
         broken = [Broken(r.window, r.kind, r.message) for r in replaced]
         self._reader = SampleReader(spec, broken)
         self._patience = Patience(options.retries, options.backoff_s, options.deadline_s)
@@ -153,7 +174,14 @@ class Loader:
 
     @classmethod
     def resumed(
-        cls, state: dict[str, Any], plan: Plan, order: Order, rank: int, world: int, options: LoaderOptions, latents: Path | None = None,
+        cls,
+        state: dict[str, Any],
+        plan: Plan,
+        order: Order,
+        rank: int,
+        world: int,
+        options: LoaderOptions,
+        latents: Path | None = None,
     ) -> Loader:
         """The loader that goes on from `state`, on any number of ranks.
 
@@ -209,7 +237,13 @@ class Loader:
                 weight = len(batch.windows) / samples if mine else 0.0
                 at = _Place(position, following, len(rounds), weight)
                 workers = tuple(self._worker_of(window) for window in batch.windows)
-                yield Flight(batch, self._sizes[batch.bucket], workers, partial(self._land, at, batch), not mine or batch is mine[-1])
+                yield Flight(
+                    batch,
+                    self._sizes[batch.bucket],
+                    workers,
+                    partial(self._land, at, batch),
+                    not mine or batch is mine[-1],
+                )
             position = following
 
     def _land(self, at: _Place, batch: MicroBatch, reads: Sequence[Read], samples: Sequence[np.ndarray]) -> _Landed:
@@ -220,7 +254,10 @@ class Loader:
         """
         replaced = [
             Replacement(at.position.epoch, at.position.step, b.window, read.window, b.kind, b.message)
-            for read in reads for b in read.broken if at.weight]
+            for read in reads
+            for b in read.broken
+            if at.weight
+        ]
         raw = [i for i, read in enumerate(reads) if read.latent is None]
         encoded = [i for i, read in enumerate(reads) if read.latent is not None]
         bucket = self.plan.buckets[batch.bucket]
@@ -234,9 +271,24 @@ class Loader:
         std = self._stack([samples[i][size : 2 * size] for i in encoded], dtype, shape)
         windows = [read.window for read in reads]
         rows = self.plan.rows(windows, COLUMNS)
-        return _Landed(at, replaced, Batch(
-            bucket, windows, [r["clip_id"] for r in rows], list(batch.seeds), [r["caption"] or "" for r in rows],
-            [r["fps"] for r in rows], [r["motion_vmaf"] for r in rows], video, raw, mean, std, at.weight))
+        return _Landed(
+            at,
+            replaced,
+            Batch(
+                bucket,
+                windows,
+                [r["clip_id"] for r in rows],
+                list(batch.seeds),
+                [r["caption"] or "" for r in rows],
+                [r["fps"] for r in rows],
+                [r["motion_vmaf"] for r in rows],
+                video,
+                raw,
+                mean,
+                std,
+                at.weight,
+            ),
+        )
 
     def _stack(self, parts: list[np.ndarray], dtype: str, shape: tuple[int, ...]) -> Tensor | None:
         """[parts, *shape] of copied bytes; None of nothing. By NumPy: torch would wake its threads for each."""
@@ -324,7 +376,9 @@ def _rounds(landed: list[_Landed]) -> list[Batch]:
 
 def _check(options: LoaderOptions, latents: Path | None, rank: int, world: int) -> None:
     if latents is not None and (options.augment != "none" or options.flip):
-        raise ConfigError("latents were encoded with the crop in the middle: loader.augment=random and loader.flip need frames")
+        raise ConfigError(
+            "latents were encoded with the crop in the middle: loader.augment=random and loader.flip need frames"
+        )
     if latents is None and options.missing != "error":
         raise ConfigError("loader.missing=raw is about windows without a latent: no latents are given")
     if not 0 <= rank < world:

@@ -1,4 +1,5 @@
-"""The loop around every training: steps from the loader, numbers, validation, previews, checkpoints, and how it ends."""
+"""The loop around every training: steps from the loader, numbers, validation, previews, checkpoints, and how it
+ends."""
 
 from __future__ import annotations
 
@@ -6,10 +7,11 @@ import math
 import signal
 import sys
 import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator, Mapping, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -75,7 +77,8 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: `finished`, or `stopped` by a signal; after so many steps, with its newest checkpoint and last numbers."""
+    """How a run ended: `finished`, or `stopped` by a signal; after so many steps, with its newest checkpoint and last
+    numbers."""
 
     status: str
     step: int
@@ -92,9 +95,24 @@ class Loop:
         step: steps taken before.
     """
 
-    def __init__(self, job: Job, run: Prepared, loader: Loader, checkpoints: Checkpoints, log: Log | None, meter: Meter, watchdog: Watchdog,
-                 step: int = 0):
-        self.job, self.loader, self.checkpoints, self.settings, self.folder = job, loader, checkpoints, run.settings, run.folder
+    def __init__(
+        self,
+        job: Job,
+        run: Prepared,
+        loader: Loader,
+        checkpoints: Checkpoints,
+        log: Log | None,
+        meter: Meter,
+        watchdog: Watchdog,
+        step: int = 0,
+    ):
+        self.job, self.loader, self.checkpoints, self.settings, self.folder = (
+            job,
+            loader,
+            checkpoints,
+            run.settings,
+            run.folder,
+        )
         self.back, self.record = run.back, run.record
         self.log, self.meter, self.watchdog, self.step = log, meter, watchdog, step
         self._engine = next(iter(job.engines.values()))
@@ -105,7 +123,8 @@ class Loop:
 
         Raises:
             NotFinite: naming the clips; nothing of that step is in a checkpoint.
-            DatakitError: what the loader raises; a checkpoint that cannot be written; a catalog that is out of reach at the end.
+            DatakitError: what the loader raises; a checkpoint that cannot be written; a catalog that is out of reach at
+                the end.
         """
         sums, values, kept = _Sums(), {}, self.step
         with _signals() as asked:
@@ -125,7 +144,12 @@ class Loop:
         self.checkpoints.wait(self._entered)
         if self._unentered:
             self._enter(self._unentered, self.step)
-        return Ended("finished" if self.step >= self.settings.steps else "stopped", self.step, latest(self.checkpoints.folder), values)
+        return Ended(
+            "finished" if self.step >= self.settings.steps else "stopped",
+            self.step,
+            latest(self.checkpoints.folder),
+            values,
+        )
 
     def _one(self) -> Stepped:
         waited = self.loader.waited_s
@@ -136,7 +160,12 @@ class Loop:
         self.watchdog.at(self.step, "exchange")
         self._check(stepped)
         self.step += 1
-        self.meter.add(samples=len(stepped.clips), tokens=stepped.tokens, flops=stepped.flops, waited_s=self.loader.waited_s - waited)
+        self.meter.add(
+            samples=len(stepped.clips),
+            tokens=stepped.tokens,
+            flops=stepped.flops,
+            waited_s=self.loader.waited_s - waited,
+        )
         return stepped
 
     def _check(self, stepped: Stepped) -> None:
@@ -151,8 +180,11 @@ class Loop:
         what = f"the loss of clip {', '.join(names)} is" if names else "all losses are finite, but the gradient is"
         rest = sorted({clip for _, clips in everywhere for clip in clips})
         found = latest(self.checkpoints.folder)
-        raise NotFinite(f"step {self.step}: {what} not finite (clips of the step: {', '.join(rest[:16])}{' …' if len(rest) > 16 else ''}); "
-                        f"{f'--resume goes on from {found.name}' if found else 'there is no checkpoint yet'}")
+        raise NotFinite(
+            f"step {self.step}: {what} not finite (clips of the step: "
+            f"{', '.join(rest[:16])}{' …' if len(rest) > 16 else ''}); "
+            f"{f'--resume goes on from {found.name}' if found else 'there is no checkpoint yet'}"
+        )
 
     def _look(self) -> dict[str, float]:
         """Validation and previews, where they are due; the last step has both."""
@@ -162,7 +194,9 @@ class Loop:
             with self.watchdog.off():
                 found = self.job.validate()
             if self.log and found:
-                self.log.write(self.step, found, f"step {self.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in found.items()))
+                self.log.write(
+                    self.step, found, f"step {self.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in found.items())
+                )
         preview = getattr(self.settings, "preview", None)
         if preview is not None and self._due(preview.every):
             self.watchdog.at(self.step, "preview")
@@ -185,8 +219,8 @@ class Loop:
             self.checkpoints.save({"position": state, "replaced": replaced, "write_back": learned})
 
     def _entered(self, path: Path, step: int) -> None:
-        """A checkpoint is whole: enter it, on rank 0. Where a catalog is out of reach, training goes on: the next checkpoint holds what
-        this one could not enter."""
+        """A checkpoint is whole: enter it, on rank 0. Where a catalog is out of reach, training goes on: the next
+        checkpoint holds what this one could not enter."""
         if not self.record:
             return
         try:
@@ -194,7 +228,10 @@ class Loop:
             self._unentered = None
         except CatalogError as e:
             self._unentered = path
-            print(f"step {step}: what was learned is in the checkpoint, and enters the catalog with the next one: {e}", file=sys.stderr)
+            print(
+                f"step {step}: what was learned is in the checkpoint, and enters the catalog with the next one: {e}",
+                file=sys.stderr,
+            )
 
     def _enter(self, path: Path, step: int) -> None:
         """A checkpoint, and what was learned until then, in the catalogs."""
@@ -207,7 +244,12 @@ class Loop:
             rates = [f"{values['samples_per_s']:.3g} samples/s", f"{values['tokens_per_s']:.3g} tokens/s"]
             rates += [f"MFU {values['mfu']:.0%}"] if "mfu" in values else []
             told = [f"{k} {v:.4g}" for k, v in values.items() if k in TOLD or k.startswith("loss")]
-            self.log.write(self.step, values, f"step {self.step}/{self.settings.steps}: {', '.join([*told, *rates])}, waiting for data {values['data_wait']:.0%}")
+            self.log.write(
+                self.step,
+                values,
+                f"step {self.step}/{self.settings.steps}: {', '.join([*told, *rates])}, waiting for data "
+                f"{values['data_wait']:.0%}",
+            )
         return values
 
     def _rates(self) -> dict[str, float]:
@@ -267,8 +309,8 @@ def _anywhere(here: bool) -> bool:
 
 @contextmanager
 def _signals() -> Iterator[threading.Event]:
-    """Set by SIGINT and SIGTERM; a second one ends the process at once. Only a main thread can listen: others (of Ray's workers) are
-    told by `trainer.launch`."""
+    """Set by SIGINT and SIGTERM; a second one ends the process at once. Only a main thread can listen: others (of Ray's
+    workers) are told by `trainer.launch`."""
     if threading.current_thread() is not threading.main_thread():
         yield asked_to_stop
         return

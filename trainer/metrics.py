@@ -1,18 +1,28 @@
-"""What a run says of itself while it trains: lines for people, a JSON line each for machines, TensorBoard and wandb for both."""
+"""What a run says of itself while it trains: lines for people, a JSON line each for machines, TensorBoard and wandb for
+both."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 import torch
 
 from datakit.errors import MissingDependency
 
-PEAK_TFLOPS: dict[str, float] = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L40": 181.0, "RTX 4090": 165.0, "RTX 3090": 71.0}
+PEAK_TFLOPS: dict[str, float] = {
+    "H200": 989.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L40": 181.0,
+    "RTX 4090": 165.0,
+    "RTX 3090": 71.0,
+}
 """bf16, dense, by NVIDIA's data sheets; a name is looked for in the device's. What is not here has no MFU."""
 
 
@@ -36,8 +46,8 @@ class Meter:
             self._counts[name] = self._counts.get(name, 0.0) + value
 
     def read(self) -> dict[str, float]:
-        """Rates since the last reading: samples/s and tokens/s of all devices, TFLOP/s and MFU of one, share of the time that was
-        spent waiting for data."""
+        """Rates since the last reading: samples/s and tokens/s of all devices, TFLOP/s and MFU of one, share of the
+        time that was spent waiting for data."""
         now = time.perf_counter()
         elapsed, counts = now - self._since, self._counts
         self._since, self._counts = now, {}
@@ -69,15 +79,23 @@ class Log:
     """Where the numbers of a run go. On ranks other than 0, nowhere.
 
     Args:
-        folder: gets `log.jsonl` and TensorBoard's files. Lines of steps after `step` are of a run that was resumed before them, and
-            go.
+        folder: gets `log.jsonl` and TensorBoard's files. Lines of steps after `step` are of a run that was resumed
+            before them, and go.
         wandb: project to log to as well.
 
     Raises:
         MissingDependency: wandb or TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], step: int = 0, tensorboard: bool = True, wandb: str | None = None, quiet: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        step: int = 0,
+        tensorboard: bool = True,
+        wandb: str | None = None,
+        quiet: bool = False,
+    ):
         folder.mkdir(parents=True, exist_ok=True)
         self.quiet = quiet
         self.path = folder / "log.jsonl"
@@ -124,7 +142,9 @@ def _tensorboard(folder: Path, step: int):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as e:
-        raise MissingDependency("logging to TensorBoard needs it: uv sync --inexact --extra train, or set log.tensorboard=false") from e
+        raise MissingDependency(
+            "logging to TensorBoard needs it: uv sync --inexact --extra train, or set log.tensorboard=false"
+        ) from e
     return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
 
@@ -133,4 +153,6 @@ def _wandb(project: str, folder: Path, settings: Mapping[str, Any]):
         import wandb
     except ImportError as e:
         raise MissingDependency("log.wandb needs the library wandb: uv pip install wandb") from e
-    return wandb.init(project=project, dir=str(folder), config=dict(settings), name=folder.name, resume="allow", id=folder.name)
+    return wandb.init(
+        project=project, dir=str(folder), config=dict(settings), name=folder.name, resume="allow", id=folder.name
+    )

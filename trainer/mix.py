@@ -10,16 +10,17 @@
         catalog: /data/screens
         weight: 1
 
-`weight` is a share of the samples: the repeats follow from how many windows the parts have, and are so large that every window is
-drawn at least once in an epoch. `repeat` in its place says directly how often (0.5: every second one). All parts have the
-one or all have the other; with neither, every window is drawn once.
+`weight` is a share of the samples: the repeats follow from how many windows the parts have, and are so large that every
+window is drawn at least once in an epoch. `repeat` in its place says directly how often (0.5: every second one). All
+parts have the one or all have the other; with neither, every window is drawn once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Sequence
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
@@ -29,8 +30,30 @@ from datakit.config import Section, load
 from datakit.errors import ConfigError
 
 COLUMNS = (
-    "clip_id", "video_id", "uri", "path", "lost_start", "lost_end", "stream", "start_pts", "end_pts", "time_base", "num_frames", "fps",
-    "vfr", "kind", "width", "height", "crop_x", "crop_y", "crop_width", "crop_height", "motion_vmaf", "split", "status", "caption",
+    "clip_id",
+    "video_id",
+    "uri",
+    "path",
+    "lost_start",
+    "lost_end",
+    "stream",
+    "start_pts",
+    "end_pts",
+    "time_base",
+    "num_frames",
+    "fps",
+    "vfr",
+    "kind",
+    "width",
+    "height",
+    "crop_x",
+    "crop_y",
+    "crop_width",
+    "crop_height",
+    "motion_vmaf",
+    "split",
+    "status",
+    "caption",
 )
 """Of the view: all that a plan is made of. A selection's content hash is of them."""
 Positive = Annotated[float, Field(gt=0)]
@@ -104,7 +127,9 @@ def _part(file: str | Path, index: int, values: dict[str, Any]) -> MixPart:
     except ValidationError as e:
         wrong = e.errors()[0]
         where = ".".join(map(str, (index, *wrong["loc"])))
-        raise ConfigError(f"{file}: parts.{where}: {wrong['msg']} (a part has {', '.join(MixPart.model_fields)})") from e
+        raise ConfigError(
+            f"{file}: parts.{where}: {wrong['msg']} (a part has {', '.join(MixPart.model_fields)})"
+        ) from e
 
 
 def repeats(members: Sequence[Member], draws: Sequence[float]) -> list[float]:

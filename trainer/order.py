@@ -2,11 +2,12 @@
 
 - A window whose repeat is 1 is drawn exactly once an epoch. With a repeat of r, the n windows of a part and bucket are
   walked through again and again, each time in another order, ⌊(e + 1)·r·n⌋ of them by the end of epoch e.
-- Within a bucket the shuffle is hierarchical: files are shuffled, then the windows of `FILES_AT_ONCE` files at a time. So
-  reads stay near each other. (Whole files of few windows count as one, up to `FILE_WINDOWS`: that costs no randomness, as
-  neighbours in the plan are neighbours by content hash.)
-- Samples are cut into micro-batches of the bucket's size, these into steps of `plan.global_batches`: of one bucket as far as
-  possible, what remains of the buckets together. The order of buckets is shuffled; the one smaller step is the last.
+- Within a bucket the shuffle is hierarchical: files are shuffled, then the windows of `FILES_AT_ONCE` files at a time.
+  So reads stay near each other. (Whole files of few windows count as one, up to `FILE_WINDOWS`: that costs no
+  randomness, as neighbours in the plan are neighbours by content hash.)
+- Samples are cut into micro-batches of the bucket's size, these into steps of `plan.global_batches`: of one bucket as
+  far as possible, what remains of the buckets together. The order of buckets is shuffled; the one smaller step is the
+  last.
 
 Random numbers are those of Philox's bits and BLAKE2b, which no version of NumPy changes.
 """
@@ -16,10 +17,10 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -54,8 +55,8 @@ class MicroBatch:
 
 
 class Order:
-    """The steps of every epoch. Random access costs what sequential access does, once an epoch is laid out (some 20 MB and a
-    second for five million windows).
+    """The steps of every epoch. Random access costs what sequential access does, once an epoch is laid out (some 20 MB
+    and a second for five million windows).
 
     Raises:
         ConfigError: the plan has nothing to draw.
@@ -93,8 +94,12 @@ class Order:
 
     def _lay_out(self, epoch: int) -> _Epoch:
         drawn = {bucket: self._draw(epoch, bucket) for bucket in range(len(self.plan.buckets))}
-        return _Epoch.of({b: rows for b, rows in drawn.items() if len(rows)}, [b.batch for b in self.plan.buckets],
-                         self.plan.global_batches, _random("steps", self.seed, epoch))
+        return _Epoch.of(
+            {b: rows for b, rows in drawn.items() if len(rows)},
+            [b.batch for b in self.plan.buckets],
+            self.plan.global_batches,
+            _random("steps", self.seed, epoch),
+        )
 
     def _draw(self, epoch: int, bucket: int) -> np.ndarray:
         """Windows that the epoch draws of a bucket, in order; the parts' own orders are kept and interleaved."""
@@ -111,7 +116,8 @@ class Order:
 
 
 def share(step: Sequence[MicroBatch], rank: int, world: int) -> list[MicroBatch | None]:
-    """What a rank does of a step, the dearest first: as many rounds as every other rank; None where nothing is left for it.
+    """What a rank does of a step, the dearest first: as many rounds as every other rank; None where nothing is left for
+    it.
 
     All micro-batches are given out once: from the dearest down, each to the rank that has least to do and a round free.
     """
@@ -154,8 +160,10 @@ class _Group:
     def drawn(self, seed: int, epoch: int) -> np.ndarray:
         count = len(self.rows)
         begin, end = (math.floor(e * self.repeat * count) for e in (epoch, epoch + 1))
-        walks = [self.walk(seed, number)[max(0, begin - number * count) : end - number * count]
-                 for number in range(begin // count, -(-end // count))]
+        walks = [
+            self.walk(seed, number)[max(0, begin - number * count) : end - number * count]
+            for number in range(begin // count, -(-end // count))
+        ]
         return np.concatenate(walks) if walks else np.zeros(0, np.int32)
 
     def walk(self, seed: int, number: int) -> np.ndarray:
@@ -200,7 +208,9 @@ class _Epoch:
             rest += [(bucket, number) for number in range(batches // group * group, batches)]
         labels += [np.full(len(rest) // group, _REST, np.int32)]
         shuffled = np.concatenate(labels)
-        shuffled = np.append(shuffled[_permutation(len(shuffled), bits)], np.full(1 if len(rest) % group else 0, _REST, np.int32))
+        shuffled = np.append(
+            shuffled[_permutation(len(shuffled), bits)], np.full(1 if len(rest) % group else 0, _REST, np.int32)
+        )
         numbers = np.zeros(len(shuffled), np.int64)
         counts = np.zeros(len(shuffled), np.int64)
         for bucket, rows in drawn.items():
@@ -274,4 +284,6 @@ def _hash63(what: str, *numbers: int) -> int:
 
 
 def _digest(what: str, numbers: Sequence[int], size: int) -> bytes:
-    return hashlib.blake2b(struct.pack(f"<{len(numbers)}q", *numbers) + what.encode(), digest_size=size, person=b"datakit-order").digest()
+    return hashlib.blake2b(
+        struct.pack(f"<{len(numbers)}q", *numbers) + what.encode(), digest_size=size, person=b"datakit-order"
+    ).digest()

@@ -1,11 +1,13 @@
-"""How different two pictures look: LPIPS (arXiv:1801.03924), from weights that come in a package or from the published ones."""
+"""How different two pictures look: LPIPS (arXiv:1801.03924), from weights that come in a package or from the published
+ones."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +31,11 @@ IGNORED = ("classifier.*", "scaling_layer.*")
 
 
 class Perceptual(nn.Module):
-    """LPIPS: the mean squared difference of unit feature vectors, weighed by channel as people judge, of five layers of a network
-    that was trained to classify; 0: the same.
+    """LPIPS: the mean squared difference of unit feature vectors, weighed by channel as people judge, of five layers of
+    a network that was trained to classify; 0: the same.
 
-    `alex`, `vgg`: version 0.1 of LPIPS. `alex-st`, `vgg-st`: ST-LPIPS (arXiv:2207.13686), which minds a shift by a pixel less: it
+    `alex`, `vgg`: version 0.1 of LPIPS. `alex-st`, `vgg-st`: ST-LPIPS (arXiv:2207.13686), which minds a shift by a
+        pixel less: it
     blurs before it samples. Distances of different kinds are not to be compared.
     """
 
@@ -40,7 +43,9 @@ class Perceptual(nn.Module):
         super().__init__()
         slices, channels = _vgg(kind == "vgg-st") if kind.startswith("vgg") else _alex(kind == "alex-st")
         self.kind = kind
-        self.net = nn.ModuleDict({f"slice{i + 1}": nn.Sequential(OrderedDict(layers)) for i, layers in enumerate(slices)})
+        self.net = nn.ModuleDict(
+            {f"slice{i + 1}": nn.Sequential(OrderedDict(layers)) for i, layers in enumerate(slices)}
+        )
         self.lin = nn.ParameterList(torch.zeros(1, count, 1, 1) for count in channels)
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1), persistent=False)
@@ -79,8 +84,9 @@ def build_perceptual(kind: Kind, weights: Sequence[str | Path] = ()) -> Perceptu
 
     Args:
         weights: sources as `read_weights` takes them, joined: one or several that have the network (torchvision's
-            names, `features.0.weight` …, or LPIPS's, `net.slice1.0.weight` …) and the weights of the layers (`lin0.model.1.weight` …, as in
-            `lpips/weights/v0.1/vgg.pth` of the package lpips). Empty: those in stlpips-pytorch, for the shift-tolerant kinds.
+            names, `features.0.weight` …, or LPIPS's, `net.slice1.0.weight` …) and the weights of the layers
+            (`lin0.model.1.weight` …, as in `lpips/weights/v0.1/vgg.pth` of the package lpips). Empty: those in
+            stlpips-pytorch, for the shift-tolerant kinds.
 
     Raises:
         ConfigError: weights that are not given or do not fit.
@@ -100,10 +106,14 @@ def build_perceptual(kind: Kind, weights: Sequence[str | Path] = ()) -> Perceptu
 def _packaged(kind: Kind) -> Path:
     if not kind.endswith("-st"):
         raise ConfigError(
-            f"perceptual distance {kind} needs weights: give files that have the network and LPIPS's layers, or take {kind}-st")
+            f"perceptual distance {kind} needs weights: give files that have the network and LPIPS's layers, or take "
+            f"{kind}-st"
+        )
     found = importlib.util.find_spec("stlpips_pytorch")
     if found is None:
-        raise MissingDependency("the perceptual distance needs the weights in stlpips-pytorch: uv sync --inexact --extra train")
+        raise MissingDependency(
+            "the perceptual distance needs the weights in stlpips-pytorch: uv sync --inexact --extra train"
+        )
     return Path(found.submodule_search_locations[0]) / PACKAGED.format(kind.removesuffix("-st"))
 
 

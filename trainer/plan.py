@@ -1,9 +1,11 @@
-"""The plan of a training run: a folder that says which windows of which clips train, in which bucket, and why others do not.
+"""The plan of a training run: a folder that says which windows of which clips train, in which bucket, and why others do
+not.
 
 Everything that a loader needs is in it: no catalog is opened after planning.
 
 - `plan.json`: buckets, parts, settings, the plan's hash and counts.
-- `windows.arrow`: a row per trainable window (`WINDOWS`), sorted by (bucket, video_id, start_pts, first, part, clip_id).
+- `windows.arrow`: a row per trainable window (`WINDOWS`), sorted by (bucket, video_id, start_pts, first, part,
+  clip_id).
 - `left_out.arrow`: a row per selected clip without a window (`LEFT_OUT`).
 - `plan.html`: a picture of it, for people.
 """
@@ -14,10 +16,11 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,26 +34,42 @@ ROWS = 65_536
 COLOUR_VERSION = 1
 """Of the conversion in `datakit.video.colour`: raised when the same file gives other pixels. Part of every geometry."""
 
-WINDOWS = pa.schema([
-    pa.field("clip_id", pa.string(), False), pa.field("video_id", pa.string(), False),
-    pa.field("part", pa.int32(), False),          # index into `Plan.parts`
-    pa.field("uri", pa.string()),                 # of the source
-    pa.field("path", pa.string()),                # of the clip file, absolute; null: read the source by span
-    pa.field("stream", pa.int32()), pa.field("time_base", pa.string()),
-    pa.field("start_pts", pa.int64()), pa.field("end_pts", pa.int64()),  # the clip's span
-    pa.field("crop_x", pa.int32()), pa.field("crop_y", pa.int32()),      # picture inside black borders, never null
-    pa.field("crop_width", pa.int32()), pa.field("crop_height", pa.int32()),
-    pa.field("width", pa.int32()), pa.field("height", pa.int32()),       # display size
-    pa.field("kind", pa.string()),                # video or image
-    pa.field("bucket", pa.int32(), False),        # index into `Plan.buckets`
-    pa.field("first", pa.int32(), False),         # index of the first frame inside the clip
-    pa.field("frames", pa.int32(), False),        # chosen frames
-    pa.field("stride", pa.int32(), False),        # source frames per chosen frame; 0: by timestamps
-    pa.field("fps", pa.float64(), False),         # of the chosen frames; 0: one frame
-    pa.field("caption", pa.string()), pa.field("motion_vmaf", pa.float32()), pa.field("split", pa.string()),
-    pa.field("geometry", pa.string(), False),     # 16 hex digits: of everything that decides the pixels
-])
-LEFT_OUT = pa.schema([pa.field("clip_id", pa.string(), False), pa.field("part", pa.int32(), False), pa.field("reason", pa.string(), False)])
+WINDOWS = pa.schema(
+    [
+        pa.field("clip_id", pa.string(), False),
+        pa.field("video_id", pa.string(), False),
+        pa.field("part", pa.int32(), False),  # index into `Plan.parts`
+        pa.field("uri", pa.string()),  # of the source
+        pa.field("path", pa.string()),  # of the clip file, absolute; null: read the source by span
+        pa.field("stream", pa.int32()),
+        pa.field("time_base", pa.string()),
+        pa.field("start_pts", pa.int64()),
+        pa.field("end_pts", pa.int64()),  # the clip's span
+        pa.field("crop_x", pa.int32()),
+        pa.field("crop_y", pa.int32()),  # picture inside black borders, never null
+        pa.field("crop_width", pa.int32()),
+        pa.field("crop_height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),  # display size
+        pa.field("kind", pa.string()),  # video or image
+        pa.field("bucket", pa.int32(), False),  # index into `Plan.buckets`
+        pa.field("first", pa.int32(), False),  # index of the first frame inside the clip
+        pa.field("frames", pa.int32(), False),  # chosen frames
+        pa.field("stride", pa.int32(), False),  # source frames per chosen frame; 0: by timestamps
+        pa.field("fps", pa.float64(), False),  # of the chosen frames; 0: one frame
+        pa.field("caption", pa.string()),
+        pa.field("motion_vmaf", pa.float32()),
+        pa.field("split", pa.string()),
+        pa.field("geometry", pa.string(), False),  # 16 hex digits: of everything that decides the pixels
+    ]
+)
+LEFT_OUT = pa.schema(
+    [
+        pa.field("clip_id", pa.string(), False),
+        pa.field("part", pa.int32(), False),
+        pa.field("reason", pa.string(), False),
+    ]
+)
 WHERE_IT_LIES = ("uri", "path")
 """Columns that the hash of a plan leaves out: files may be moved."""
 
@@ -123,13 +142,21 @@ class Plan:
         recorded = _read_json(folder)
         try:
             plan = cls(
-                folder, recorded["plan_hash"], tuple(Bucket(**b) for b in recorded["buckets"]), recorded["settings"],
-                tuple(Part(**p) for p in recorded["parts"]), recorded["global_batches"], recorded["counts"])
+                folder,
+                recorded["plan_hash"],
+                tuple(Bucket(**b) for b in recorded["buckets"]),
+                recorded["settings"],
+                tuple(Part(**p) for p in recorded["parts"]),
+                recorded["global_batches"],
+                recorded["counts"],
+            )
         except (KeyError, TypeError) as e:
             raise ConfigError(f"{folder}/plan.json is damaged ({e}): make the plan again (datakit plan)") from e
         for name, table, schema in (("windows", plan.windows, WINDOWS), ("left_out", plan.left_out, LEFT_OUT)):
             if not table.schema.equals(schema) or table.num_rows != recorded["rows"][name]:
-                raise ConfigError(f"{folder}/{name}.arrow does not belong to its plan.json: make the plan again (datakit plan)")
+                raise ConfigError(
+                    f"{folder}/{name}.arrow does not belong to its plan.json: make the plan again (datakit plan)"
+                )
         return plan
 
     @cached_property
@@ -161,15 +188,24 @@ class Plan:
         """
         found = plan_hash(self.buckets, self.parts, self.global_batches, self.windows.to_batches())
         if found != self.hash:
-            raise ConfigError(f"{self.folder}/windows.arrow was changed after planning: make the plan again (datakit plan)")
+            raise ConfigError(
+                f"{self.folder}/windows.arrow was changed after planning: make the plan again (datakit plan)"
+            )
 
     def __reduce__(self):  # a worker process maps the files itself
         return Plan.open, (self.folder,)
 
 
 def write_plan(
-    folder: str | Path, buckets: Sequence[Bucket], parts: Sequence[Part], settings: dict[str, Any], global_batches: int,
-    counts: dict[str, Any], windows: Iterable[pa.RecordBatch], left_out: Iterable[pa.RecordBatch], picture: str | None = None,
+    folder: str | Path,
+    buckets: Sequence[Bucket],
+    parts: Sequence[Part],
+    settings: dict[str, Any],
+    global_batches: int,
+    counts: dict[str, Any],
+    windows: Iterable[pa.RecordBatch],
+    left_out: Iterable[pa.RecordBatch],
+    picture: str | None = None,
     overwrite: bool = False,
 ) -> Plan:
     """Write a plan whole or not at all: it is made aside and renamed.
@@ -180,7 +216,8 @@ def write_plan(
         overwrite: replace another plan.
 
     Raises:
-        ConfigError: something is there already: another plan (without `overwrite`), or no plan at all; it cannot be written.
+        ConfigError: something is there already: another plan (without `overwrite`), or no plan at all; it cannot be
+            written.
     """
     folder = Path(folder).absolute()
     check_target(folder)
@@ -195,8 +232,14 @@ def write_plan(
             "left_out": _write_batches(aside / "left_out.arrow", LEFT_OUT, left_out),
         }
         recorded = {
-            "format": FORMAT, "plan_hash": digest.hexdigest(), "rows": rows, "global_batches": global_batches,
-            "buckets": [asdict(b) for b in buckets], "parts": [asdict(p) for p in parts], "settings": settings, "counts": counts,
+            "format": FORMAT,
+            "plan_hash": digest.hexdigest(),
+            "rows": rows,
+            "global_batches": global_batches,
+            "buckets": [asdict(b) for b in buckets],
+            "parts": [asdict(p) for p in parts],
+            "settings": settings,
+            "counts": counts,
         }
         (aside / "plan.json").write_text(json.dumps(recorded, indent=1, ensure_ascii=False) + "\n")
         if picture is not None:
@@ -210,7 +253,9 @@ def write_plan(
     return Plan.open(folder)
 
 
-def plan_hash(buckets: Sequence[Bucket], parts: Sequence[Part], global_batches: int, windows: Iterable[pa.RecordBatch]) -> str:
+def plan_hash(
+    buckets: Sequence[Bucket], parts: Sequence[Part], global_batches: int, windows: Iterable[pa.RecordBatch]
+) -> str:
     """See `Plan.hash`."""
     digest = _digest(buckets, parts, global_batches)
     for batch in windows:
@@ -232,7 +277,9 @@ def _put(aside: Path, folder: Path, made: str, overwrite: bool) -> None:
         aside.rename(folder)  # over an empty folder, or nothing
         return
     if not overwrite and _hash_there(folder) != made:
-        raise ConfigError(f"{folder} holds another plan, and a run may be at work on it: give another --out, or --overwrite")
+        raise ConfigError(
+            f"{folder} holds another plan, and a run may be at work on it: give another --out, or --overwrite"
+        )
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
     folder.rename(old)
     aside.rename(folder)
@@ -255,7 +302,9 @@ def _read_json(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{folder}/plan.json is damaged ({e}): make the plan again (datakit plan)") from e
     if not isinstance(recorded, dict) or recorded.get("format") != FORMAT:
         found = recorded.get("format") if isinstance(recorded, dict) else None
-        raise ConfigError(f"the plan at {folder} has format {found}, this datakit reads {FORMAT}: make it again (datakit plan)")
+        raise ConfigError(
+            f"the plan at {folder} has format {found}, this datakit reads {FORMAT}: make it again (datakit plan)"
+        )
     return recorded
 
 
@@ -287,12 +336,17 @@ def _write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBat
 
 def _digest(buckets: Sequence[Bucket], parts: Sequence[Part], global_batches: int):
     decided = {
-        "format": FORMAT, "buckets": [asdict(b) for b in buckets], "parts": [p.weight for p in parts], "global_batches": global_batches}
+        "format": FORMAT,
+        "buckets": [asdict(b) for b in buckets],
+        "parts": [p.weight for p in parts],
+        "global_batches": global_batches,
+    }
     return hashlib.blake2b(json.dumps(decided).encode(), digest_size=16, person=b"datakit-plan")
 
 
 def _hash_batch(digest, batch: pa.RecordBatch) -> None:
-    """Feed rows, column by column: which are null, lengths of texts, values; whatever their place in Arrow's buffers is."""
+    """Feed rows, column by column: which are null, lengths of texts, values; whatever their place in Arrow's buffers
+    is."""
     for name in batch.schema.names:
         if name not in WHERE_IT_LIES:
             _hash_column(digest, batch.column(name))
@@ -302,7 +356,11 @@ def _hash_column(digest, column: pa.Array) -> None:
     digest.update(np.ascontiguousarray(column.is_null().to_numpy(zero_copy_only=False)).view(np.uint8))
     if pa.types.is_string(column.type):
         filled = column.fill_null("")
-        offsets = np.frombuffer(filled.buffers()[1], "<i4", len(filled) + 1, filled.offset * 4) if len(filled) else np.zeros(1, "<i4")
+        offsets = (
+            np.frombuffer(filled.buffers()[1], "<i4", len(filled) + 1, filled.offset * 4)
+            if len(filled)
+            else np.zeros(1, "<i4")
+        )
         digest.update(np.ascontiguousarray(np.diff(offsets)))
         if offsets[-1] > offsets[0]:
             digest.update(memoryview(filled.buffers()[2])[offsets[0] : offsets[-1]])

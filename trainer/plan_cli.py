@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,17 +20,26 @@ SECTION = "plan"
 
 def plan(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the plan to.")],
-    catalog: Annotated[Optional[str], typer.Option("--catalog", "-c", help="Catalog folder, or s3://, gs:// URL.")] = None,
+    catalog: Annotated[str | None, typer.Option("--catalog", "-c", help="Catalog folder, or s3://, gs:// URL.")] = None,
     where: Annotated[str, typer.Option("--where", help="SQL condition over the view clips.")] = "status = 'kept'",
     snapshot: SnapshotOption = None,
-    mix: Annotated[Optional[Path], typer.Option("--mix", help="YAML file: several selections and weights, in place of --catalog.")] = None,
-    preset: Annotated[Optional[str], typer.Option("--preset", help="Name of a shipped training config: its section plan.")] = None,
-    config: Annotated[Optional[Path], typer.Option("--config", help="YAML file with a section plan: wins over the preset.")] = None,
-    settings: Annotated[Optional[list[str]], typer.Option("--set", help="One setting: plan.OPTION=value. Repeatable.")] = None,
+    mix: Annotated[
+        Path | None, typer.Option("--mix", help="YAML file: several selections and weights, in place of --catalog.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="Name of a shipped training config: its section plan.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML file with a section plan: wins over the preset.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting: plan.OPTION=value. Repeatable.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another plan at --out.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Which bucket every selected clip trains in, or why it cannot: a folder that a training run reads. Opens no video."""
+    """Which bucket every selected clip trains in, or why it cannot: a folder that a training run reads. Opens no
+    video."""
     from trainer.mix import read_mix, selected
     from trainer.plan_console import show_plan
     from trainer.planning import make_plan

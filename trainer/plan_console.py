@@ -32,9 +32,14 @@ def show_plan(plan: Plan, as_json: bool) -> None:
 
 def _as_dict(plan: Plan) -> dict:
     return {
-        "folder": str(plan.folder), "plan_hash": plan.hash, "global_batches": plan.global_batches,
-        "buckets": [asdict(b) for b in plan.buckets], "parts": [asdict(p) for p in plan.parts],
-        "settings": plan.settings, "counts": plan.counts}
+        "folder": str(plan.folder),
+        "plan_hash": plan.hash,
+        "global_batches": plan.global_batches,
+        "buckets": [asdict(b) for b in plan.buckets],
+        "parts": [asdict(p) for p in plan.parts],
+        "settings": plan.settings,
+        "counts": plan.counts,
+    }
 
 
 def _parts(plan: Plan) -> Table:
@@ -46,19 +51,56 @@ def _parts(plan: Plan) -> Table:
 
 
 def _buckets(plan: Plan) -> Table:
-    heads = ("bucket", "clips", "windows", "hours", "batch", "tokens", "micro-batches", "steps", "filled", "cost", "crop", "used")
+    heads = (
+        "bucket",
+        "clips",
+        "windows",
+        "hours",
+        "batch",
+        "tokens",
+        "micro-batches",
+        "steps",
+        "filled",
+        "cost",
+        "crop",
+        "used",
+    )
     table = _table("Buckets (height x width x frames)", *heads, left=1)
     rows = sorted(plan.counts["buckets"], key=lambda r: -r["cost_share"])
     for r in rows[:MOST_ROWS]:
         table.add_row(
-            r["name"], f"{r['clips']:,}", f"{r['windows']:,}", _hours(r["hours"]), f"{r['batch']}", f"{r['tokens']:,}",
-            f"{r['micro_batches']:,}", f"{r['steps']:,.1f}", f"{r['fill']:.0%}", f"{r['cost_share']:.1%}", f"{r['crop']:.1%}",
-            f"{r['used']:.0%}")
+            r["name"],
+            f"{r['clips']:,}",
+            f"{r['windows']:,}",
+            _hours(r["hours"]),
+            f"{r['batch']}",
+            f"{r['tokens']:,}",
+            f"{r['micro_batches']:,}",
+            f"{r['steps']:,.1f}",
+            f"{r['fill']:.0%}",
+            f"{r['cost_share']:.1%}",
+            f"{r['crop']:.1%}",
+            f"{r['used']:.0%}",
+        )
     if len(rows) > MOST_ROWS:
-        rest = {k: sum(r[k] for r in rows[MOST_ROWS:]) for k in ("clips", "windows", "hours", "micro_batches", "steps", "cost_share")}
+        rest = {
+            k: sum(r[k] for r in rows[MOST_ROWS:])
+            for k in ("clips", "windows", "hours", "micro_batches", "steps", "cost_share")
+        }
         table.add_row(
-            f"{len(rows) - MOST_ROWS} others", f"{rest['clips']:,}", f"{rest['windows']:,}", _hours(rest["hours"]), "", "",
-            f"{rest['micro_batches']:,}", f"{rest['steps']:,.1f}", "", f"{rest['cost_share']:.1%}", "", "")
+            f"{len(rows) - MOST_ROWS} others",
+            f"{rest['clips']:,}",
+            f"{rest['windows']:,}",
+            _hours(rest["hours"]),
+            "",
+            "",
+            f"{rest['micro_batches']:,}",
+            f"{rest['steps']:,.1f}",
+            "",
+            f"{rest['cost_share']:.1%}",
+            "",
+            "",
+        )
     return table
 
 
@@ -79,7 +121,8 @@ def _summary(plan: Plan) -> list[str]:
         f"an epoch: {epoch['samples']:,.0f} samples, {_hours(epoch['hours'])} hours, {epoch['tokens']:,.0f} tokens, "
         f"{_count(epoch['micro_batches'], 'micro-batch', 'micro-batches')}, {_count(epoch['steps'], 'step', 'steps')}",
         f"a step: {_count(plan.global_batches, 'micro-batch', 'micro-batches')}, {step['samples']:.1f} samples and "
-        f"{step['tokens']:,.0f} tokens on average; a micro-batch takes at most {plan.settings['budget']:,} tokens{_whence(plan)}",
+        f"{step['tokens']:,.0f} tokens on average; a micro-batch takes at most {plan.settings['budget']:,} "
+        f"tokens{_whence(plan)}",
         f"full micro-batches: {tokens['least']:,.0f} to {tokens['most']:,.0f} tokens; computation "
         f"{cost['least']:.2f} to {cost['most']:.2f} of the mean, spread {cost['spread']:.0%}",
     ]

@@ -1,18 +1,20 @@
-"""What a plan holds, in numbers: clips, windows, hours, steps, cost, waste. It is printed, drawn, and stored in `plan.json`."""
+"""What a plan holds, in numbers: clips, windows, hours, steps, cost, waste. It is printed, drawn, and stored in
+`plan.json`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from trainer.assign import Assignment
-from trainer.budget import cost
 from trainer.buckets import Table
+from trainer.budget import cost
 from trainer.plan import Bucket, Part
 from trainer.plan_settings import PlanSettings
 
@@ -34,7 +36,8 @@ class Counted:
         return len(np.unique(self.rows))
 
     def reasons(self) -> list[tuple[str, int, str]]:
-        """(kind, clips, an example) of those left out, the most frequent first. The kind is what stands before the colon."""
+        """(kind, clips, an example) of those left out, the most frequent first. The kind is what stands before the
+        colon."""
         found = pl.DataFrame({"reason": self.assignment.reasons}).drop_nulls()
         kinds = found.with_columns(kind=pl.col("reason").str.split(":").list.first())
         kinds = kinds.group_by("kind").agg(pl.len(), pl.col("reason").min())
@@ -65,12 +68,23 @@ def expected(windows: pl.DataFrame, buckets: Sequence[Bucket], parts: Sequence[P
     full = sum(n // global_batches for n in batches)
     rest = sum(n % global_batches for n in batches)
     tokens = float(sum(n * b.tokens for n, b in zip(draws["samples"], buckets)))
-    return Epoch(float(draws["samples"].sum()), float(draws["hours"].sum()), tokens, sum(batches), full + math.ceil(rest / global_batches))
+    return Epoch(
+        float(draws["samples"].sum()),
+        float(draws["hours"].sum()),
+        tokens,
+        sum(batches),
+        full + math.ceil(rest / global_batches),
+    )
 
 
 def count(
-    counted: Sequence[Counted], windows: pl.DataFrame, buckets: Sequence[Bucket], parts: Sequence[Part], global_batches: int,
-    table: Table, settings: PlanSettings,
+    counted: Sequence[Counted],
+    windows: pl.DataFrame,
+    buckets: Sequence[Bucket],
+    parts: Sequence[Part],
+    global_batches: int,
+    table: Table,
+    settings: PlanSettings,
 ) -> dict[str, Any]:
     """Everything, as plain values.
 
@@ -82,18 +96,25 @@ def count(
     epoch = expected(windows, buckets, parts, global_batches)
     rows = _buckets(counted, windows, buckets, parts, settings, global_batches)
     return {
-        "parts": _parts(counted, windows, buckets, parts, epoch), "buckets": rows,
+        "parts": _parts(counted, windows, buckets, parts, epoch),
+        "buckets": rows,
         "epoch": {**asdict(epoch), "global_batches": global_batches},
         "step": {"samples": epoch.samples / epoch.steps, "tokens": epoch.tokens / epoch.steps},
-        "balance": _balance(rows, buckets, settings), "left_out": _left_out(counted),
-        "statuses": _statuses(counted), "in_several_parts": _in_several(counted),
+        "balance": _balance(rows, buckets, settings),
+        "left_out": _left_out(counted),
+        "statuses": _statuses(counted),
+        "in_several_parts": _in_several(counted),
         "too_large": [{"name": name, "tokens": tokens} for name, tokens in table.too_large],
     }
 
 
 def _draws(windows: pl.DataFrame, buckets: Sequence[Bucket], parts: Sequence[Part]) -> pl.DataFrame:
     """`samples, hours` of every bucket in an epoch."""
-    found = windows.group_by("part", "bucket").agg(pl.len().alias("windows"), FRAME_S.sum().alias("frame_s")).sort("part", "bucket")
+    found = (
+        windows.group_by("part", "bucket")
+        .agg(pl.len().alias("windows"), FRAME_S.sum().alias("frame_s"))
+        .sort("part", "bucket")
+    )
     samples, seconds = np.zeros(len(buckets)), np.zeros(len(buckets))
     for part, bucket, n, frame_s in found.iter_rows():
         times = parts[part].weight * buckets[bucket].weight
@@ -103,28 +124,48 @@ def _draws(windows: pl.DataFrame, buckets: Sequence[Bucket], parts: Sequence[Par
 
 
 def _buckets(
-    counted: Sequence[Counted], windows: pl.DataFrame, buckets: Sequence[Bucket], parts: Sequence[Part], settings: PlanSettings,
+    counted: Sequence[Counted],
+    windows: pl.DataFrame,
+    buckets: Sequence[Bucket],
+    parts: Sequence[Part],
+    settings: PlanSettings,
     global_batches: int,
 ) -> list[dict]:
     """A row for each bucket.
 
-    `steps`: of an epoch; a step that several buckets share counts in parts. `crop`: mean share of the picture that is cut off.
-    `used`: source frames from a window's first to its last, over all frames of its clips. `fill`: samples over the places in
+    `steps`: of an epoch; a step that several buckets share counts in parts. `crop`: mean share of the picture that is
+        cut off.
+    `used`: source frames from a window's first to its last, over all frames of its clips. `fill`: samples over the
+        places in
     micro-batches.
     """
     samples = _draws(windows, buckets, parts)["samples"].to_list()
     spent = [n * cost(b.tokens, settings.memory) for n, b in zip(samples, buckets)]
     own = windows.group_by("bucket").agg(
-        pl.len().alias("windows"), FRAME_S.sum().alias("frame_s"), pl.struct("part", "row").n_unique().alias("clips"))
+        pl.len().alias("windows"), FRAME_S.sum().alias("frame_s"), pl.struct("part", "row").n_unique().alias("clips")
+    )
     used = (pl.col("taken").sum() / pl.col("has").sum()).alias("used")
     waste = _facts(counted, windows).group_by("bucket").agg(pl.col("crop").mean(), used)
     rows = []
     for i, (b, row) in enumerate(zip(buckets, own.join(waste, on="bucket").sort("bucket").iter_rows(named=True))):
         batches = math.ceil(round(samples[i] / b.batch, 9))
-        rows.append({
-            "name": b.name, "clips": row["clips"], "windows": row["windows"], "hours": row["frame_s"] * b.frames / 3600, "batch": b.batch,
-            "tokens": b.tokens, "samples": samples[i], "micro_batches": batches, "steps": batches / global_batches,
-            "fill": samples[i] / (batches * b.batch), "crop": row["crop"], "used": row["used"], "cost_share": spent[i] / sum(spent)})
+        rows.append(
+            {
+                "name": b.name,
+                "clips": row["clips"],
+                "windows": row["windows"],
+                "hours": row["frame_s"] * b.frames / 3600,
+                "batch": b.batch,
+                "tokens": b.tokens,
+                "samples": samples[i],
+                "micro_batches": batches,
+                "steps": batches / global_batches,
+                "fill": samples[i] / (batches * b.batch),
+                "crop": row["crop"],
+                "used": row["used"],
+                "cost_share": spent[i] / sum(spent),
+            }
+        )
     return rows
 
 
@@ -135,21 +176,42 @@ def _facts(counted: Sequence[Counted], windows: pl.DataFrame) -> pl.DataFrame:
         rows, n = np.unique(c.rows, return_counts=True)
         numbers = windows.filter(pl.col("part") == part).select("row", "bucket").unique("row").sort("row")["bucket"]
         has = np.maximum(c.clips["num_frames"].fill_null(1).to_numpy()[rows], 1)
-        found.append(pl.DataFrame({
-            "bucket": numbers, "crop": c.assignment.crop[rows], "taken": n * c.assignment.needed[rows], "has": has.astype(np.int64)}))
+        found.append(
+            pl.DataFrame(
+                {
+                    "bucket": numbers,
+                    "crop": c.assignment.crop[rows],
+                    "taken": n * c.assignment.needed[rows],
+                    "has": has.astype(np.int64),
+                }
+            )
+        )
     return pl.concat(found)
 
 
-def _parts(counted: Sequence[Counted], windows: pl.DataFrame, buckets: Sequence[Bucket], parts: Sequence[Part], epoch: Epoch) -> list[dict]:
+def _parts(
+    counted: Sequence[Counted], windows: pl.DataFrame, buckets: Sequence[Bucket], parts: Sequence[Part], epoch: Epoch
+) -> list[dict]:
     """A row for each selection. `epochs`: how often a window of it is seen in an epoch, on average over its buckets."""
     rows = []
     for index, (c, part) in enumerate(zip(counted, parts)):
         own = windows.filter(pl.col("part") == index)
         samples = expected(own, buckets, parts, 1).samples
-        rows.append({
-            "name": part.name, "catalog": part.catalog, "where": part.selection["where"],
-            "clips": c.clips.height, "trained": c.with_windows, "left_out": c.clips.height - c.with_windows, "windows": own.height,
-            "repeat": part.weight, "samples": samples, "share": samples / epoch.samples, "epochs": samples / own.height})
+        rows.append(
+            {
+                "name": part.name,
+                "catalog": part.catalog,
+                "where": part.selection["where"],
+                "clips": c.clips.height,
+                "trained": c.with_windows,
+                "left_out": c.clips.height - c.with_windows,
+                "windows": own.height,
+                "repeat": part.weight,
+                "samples": samples,
+                "share": samples / epoch.samples,
+                "epochs": samples / own.height,
+            }
+        )
     return rows
 
 

@@ -10,8 +10,21 @@ from datakit.config import Section
 from trainer.frames import TIME_ERROR
 
 ASPECTS = (
-    "2.39:1", "2:1", "16:9", "1.85:1", "8:5", "3:2", "4:3", "1:1",
-    "1:2.39", "1:2", "9:16", "1:1.85", "5:8", "2:3", "3:4",
+    "2.39:1",
+    "2:1",
+    "16:9",
+    "1.85:1",
+    "8:5",
+    "3:2",
+    "4:3",
+    "1:1",
+    "1:2.39",
+    "1:2",
+    "9:16",
+    "1:1.85",
+    "5:8",
+    "2:3",
+    "3:4",
 )
 """width:height, those of Open-Sora 2.0 (opensora/datasets/aspect.py), each also upright."""
 SEXAGESIMAL = 60
@@ -46,7 +59,8 @@ class MemorySettings(Section):
     shards: Annotated[int, Field(gt=0)] = 1
     """GPUs that they are divided over."""
     reserve_gib: Annotated[float, Field(ge=0)] = 2.0
-    """Of a GPU: for CUDA, kernels, communication and fragments; add what else lies there (text encoder, autoencoder)."""
+    """Of a GPU: for CUDA, kernels, communication and fragments; add what else lies there (text encoder,
+    autoencoder)."""
 
 
 class PlanSettings(Section):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Sequence
 
 import numpy as np
 import polars as pl
@@ -26,14 +26,28 @@ from trainer.plan_settings import PlanSettings
 ORDER = ("bucket", "video_id", "start_pts", "first", "part", "clip_id")
 """Of the windows. Clips of a video lie together, so that reading them is sequential."""
 GEOMETRY = (
-    "clip_id", "start_pts", "end_pts", "first", "frames", "stride", "millifps", "crop_x", "crop_y", "crop_width", "crop_height",
-    "bucket_height", "bucket_width",
+    "clip_id",
+    "start_pts",
+    "end_pts",
+    "first",
+    "frames",
+    "stride",
+    "millifps",
+    "crop_x",
+    "crop_y",
+    "crop_width",
+    "crop_height",
+    "bucket_height",
+    "bucket_width",
 )
 """What decides the pixels of a window, besides how they are resized and converted."""
 
 
 def make_plan(
-    selections: Selection | Member | Sequence[Selection | Member], settings: PlanSettings, folder: str | Path, overwrite: bool = False,
+    selections: Selection | Member | Sequence[Selection | Member],
+    settings: PlanSettings,
+    folder: str | Path,
+    overwrite: bool = False,
 ) -> Plan:
     """Assign every clip of the selections to a bucket or to those left out, and write the plan.
 
@@ -59,20 +73,34 @@ def make_plan(
     draws = [float(sum(buckets[b].weight * n for b, n in _per_bucket(windows, i))) for i in range(len(members))]
     parts = [Part(m.name, r, what, _address(m)) for m, r, what in zip(members, repeats(members, draws), recorded)]
     resolved = {
-        **settings.model_dump(mode="json"), "budget": table.budget, "resize_filter": SCALER, "colour_version": COLOUR_VERSION}
+        **settings.model_dump(mode="json"),
+        "budget": table.budget,
+        "resize_filter": SCALER,
+        "colour_version": COLOUR_VERSION,
+    }
     global_batches = _global_batches(windows, buckets, parts, settings)
     counts = count(counted, windows, buckets, parts, global_batches, table, settings)
     page = picture(buckets, parts, counts, resolved)
     rows = pl.concat([p.rows.with_columns(pl.lit(_address(m)).alias("root")) for m, p in zip(members, placed)])
     offsets = np.cumsum([0, *(p.rows.height for p in placed)])
     return write_plan(
-        folder, buckets, parts, resolved, global_batches, counts, _windows(windows.sort(ORDER), rows, offsets, buckets),
-        _left_out(placed), page, overwrite)
+        folder,
+        buckets,
+        parts,
+        resolved,
+        global_batches,
+        counts,
+        _windows(windows.sort(ORDER), rows, offsets, buckets),
+        _left_out(placed),
+        page,
+        overwrite,
+    )
 
 
 @dataclass(frozen=True)
 class _Placed:
-    """A member's clips by clip_id, where they went, and their windows: `row` (in `rows`), `bucket, first` and what sorts them."""
+    """A member's clips by clip_id, where they went, and their windows: `row` (in `rows`), `bucket, first` and what
+    sorts them."""
 
     rows: pl.DataFrame
     clips: pl.DataFrame
@@ -96,8 +124,12 @@ def _place(member: Member, table: Table, settings: PlanSettings) -> _Placed:
     clip, first = first_frames(assignment.windows[trains], assignment.needed[trains], frames, by_time)
     row = trains[clip]
     windows = clips.select("video_id", "start_pts", "clip_id")[row].with_columns(
-        pl.Series("row", row, pl.UInt32), pl.Series("bucket", assignment.bucket[row], pl.Int32), pl.Series("first", first, pl.Int32),
-        pl.Series("stride", assignment.stride[row], pl.Int32), pl.Series("fps", assignment.fps[row], pl.Float64))
+        pl.Series("row", row, pl.UInt32),
+        pl.Series("bucket", assignment.bucket[row], pl.Int32),
+        pl.Series("first", first, pl.Int32),
+        pl.Series("stride", assignment.stride[row], pl.Int32),
+        pl.Series("fps", assignment.fps[row], pl.Float64),
+    )
     return _Placed(rows, clips.drop("caption"), assignment, windows)
 
 
@@ -121,14 +153,18 @@ def _used(windows: pl.DataFrame, buckets: Sequence[Bucket]) -> tuple[pl.DataFram
     used = np.unique(windows["bucket"].to_numpy())
     numbers = np.full(len(buckets), -1, np.int32)
     numbers[used] = np.arange(len(used))
-    return windows.with_columns(pl.Series("bucket", numbers[windows["bucket"].to_numpy()], pl.Int32)), [buckets[i] for i in used]
+    return windows.with_columns(pl.Series("bucket", numbers[windows["bucket"].to_numpy()], pl.Int32)), [
+        buckets[i] for i in used
+    ]
 
 
 def _per_bucket(windows: pl.DataFrame, part: int) -> list[tuple[int, int]]:
     return windows.filter(pl.col("part") == part).group_by("bucket").len().sort("bucket").rows()
 
 
-def _global_batches(windows: pl.DataFrame, buckets: Sequence[Bucket], parts: Sequence[Part], settings: PlanSettings) -> int:
+def _global_batches(
+    windows: pl.DataFrame, buckets: Sequence[Bucket], parts: Sequence[Part], settings: PlanSettings
+) -> int:
     """Micro-batches of an optimizer step: what comes nearest to the samples or tokens asked for."""
     epoch = expected(windows, buckets, parts, 1)
     if settings.global_batch is not None:
@@ -138,21 +174,35 @@ def _global_batches(windows: pl.DataFrame, buckets: Sequence[Bucket], parts: Seq
     return 1
 
 
-def _windows(windows: pl.DataFrame, rows: pl.DataFrame, offsets: np.ndarray, buckets: Sequence[Bucket]) -> Iterator[pa.RecordBatch]:
+def _windows(
+    windows: pl.DataFrame, rows: pl.DataFrame, offsets: np.ndarray, buckets: Sequence[Bucket]
+) -> Iterator[pa.RecordBatch]:
     """The rows of `windows.arrow`, `ROWS` at a time."""
-    shapes = pl.DataFrame({
-        "bucket_height": [b.height for b in buckets], "bucket_width": [b.width for b in buckets], "frames": [b.frames for b in buckets]})
+    shapes = pl.DataFrame(
+        {
+            "bucket_height": [b.height for b in buckets],
+            "bucket_width": [b.width for b in buckets],
+            "frames": [b.frames for b in buckets],
+        }
+    )
     for start in range(0, windows.height, ROWS):
         chunk = windows.slice(start, ROWS)
         clips = rows[offsets[chunk["part"].to_numpy()] + chunk["row"].to_numpy()]
-        whole = pl.col("crop_x").is_null() | pl.col("crop_y").is_null() | pl.col("crop_width").is_null() | pl.col("crop_height").is_null()
+        whole = (
+            pl.col("crop_x").is_null()
+            | pl.col("crop_y").is_null()
+            | pl.col("crop_width").is_null()
+            | pl.col("crop_height").is_null()
+        )
         lost = pl.col("lost_start").fill_null(0) + pl.col("lost_end").fill_null(0)
         clips = clips.drop("fps").with_columns(
             # A stream copy that lacks frames of its clip is of no use: the source has them all.
             path=pl.when(lost == 0).then(pl.col("root") + "/" + pl.col("path")),
-            crop_x=pl.when(whole).then(0).otherwise("crop_x"), crop_y=pl.when(whole).then(0).otherwise("crop_y"),
+            crop_x=pl.when(whole).then(0).otherwise("crop_x"),
+            crop_y=pl.when(whole).then(0).otherwise("crop_y"),
             crop_width=pl.when(whole).then("width").otherwise("crop_width"),
-            crop_height=pl.when(whole).then("height").otherwise("crop_height"))
+            crop_height=pl.when(whole).then("height").otherwise("crop_height"),
+        )
         chosen = chunk.select("part", "bucket", "first", "stride", "fps")
         found = pl.concat([clips, chosen, shapes[chunk["bucket"].to_numpy()]], how="horizontal")
         yield from _as_batches(found.with_columns(_geometry(found)), WINDOWS)
@@ -160,9 +210,14 @@ def _windows(windows: pl.DataFrame, rows: pl.DataFrame, offsets: np.ndarray, buc
 
 def _geometry(windows: pl.DataFrame) -> pl.Series:
     """16 hex digits for every window."""
-    keys = windows.with_columns(millifps=(pl.col("fps") * 1000).round().cast(pl.Int64)).select(pl.concat_str(GEOMETRY, separator="/"))
+    keys = windows.with_columns(millifps=(pl.col("fps") * 1000).round().cast(pl.Int64)).select(
+        pl.concat_str(GEOMETRY, separator="/")
+    )
     how = f"/{SCALER}/{COLOUR_VERSION}"
-    hashes = [hashlib.blake2b((key + how).encode(), digest_size=8, person=b"datakit-geometry").hexdigest() for key in keys.to_series()]
+    hashes = [
+        hashlib.blake2b((key + how).encode(), digest_size=8, person=b"datakit-geometry").hexdigest()
+        for key in keys.to_series()
+    ]
     return pl.Series("geometry", hashes, pl.String)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
-from typing import Callable, Generic, Iterator, Sequence, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -120,7 +121,9 @@ class Prefetcher(Generic[T]):
                 return
             aloft = _Aloft(self._next, offset, [None] * samples)
             self._aloft.append(aloft)
-            for i, (window, seed, worker) in enumerate(zip(aloft.flight.batch.windows, aloft.flight.batch.seeds, aloft.flight.workers)):
+            for i, (window, seed, worker) in enumerate(
+                zip(aloft.flight.batch.windows, aloft.flight.batch.seeds, aloft.flight.workers)
+            ):
                 self._tasks[self._given] = aloft, i
                 self._crew.give(Task(self._given, window, seed, offset + i * size, size, worker))
                 self._given += 1

@@ -1,4 +1,5 @@
-"""The prompt that a model is trained on and sampled with: a caption, the frame rate, and the motion score. One place for both.
+"""The prompt that a model is trained on and sampled with: a caption, the frame rate, and the motion score. One place
+for both.
 
 Open-Sora 2.0 trains with " 24 FPS, 4 motion score." and samples with " 24 FPS. 4 motion score."; here it is the first.
 """
@@ -26,5 +27,6 @@ def prompt(caption: str, fps: float = 0.0, motion: int | None = None) -> str:
 
 
 def motion_score(motion_vmaf: float | None) -> int | None:
-    """The motion score of a clip: its `motion_vmaf` rounded to a whole number, at most 20 (the released model's default is 4)."""
+    """The motion score of a clip: its `motion_vmaf` rounded to a whole number, at most 20 (the released model's default
+    is 4)."""
     return None if motion_vmaf is None else min(max(math.floor(motion_vmaf + 0.5), 0), MOST_MOTION)

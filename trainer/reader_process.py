@@ -1,7 +1,8 @@
-"""The process that reads samples: `python -m trainer.reader_process SOCKET MEMORY BYTES`, two file descriptors and a size.
+"""The process that reads samples: `python -m trainer.reader_process SOCKET MEMORY BYTES`, two file descriptors and a
+size.
 
-Reads a `Spec` from the socket, says that it is ready, then answers each (`Task`, newly known broken windows) in turn. Dies with
-its parent. See `trainer.workers`.
+Reads a `Spec` from the socket, says that it is ready, then answers each (`Task`, newly known broken windows) in turn.
+Dies with its parent. See `trainer.workers`.
 """
 
 from __future__ import annotations

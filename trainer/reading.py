@@ -5,12 +5,13 @@ No torch here: this is what loader processes import.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from itertools import chain
 from math import ceil, prod
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -79,7 +80,8 @@ class Read(NamedTuple):
 
     Attributes:
         window: the one asked for, or its stand-in.
-        broken: what came before it in the chain: the one asked for, then stand-ins. The same whether they were tried or known.
+        broken: what came before it in the chain: the one asked for, then stand-ins. The same whether they were tried or
+            known.
         latent: (dtype, shape) of a latent; None: frames.
     """
 
@@ -129,10 +131,11 @@ class SampleReader:
         self.rows = [range(first, last) for first, last in zip(edges.tolist(), edges[1:].tolist())]
 
     def read(self, window: int, seed: int, out: np.ndarray) -> Read:
-        """Fill `out` with frames, uint8 [3, frames, height, width] full-range RGB; or with a latent's mean and std as stored.
+        """Fill `out` with frames, uint8 [3, frames, height, width] full-range RGB; or with a latent's mean and std as
+        stored.
 
-        A broken window's place is taken by the first of a chain of windows of its bucket that can be read. The chain depends
-        on the sample's seed only, so that it is the same whatever was tried before.
+        A broken window's place is taken by the first of a chain of windows of its bucket that can be read. The chain
+        depends on the sample's seed only, so that it is the same whatever was tried before.
 
         Args:
             window: row of the plan.
@@ -160,8 +163,10 @@ class SampleReader:
             broken[row] = self._broken[row]
         name = self.plan.buckets[asked.bucket].name
         raise DatakitError(
-            f"nothing can stand in for {describe(self.plan, window)}: {len(broken)} windows of bucket {name} are broken, this one: "
-            f"{broken[window].message}")
+            f"nothing can stand in for {describe(self.plan, window)}: {len(broken)} windows of bucket {name} are "
+            f"broken, this one: "
+            f"{broken[window].message}"
+        )
 
     def learn(self, broken: Sequence[Broken]) -> None:
         """Windows that need not be tried."""
@@ -173,13 +178,17 @@ class SampleReader:
             latent = self.latents.read(place, window.geometry, window.clip_id)
             size = len(latent.mean)
             if 2 * size > len(out):
-                raise DatakitError(f"the latent of {describe(self.plan, row)} is larger than others of its bucket: encode again")
+                raise DatakitError(
+                    f"the latent of {describe(self.plan, row)} is larger than others of its bucket: encode again"
+                )
             out[:size] = np.frombuffer(latent.mean, np.uint8)
             out[size : 2 * size] = np.frombuffer(latent.std, np.uint8)
             return latent.dtype, latent.shape
         if self.latents is not None and not self.spec.raw_if_missing:
             raise DatakitError(
-                f"no latent of {describe(self.plan, row)} in {self.spec.latents}: run `datakit run encode`, or set loader.missing=raw")
+                f"no latent of {describe(self.plan, row)} in {self.spec.latents}: run `datakit run encode`, or set "
+                f"loader.missing=raw"
+            )
         shape = frames_shape(self.plan.buckets[window.bucket])
         video = out[: prod(shape)].reshape(shape)
         read_frames(window, seed if self.spec.augment else None, video)
@@ -224,7 +233,12 @@ def crop_box(window: Window, aspect: float, across: float = 0.5, down: float = 0
     """
     width = min(window.crop_width, window.crop_height / aspect)
     height = width * aspect
-    return Box(window.crop_x + across * (window.crop_width - width), window.crop_y + down * (window.crop_height - height), width, height)
+    return Box(
+        window.crop_x + across * (window.crop_width - width),
+        window.crop_y + down * (window.crop_height - height),
+        width,
+        height,
+    )
 
 
 def describe(plan: Plan, row: int) -> str:
@@ -266,4 +280,7 @@ def _enough_s(window: Window) -> float | None:
 def _check_size(window: Window, picture: Picture) -> None:
     width, height = picture.geometry.width, picture.geometry.height
     if abs(width - window.width) > 1 or abs(height - window.height) > 1:  # clip files have even sides
-        raise MediaError(ErrorKind.SOURCE_CHANGED, f"its picture is {width} x {height}, the catalog says {window.width} x {window.height}")
+        raise MediaError(
+            ErrorKind.SOURCE_CHANGED,
+            f"its picture is {width} x {height}, the catalog says {window.width} x {window.height}",
+        )

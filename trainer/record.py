@@ -1,12 +1,14 @@
-"""The row of the table `runs` for a training run: entered when it begins, kept through every resume, completed when it ends."""
+"""The row of the table `runs` for a training run: entered when it begins, kept through every resume, completed when it
+ends."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from typing import Any, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
 
 import polars as pl
 
@@ -33,11 +35,11 @@ class _Entry:
 
 @dataclass
 class TrainingRecord:
-    """A training run as catalogs know it. Its rows keep the files of the selections from vacuum, and let `forget` name its
-    checkpoints; what it writes is signed with its id.
+    """A training run as catalogs know it. Its rows keep the files of the selections from vacuum, and let `forget` name
+    its checkpoints; what it writes is signed with its id.
 
-    A catalog has one row whose id is the run's. Where further parts of the plan are of the same catalog, each has a row of its
-    own, `part2-RUN` and so on, for the sake of its selection.
+    A catalog has one row whose id is the run's. Where further parts of the plan are of the same catalog, each has a row
+    of its own, `part2-RUN` and so on, for the sake of its selection.
 
     Attributes:
         catalogs: of the plan's parts, by address.
@@ -51,7 +53,9 @@ class TrainingRecord:
     _began: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def open(cls, parts: Sequence[Part], pipeline: str, config: dict[str, Any], run_id: str | None = None, gpus: int = 0) -> TrainingRecord:
+    def open(
+        cls, parts: Sequence[Part], pipeline: str, config: dict[str, Any], run_id: str | None = None, gpus: int = 0
+    ) -> TrainingRecord:
         """Enter a run, or go on with one. Only one process of it does.
 
         Args:
@@ -89,12 +93,19 @@ class TrainingRecord:
 
     def checkpoints(self, written: Sequence[tuple[str, int]], counts: dict[str, Any] | None = None) -> None:
         """Record the checkpoints that exist: their paths or addresses, and steps; and what was counted so far."""
-        now = datetime.now(timezone.utc)
+        now = datetime.now(UTC)
         for entry in self._entries:
             for path, _ in written:
                 entry.written.setdefault(path, now)
             listed = [{"path": path, "step": step, "created_at": entry.written[path]} for path, step in written]
-            _set(entry, {"checkpoints": listed, **self._spent(entry), **({"counts": json.dumps(counts)} if counts is not None else {})})
+            _set(
+                entry,
+                {
+                    "checkpoints": listed,
+                    **self._spent(entry),
+                    **({"counts": json.dumps(counts)} if counts is not None else {}),
+                },
+            )
 
     def end(self, status: str, counts: dict[str, Any]) -> None:
         """Complete the rows.
@@ -106,9 +117,16 @@ class TrainingRecord:
             for catalog in self.catalogs.values():
                 catalog.compact("losses")
         for entry in self._entries:
-            _set(entry, {
-                "status": status, "finished_at": datetime.now(timezone.utc), "counts": json.dumps(counts), **self._spent(entry),
-                "snapshot": json.dumps(entry.catalog.versions())})
+            _set(
+                entry,
+                {
+                    "status": status,
+                    "finished_at": datetime.now(UTC),
+                    "counts": json.dumps(counts),
+                    **self._spent(entry),
+                    "snapshot": json.dumps(entry.catalog.versions()),
+                },
+            )
 
     def fail(self, error: BaseException, counts: dict[str, Any] | None = None) -> None:
         """Complete the rows of a run that an error or the user ended."""
@@ -134,15 +152,30 @@ def _opened(part: Part) -> Catalog:
 def _enter(part: Part, catalog: Catalog, row_id: str, pipeline: str, config: dict[str, Any]) -> _Entry:
     """Make a row, or take up one that is there."""
     there = catalog.scan("runs").filter(pl.col("run_id") == row_id).collect().to_dicts()
-    now = {"status": "running", "config": json.dumps(config, sort_keys=True), "code_version": datakit.__version__, "author": author()}
+    now = {
+        "status": "running",
+        "config": json.dumps(config, sort_keys=True),
+        "code_version": datakit.__version__,
+        "author": author(),
+    }
     if there:
         row = there[0]
         written = {c["path"]: c["created_at"] for c in row["checkpoints"] or []}
         entry = _Entry(part, catalog, row_id, row["wall_s"] or 0.0, row["gpu_hours"] or 0.0, written)
         _set(entry, {**now, "finished_at": None})
         return entry
-    catalog.append("runs", [{
-        "run_id": row_id, "pipeline": pipeline, "selection": json.dumps(part.selection), "started_at": datetime.now(timezone.utc), **now}])
+    catalog.append(
+        "runs",
+        [
+            {
+                "run_id": row_id,
+                "pipeline": pipeline,
+                "selection": json.dumps(part.selection),
+                "started_at": datetime.now(UTC),
+                **now,
+            }
+        ],
+    )
     return _Entry(part, catalog, row_id, 0.0, 0.0, {})
 
 

@@ -34,7 +34,10 @@ def checkpoint_of(run: Path, step: int | None = None) -> Path:
         return found[-1]
     wanted = next((path for path in found if path.name == folder_name(step)), None)
     if wanted is None:
-        raise ConfigError(f"{run} has no whole checkpoint of step {step}: there are {', '.join(str(step_of(p)) for p in sorted(found))}")
+        raise ConfigError(
+            f"{run} has no whole checkpoint of step {step}: there are "
+            f"{', '.join(str(step_of(p)) for p in sorted(found))}"
+        )
     return wanted
 
 

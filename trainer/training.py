@@ -1,20 +1,22 @@
-"""`datakit train`: from a catalog, or a plan, to checkpoints. What DiT and VAE training share: the run's folder, its plan, its start.
+"""`datakit train`: from a catalog, or a plan, to checkpoints. What DiT and VAE training share: the run's folder, its
+plan, its start.
 
-    RUN/run.json        its id, and datakit's version
-    RUN/settings.yaml   every setting; `--config` takes it again
-    RUN/plan, RUN/val   the plan of the train split, and of the val split (none: no clip of it fits)
-    RUN/checkpoints     see `trainer.checkpoint`
-    RUN/previews        videos made on the way
-    RUN/log.jsonl, RUN/tensorboard, RUN/ranks
+RUN/run.json        its id, and datakit's version
+RUN/settings.yaml   every setting; `--config` takes it again
+RUN/plan, RUN/val   the plan of the train split, and of the val split (none: no clip of it fits)
+RUN/checkpoints     see `trainer.checkpoint`
+RUN/previews        videos made on the way
+RUN/log.jsonl, RUN/tensorboard, RUN/ranks
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Callable, Sequence, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -94,7 +96,8 @@ class Prepared:
 
 
 def prepare(request: Request, settings: S, fitted: Callable[[PlanSettings], PlanSettings], pipeline: str) -> Prepared:
-    """Meet the other processes; make the run's folder and its plans, or open those that are there; enter the run in the catalogs.
+    """Meet the other processes; make the run's folder and its plans, or open those that are there; enter the run in the
+    catalogs.
 
     Args:
         pipeline: what it is called there.
@@ -146,17 +149,40 @@ def _train(prepared: Prepared, job: Job, latents: Latents | None, flops_known: b
     start = found.step if found else 0
     if found and prepared.back:
         prepared.back.resume(latest(folder / "checkpoints"), found.loop.get("write_back"), start)
-    state = {**found.loop["position"], "replaced": found.loop["replaced"]} if found else {"epoch": 0, "step": 0, "replaced": []}
+    state = (
+        {**found.loop["position"], "replaced": found.loop["replaced"]}
+        if found
+        else {"epoch": 0, "step": 0, "replaced": []}
+    )
     hashes = tuple(part.selection["content_hash"] for part in plan.parts)
     checkpoints = Checkpoints(
-        folder / "checkpoints", job.engines, Run(plan.hash, hashes, settings.model_dump(mode="json")), settings.checkpoint.keep)
-    log = Log(folder, settings.model_dump(mode="json"), start, settings.log.tensorboard, settings.log.wandb, prepared.request.quiet) if prepared.main else None
+        folder / "checkpoints",
+        job.engines,
+        Run(plan.hash, hashes, settings.model_dump(mode="json")),
+        settings.checkpoint.keep,
+    )
+    log = (
+        Log(
+            folder,
+            settings.model_dump(mode="json"),
+            start,
+            settings.log.tensorboard,
+            settings.log.wandb,
+            prepared.request.quiet,
+        )
+        if prepared.main
+        else None
+    )
     meter = Meter(peak_flops(prepared.device) if flops_known else None)
     watchdog = Watchdog(folder, dist.get_rank(), settings.watchdog_s)
-    options = settings.loader.model_copy(update={"missing": "raw" if settings.loader.latents == "if there" else "error"})
+    options = settings.loader.model_copy(
+        update={"missing": "raw" if settings.loader.latents == "if there" else "error"}
+    )
     state["replaced"] = [*(asdict(r) for r in (latents.broken if latents else ())), *state["replaced"]]
     try:
-        with Loader.resumed(state, plan, prepared.order, engine.rank, engine.world, options, latents.index if latents else None) as loader:
+        with Loader.resumed(
+            state, plan, prepared.order, engine.rank, engine.world, options, latents.index if latents else None
+        ) as loader:
             return Loop(job, prepared, loader, checkpoints, log, meter, watchdog, start).run()
     finally:
         watchdog.close()
@@ -165,9 +191,16 @@ def _train(prepared: Prepared, job: Job, latents: Latents | None, flops_known: b
 
 
 def fit_to(autoencoder: Autoencoder, patch: int, text_tokens: int) -> Callable[[PlanSettings], PlanSettings]:
-    """Plan settings that fit the models: what an autoencoder compresses by, and tokens, are not for the user to repeat."""
-    return lambda plan: plan.model_copy(update={
-        "compression": autoencoder.compression, "causal": autoencoder.causal, "patch": patch, "text_tokens": text_tokens})
+    """Plan settings that fit the models: what an autoencoder compresses by, and tokens, are not for the user to
+    repeat."""
+    return lambda plan: plan.model_copy(
+        update={
+            "compression": autoencoder.compression,
+            "causal": autoencoder.causal,
+            "patch": patch,
+            "text_tokens": text_tokens,
+        }
+    )
 
 
 def recorded(folder: Path) -> dict[str, Any]:
@@ -212,7 +245,11 @@ def _validation_plan(request: Request, plan: PlanSettings, settings: RunSettings
     if not settings.validation.every:
         return
     try:
-        make_plan(request.members, plan.model_copy(update={"split": "val", "global_batch": None, "global_tokens": None}), folder)
+        make_plan(
+            request.members,
+            plan.model_copy(update={"split": "val", "global_batch": None, "global_tokens": None}),
+            folder,
+        )
     except ConfigError as e:
         if "nothing to plan" not in str(e):
             raise
@@ -225,7 +262,10 @@ def _link(given: Path, place: Path, wanted: PlanSettings) -> None:
     for name in ("compression", "causal", "patch"):
         found, needed = plan.settings[name], getattr(wanted, name)
         if (tuple(found) if isinstance(found, list) else found) != needed:
-            raise ConfigError(f"the plan at {given} was made with plan.{name}={found}, these models need {needed}: make it again (datakit plan)")
+            raise ConfigError(
+                f"the plan at {given} was made with plan.{name}={found}, these models need {needed}: make it again "
+                f"(datakit plan)"
+            )
     place.parent.mkdir(parents=True, exist_ok=True)
     os.symlink(given.absolute(), place)
     val = _val_of(given)
@@ -246,7 +286,9 @@ def _check_unchanged(file: Path, settings: RunSettings) -> None:
     file.write_text(yaml.safe_dump(now, sort_keys=False))
 
 
-def _recorded(request: Request, settings: RunSettings, plan: Plan, pipeline: str) -> tuple[TrainingRecord | None, WriteBack]:
+def _recorded(
+    request: Request, settings: RunSettings, plan: Plan, pipeline: str
+) -> tuple[TrainingRecord | None, WriteBack]:
     """The run's rows (rank 0 writes), and the way back to the catalogs."""
     run_id = recorded(request.folder)["run_id"]
     entered: list[TrainingRecord] = []

@@ -1,10 +1,11 @@
-"""The autoencoder's task: what a reconstruction is worth to the autoencoder, and to the discriminator that it is to deceive."""
+"""The autoencoder's task: what a reconstruction is worth to the autoencoder, and to the discriminator that it is to
+deceive."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,9 @@ class VAETask:
         perceptual: moved to the device; None: none.
     """
 
-    def __init__(self, settings: VAESettings, autoencoder: Autoencoder, perceptual: Perceptual | None, device: torch.device):
+    def __init__(
+        self, settings: VAESettings, autoencoder: Autoencoder, perceptual: Perceptual | None, device: torch.device
+    ):
         self.settings, self.autoencoder, self.device = settings, autoencoder, device
         self.perceptual = perceptual.to(device) if perceptual is not None else None
         self.last = last_layer(autoencoder)
@@ -93,7 +96,9 @@ class VAETask:
             values["loss_kl"] = divergence(encoded, self.autoencoder).mean() / video[0, :, 0].numel()
             loss = loss + self.settings.kl * values["loss_kl"]
         values["psnr"] = psnr(video, made.detach()).mean()
-        return Sampled(loss, distances.detach(), {name: value.detach() for name, value in values.items()}, video, made.detach())
+        return Sampled(
+            loss, distances.detach(), {name: value.detach() for name, value in values.items()}, video, made.detach()
+        )
 
     def judged(self, discriminate: Callable[[Tensor], Tensor], sampled: Sampled) -> Tensor:
         """The discriminator's loss on videos and what was made of them.
@@ -110,7 +115,9 @@ class VAETask:
         video = self.pixels(batch)
         made = model(video)[0].float()
         found = {"psnr": psnr(video, made), "ssim": ssim(video, made)}
-        return found | ({"lpips": self.perceptual.of_videos(video, made.clamp(-1, 1))} if self.perceptual is not None else {})
+        return found | (
+            {"lpips": self.perceptual.of_videos(video, made.clamp(-1, 1))} if self.perceptual is not None else {}
+        )
 
     def pixels(self, batch: Batch) -> Tensor:
         """[B, 3, T, H, W] in −1..1, float32."""
@@ -133,7 +140,11 @@ def build_trained(settings: TrainedAutoencoder, seed: int) -> Autoencoder:
 
 def build_distance(settings: VAESettings) -> Perceptual | None:
     """Raises ConfigError, MissingDependency: see `build_perceptual`."""
-    return build_perceptual(settings.perceptual.kind, settings.perceptual.weights) if settings.perceptual is not None else None
+    return (
+        build_perceptual(settings.perceptual.kind, settings.perceptual.weights)
+        if settings.perceptual is not None
+        else None
+    )
 
 
 def build_discriminator(settings: VAESettings) -> PatchDiscriminator | None:
@@ -179,7 +190,8 @@ def last_layer(autoencoder: Autoencoder) -> nn.Parameter:
 
 
 def recompute(autoencoder: Autoencoder) -> int:
-    """From now on the backward pass computes what is inside of blocks again; how many there are. Names and values of weights stay."""
+    """From now on the backward pass computes what is inside of blocks again; how many there are. Names and values of
+    weights stay."""
     blocks = [module for module in autoencoder.modules() if type(module).__name__ in BLOCKS]
     for module in blocks:
         module.forward = partial(checkpoint, module.forward, use_reentrant=False)

@@ -1,10 +1,11 @@
-"""From a run of `datakit train vae` to weights that everything else loads: one file that knows its sizes and its scale."""
+"""From a run of `datakit train vae` to weights that everything else loads: one file that knows its sizes and its
+scale."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Mapping
 
 import torch
 
@@ -23,8 +24,13 @@ MEASURED = 256
 
 
 def export_autoencoder(
-    run: Path, out: Path, ema: bool = True, rescale: bool = False, dtype: torch.dtype = torch.float32,
-    about: Mapping[str, str] | None = None, step: int | None = None,
+    run: Path,
+    out: Path,
+    ema: bool = True,
+    rescale: bool = False,
+    dtype: torch.dtype = torch.float32,
+    about: Mapping[str, str] | None = None,
+    step: int | None = None,
 ) -> Autoencoder:
     """Write a checkpoint's autoencoder as one safetensors file, which `build_autoencoder` loads with its sizes.
 
@@ -64,7 +70,9 @@ def trained(settings: VAESettings, checkpoint: Path, ema: bool) -> Autoencoder:
     parameters = dict(model.named_parameters())
     shards.check_model({name: tuple(p.shape) for name, p in parameters.items()})
     if ema and not shards.has(EMA):
-        raise ConfigError(f"{checkpoint} has no EMA to export: its run had engine.ema=null; export the weights themselves")
+        raise ConfigError(
+            f"{checkpoint} has no EMA to export: its run had engine.ema=null; export the weights themselves"
+        )
     for name, parameter in parameters.items():
         parameter.copy_(read_whole(shards, name, ema))
     for name, buffer in model.named_buffers():
@@ -73,11 +81,10 @@ def trained(settings: VAESettings, checkpoint: Path, ema: bool) -> Autoencoder:
 
 
 def set_scale(model: Autoencoder, found: Moments) -> None:
-    """Change shift and scale so that latents that had these moments get mean 0 and standard deviation 1; a DC-AE, which has no
-    shift, the deviation alone. Weights stay."""
+    """Change shift and scale so that latents that had these moments get mean 0 and standard deviation 1; a DC-AE, which
+    has no shift, the deviation alone. Weights stay."""
     mean, std = model.shift + found.mean / model.scale, found.std / model.scale
     if "scaling" in {field.name for field in dataclasses.fields(model.config)}:
         model.config, model.scale = dataclasses.replace(model.config, scaling=std), 1 / std
         return
     model.config, model.shift, model.scale = dataclasses.replace(model.config, shift=mean, scale=1 / std), mean, 1 / std
-

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Iterator, Mapping
 
 import torch
 import torch.distributed as dist
@@ -31,7 +31,8 @@ def train_vae(request: Request, settings: VAESettings) -> Ended:
     """Train on every process that takes part; each calls this.
 
     Raises:
-        ConfigError, CatalogError, MissingDependency: what keeps it from starting, before any model is moved or file written.
+        ConfigError, CatalogError, MissingDependency: what keeps it from starting, before any model is moved or file
+            written.
         NotFinite, DatakitError: see `trainer.loop.Loop.run`.
     """
     check_precision(settings.engine.precision, "cuda" if torch.cuda.is_available() else "cpu")
@@ -42,7 +43,9 @@ def train_vae(request: Request, settings: VAESettings) -> Ended:
     engines = {"autoencoder": Engine(autoencoder, settings.engine, settings.optimizer, prepared.device)}
     if discriminator is not None:
         plain = settings.engine.model_copy(update={"ema": None})
-        engines["discriminator"] = Engine(discriminator.to(prepared.device), plain, settings.gan.optimizer, prepared.device)
+        engines["discriminator"] = Engine(
+            discriminator.to(prepared.device), plain, settings.gan.optimizer, prepared.device
+        )
     return train(prepared, VAEJob(prepared, task, engines))
 
 
@@ -59,8 +62,8 @@ def fitted(autoencoder: Autoencoder):
 class VAEJob:
     """See `trainer.loop.Job`.
 
-    A step's gradients are those of all its micro-batches, for both networks: the discriminator judges reconstructions as they were
-    when the autoencoder was judged by it, and both are updated at the end.
+    A step's gradients are those of all its micro-batches, for both networks: the discriminator judges reconstructions
+    as they were when the autoencoder was judged by it, and both are updated at the end.
 
     Args:
         engines: `autoencoder`, and `discriminator` if there is to be one.
@@ -116,7 +119,9 @@ class VAEJob:
         options = self.settings.loader.model_copy(update={"augment": "none", "flip": False, "workers": 0})
         order = Order(plan, 0)
         made = []
-        with Loader(plan, order, 0, 1, Position(0, 0), options) as loader:  # every rank reads the same, and makes its share
+        with Loader(
+            plan, order, 0, 1, Position(0, 0), options
+        ) as loader:  # every rank reads the same, and makes its share
             for _, batches in islice(loader, order.steps(0)):
                 made += [(batch, row) for batch in batches for row in range(len(batch.windows))]
                 if len(made) >= self.settings.preview.count:

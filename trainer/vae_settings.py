@@ -25,7 +25,8 @@ class TrainedAutoencoder(Section):
 
 
 class PerceptualSettings(Section):
-    """LPIPS. `alex`, `vgg`: version 0.1, with weights to be given; `alex-st`, `vgg-st`: shift-tolerant, with weights in a package."""
+    """LPIPS. `alex`, `vgg`: version 0.1, with weights to be given; `alex-st`, `vgg-st`: shift-tolerant, with weights in
+    a package."""
 
     kind: Literal["alex-st", "vgg-st", "alex", "vgg"] = "vgg-st"
     weights: list[str] = []
@@ -62,7 +63,8 @@ class VAESettings(RunSettings):
     perceptual: PerceptualSettings | None = PerceptualSettings()
     """Null: none."""
     kl: Weight = 1e-6
-    """Of the divergence from a standard normal, a sample's sum over the values of one frame; only where there is a spread."""
+    """Of the divergence from a standard normal, a sample's sum over the values of one frame; only where there is a
+    spread."""
     gan: GanSettings | None = GanSettings()
     """Null: none."""
     preview: VAEPreviewSettings = VAEPreviewSettings()
@@ -71,8 +73,10 @@ class VAESettings(RunSettings):
     def _whole_layers(self) -> VAESettings:
         if self.engine.plugin not in ("ddp", "zero1", "zero2"):
             raise ValueError(
-                f"engine.plugin={self.engine.plugin} cannot train an autoencoder: the adversarial loss is weighed by gradients of its last "
-                "layer, which a rank must hold whole, and hybrid divides MMDiTs only; take ddp, zero1 or zero2")
+                f"engine.plugin={self.engine.plugin} cannot train an autoencoder: the adversarial loss is weighed by "
+                f"gradients of its last "
+                "layer, which a rank must hold whole, and hybrid divides MMDiTs only; take ddp, zero1 or zero2"
+            )
         if self.loader.latents != "no":
             raise ValueError("loader.latents: an autoencoder is trained on frames")
         return self

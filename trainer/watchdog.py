@@ -1,4 +1,5 @@
-"""Who keeps the others waiting: every rank says what it does; when nothing moves for long, the one that is behind is named."""
+"""Who keeps the others waiting: every rank says what it does; when nothing moves for long, the one that is behind is
+named."""
 
 from __future__ import annotations
 
@@ -8,10 +9,10 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Iterator, Sequence
 
 PHASES = ("data", "forward", "exchange", "validation", "preview", "checkpoint")
 """In a step, roughly in this order; ranks wait for each other in `exchange`."""
@@ -29,7 +30,8 @@ class Status:
 
 
 class Watchdog:
-    """Ends the process when it has not moved for `limit_s`, after it said which rank is stuck, where, and with which clips.
+    """Ends the process when it has not moved for `limit_s`, after it said which rank is stuck, where, and with which
+    clips.
 
     Args:
         folder: `folder/ranks/rank-N.json` is written by every rank, so all see who is behind.
@@ -91,7 +93,8 @@ class Watchdog:
 
 
 def stuck(folder: Path) -> str:
-    """In words, the rank that is furthest behind: of the lowest step, outside of an exchange, the one that has not moved longest.
+    """In words, the rank that is furthest behind: of the lowest step, outside of an exchange, the one that has not
+    moved longest.
 
     Args:
         folder: of the ranks' files.
@@ -99,4 +102,6 @@ def stuck(folder: Path) -> str:
     found = [Status(**json.loads(path.read_text())) for path in sorted(folder.glob("rank-*.json"))]
     first = min(found, key=lambda s: (s.step, s.phase == "exchange", s.since))
     clips = f", clips {', '.join(first.clips)}" if first.clips else ""
-    return f"rank {first.rank} is stuck at step {first.step} in {first.phase} for {time.time() - first.since:.0f} s{clips}"
+    return (
+        f"rank {first.rank} is stuck at step {first.step} in {first.phase} for {time.time() - first.since:.0f} s{clips}"
+    )

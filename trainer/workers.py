@@ -1,7 +1,7 @@
 """Processes that read samples into shared memory: bounded, ordered by the caller, replaced when they die or hang.
 
-They are started afresh, never forked, import neither torch nor deltalake, and hold nothing that would be lost with them.
-The memory has no name (memfd): nothing of it outlives the processes, and `/dev/shm` may be as small as it likes.
+They are started afresh, never forked, import neither torch nor deltalake, and hold nothing that would be lost with
+them. The memory has no name (memfd): nothing of it outlives the processes, and `/dev/shm` may be as small as it likes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -57,8 +58,10 @@ class Patience:
     def gives_up(self, plan: Plan, window: int, failures: int, error: Exception) -> DatakitError:
         why = f"{error.kind}: {error.message}" if isinstance(error, MediaError) else f"{type(error).__name__}: {error}"
         return DatakitError(
-            f"{describe(plan, window)} could not be read in {failures} attempts ({why}): the run stops rather than skip it. "
-            "Resume once the storage answers again, or plan without the clip")
+            f"{describe(plan, window)} could not be read in {failures} attempts ({why}): the run stops rather than "
+            f"skip it. "
+            "Resume once the storage answers again, or plan without the clip"
+        )
 
 
 class Ring:
@@ -134,7 +137,9 @@ class Crew:
         broken: windows known to be.
     """
 
-    def __init__(self, spec: Spec, plan: Plan, count: int, ring: Ring, patience: Patience, broken: Sequence[Broken] = ()):
+    def __init__(
+        self, spec: Spec, plan: Plan, count: int, ring: Ring, patience: Patience, broken: Sequence[Broken] = ()
+    ):
         self._spec, self._plan, self._ring, self._patience = spec, plan, ring, patience
         self._workers: list[_Worker | None] = [None] * count
         self._broken = list(broken)
@@ -228,7 +233,9 @@ class Crew:
         if not worker.started:
             self._false_starts += 1
             if self._false_starts > self._patience.retries:
-                raise DatakitError(f"the loader's processes die while they start ({_cause(code)}): what they said is in the log")
+                raise DatakitError(
+                    f"the loader's processes die while they start ({_cause(code)}): what they said is in the log"
+                )
         return self._again(worker.in_hand[0], MediaError(kind, message)) if worker.started and worker.in_hand else []
 
     def _again(self, task: Task, error: MediaError) -> list[tuple[Task, Read | DatakitError]]:
@@ -247,7 +254,10 @@ class _Worker:
         numbers = [theirs.fileno(), ring.fd]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "trainer.reader_process", *map(str, numbers), str(ring.size)],
-            pass_fds=numbers, stdin=subprocess.DEVNULL, env={**os.environ, **dict.fromkeys(THREADS, "1")})
+            pass_fds=numbers,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **dict.fromkeys(THREADS, "1")},
+        )
         theirs.close()
         self.connection = Connection(ours.detach())
         self._send(spec)

@@ -8,16 +8,17 @@
     back.commit(checkpoint)                                   # on rank 0, once that checkpoint is whole
     back.resume(checkpoint, state, step)                      # on every rank, when a run goes on from it
 
-Rows of the steps since the last checkpoint are part of the checkpoint (`losses.arrow`) before they are committed. So a kill at any
-moment counts nothing twice and loses nothing: before a checkpoint is whole, its steps are done again; after that, its rows are there
-to be committed by whoever goes on.
+Rows of the steps since the last checkpoint are part of the checkpoint (`losses.arrow`) before they are committed. So a
+kill at any moment counts nothing twice and loses nothing: before a checkpoint is whole, its steps are done again; after
+that, its rows are there to be committed by whoever goes on.
 """
 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -38,9 +39,10 @@ if TYPE_CHECKING:
 LEVELS = 10
 """Tenths of the time of a sample, 0 (data) to 1 (noise)."""
 HALF_LIFE = 64
-"""Samples of a noise level and bucket after which one counts half in their running mean. It is then a mean of some 185 (its error, 7 %
-of the spread of single losses, adds half a per cent to their variance) and lags by 93 samples behind a loss that falls. Longer would
-gain nothing in the one and lose in the other: whether a clip is seen early or late would decide what is said about it."""
+"""Samples of a noise level and bucket after which one counts half in their running mean. It is then a mean of some 185
+(its error, 7 % of the spread of single losses, adds half a per cent to their variance) and lags by 93 samples behind a
+loss that falls. Longer would gain nothing in the one and lose in the other: whether a clip is seen early or late would
+decide what is said about it."""
 FOLDED = 256
 """Micro-batches whose losses are put together in one tensor: small ones take half a KiB of a GPU's memory each."""
 WHO = ("step", "seed", "window")
@@ -58,8 +60,8 @@ class WriteBack:
 
     Attributes:
         book: running means, and what was added since the last checkpoint.
-        waiting: rows of checkpoints that were saved and are not committed yet; those that a commit could not bring to their
-            catalog are in the next checkpoint too.
+        waiting: rows of checkpoints that were saved and are not committed yet; those that a commit could not bring to
+            their catalog are in the next checkpoint too.
     """
 
     def __init__(self, plan: Plan, run_id: str, catalogs: Mapping[str, Catalog], step: int = 0):
@@ -72,8 +74,8 @@ class WriteBack:
         self.book.add(step, batch, losses, times)
 
     def save(self, step: int) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """What a checkpoint holds of this, to be called on every rank: a state, the same everywhere, as JSON takes it; and a file of
-        what the steps before `step` taught (rank 0).
+        """What a checkpoint holds of this, to be called on every rank: a state, the same everywhere, as JSON takes it;
+        and a file of what the steps before `step` taught (rank 0).
 
         Raises:
             DatakitError: on every rank: a loss is not finite.
@@ -86,18 +88,25 @@ class WriteBack:
         return state, {FILE: as_bytes(self.waiting)}
 
     def commit(self, folder: Path) -> int:
-        """Enter the rows of a checkpoint that is whole in the catalogs; done again, it does nothing. Returns the rows entered.
+        """Enter the rows of a checkpoint that is whole in the catalogs; done again, it does nothing. Returns the rows
+        entered.
 
         Raises:
             CatalogError: a catalog cannot be written. Nothing is lost: the next checkpoint holds these rows too.
-            ConfigError: the checkpoint has no such rows, damaged ones, or those of a catalog that the plan does not have.
+            ConfigError: the checkpoint has no such rows, damaged ones, or those of a catalog that the plan does not
+                have.
         """
         rows = read_rows(folder / FILE)
         strange = sorted(set(rows["catalog"]) - set(self.catalogs))
         if strange:
-            raise ConfigError(f"{folder / FILE} has rows for the catalog {strange[0]}, of which the plan has no part: "
-                              "use the plan that the run began with")
-        entered = sum(commit(catalog, self.run_id, rows.filter(pl.col("catalog") == address)) for address, catalog in self.catalogs.items())
+            raise ConfigError(
+                f"{folder / FILE} has rows for the catalog {strange[0]}, of which the plan has no part: "
+                "use the plan that the run began with"
+            )
+        entered = sum(
+            commit(catalog, self.run_id, rows.filter(pl.col("catalog") == address))
+            for address, catalog in self.catalogs.items()
+        )
         self.waiting = self.waiting.join(rows.select(RANGE).unique(), on=RANGE, how="anti")
         return entered
 
@@ -106,8 +115,9 @@ class WriteBack:
         return {MEANS: self.book.means()}
 
     def resume(self, folder: Path, state: Mapping[str, Any] | None, step: int) -> None:
-        """Go on from a checkpoint, of whatever number of ranks: what this run committed of later steps goes, what its earlier life
-        did not commit any more is committed. Of another run's checkpoint the running means are taken over, and no rows.
+        """Go on from a checkpoint, of whatever number of ranks: what this run committed of later steps goes, what its
+        earlier life did not commit any more is committed. Of another run's checkpoint the running means are taken over,
+        and no rows.
 
         Args:
             state: that `save` gave; None: the checkpoint was made without.
@@ -129,11 +139,11 @@ class WriteBack:
 class LossBook:
     """Losses of samples, and how far they are from the running mean of their noise level and bucket.
 
-    The mean of a level and bucket is m = s / w; after a sample of loss x, s ← d·s + x and w ← d·w + 1 with d = 2 ** (-1 / HALF_LIFE):
-    an exponential mean without the bias of its beginning. (One over all samples would be behind for ever: the loss falls, so
-    whatever is seen late would look easy.) The excess of a sample is its loss minus m before it; the first of a level and bucket
-    has none and is not counted. Samples come in the order of (step, seed), whichever ranks they were on; so the sums are the same,
-    to the last bit, on any number of ranks.
+    The mean of a level and bucket is m = s / w; after a sample of loss x, s ← d·s + x and w ← d·w + 1 with d = 2 ** (-1
+    / HALF_LIFE): an exponential mean without the bias of its beginning. (One over all samples would be behind for ever:
+    the loss falls, so whatever is seen late would look easy.) The excess of a sample is its loss minus m before it; the
+    first of a level and bucket has none and is not counted. Samples come in the order of (step, seed), whichever ranks
+    they were on; so the sums are the same, to the last bit, on any number of ranks.
 
     Args:
         step: the first that is to come.
@@ -154,7 +164,9 @@ class LossBook:
         if not batch.weight:
             return
         if losses.shape != (len(batch.windows),) or times.shape != losses.shape:
-            raise ValueError(f"{len(batch.windows)} samples have losses {tuple(losses.shape)} and times {tuple(times.shape)}")
+            raise ValueError(
+                f"{len(batch.windows)} samples have losses {tuple(losses.shape)} and times {tuple(times.shape)}"
+            )
         for numbers, more in zip(self._who, ([step] * len(batch.windows), batch.seeds, batch.windows), strict=True):
             numbers.extend(more)
         self._few.append(torch.stack((losses.detach().double(), times.detach().to(losses.device).double())))
@@ -176,7 +188,9 @@ class LossBook:
         excess = self._excess(about["bucket"].to_numpy()[places], levels, samples["loss"])
         counted = ~np.isnan(excess)
         rows = _summed(self.plan, about[places[counted]], levels[counted], excess[counted])
-        rows = rows.with_columns(from_step=pl.lit(self.step, pl.Int64), to_step=pl.lit(to_step, pl.Int64)).select(list(LEARNED))
+        rows = rows.with_columns(from_step=pl.lit(self.step, pl.Int64), to_step=pl.lit(to_step, pl.Int64)).select(
+            list(LEARNED)
+        )
         self.step = to_step
         self._clear()
         return rows
@@ -199,7 +213,9 @@ class LossBook:
             step: the first that is to come.
         """
         places = {name: i for i, name in enumerate(self._names)}
-        self._means = {(places[name], level): (total, weight) for name, level, total, weight in state["means"] if name in places}
+        self._means = {
+            (places[name], level): (total, weight) for name, level, total, weight in state["means"] if name in places
+        }
         self.step = step
         self._clear()
 
@@ -260,7 +276,9 @@ def _check(samples: np.ndarray, plan: Plan) -> None:
         worst = samples[np.flatnonzero(~good)[0]]
         clip = plan.rows([int(worst["window"])], ["clip_id"])[0]["clip_id"]
         raise DatakitError(
-            f"step {worst['step']}: clip {clip} has loss {worst['loss']} at time {worst['time']}: nothing of these steps is recorded")
+            f"step {worst['step']}: clip {clip} has loss {worst['loss']} at time {worst['time']}: nothing of these "
+            f"steps is recorded"
+        )
 
 
 def _about(plan: Plan, windows: np.ndarray) -> pl.DataFrame:
@@ -272,13 +290,23 @@ def _about(plan: Plan, windows: np.ndarray) -> pl.DataFrame:
 
 
 def _summed(plan: Plan, about: pl.DataFrame, levels: np.ndarray, excess: np.ndarray) -> pl.DataFrame:
-    """Excess and count by `KEY`, added in the order of the samples: polars' own sums depend on the number of threads."""
+    """Excess and count by `KEY`, added in the order of the samples: polars' own sums depend on the number of
+    threads."""
     samples = about.select(
-        pl.col("part").replace_strict(dict(enumerate(part.catalog for part in plan.parts)), return_dtype=pl.String).alias("catalog"),
-        "clip_id", *SPAN, pl.col("bucket").replace_strict(dict(enumerate(b.name for b in plan.buckets)), return_dtype=pl.String),
+        pl.col("part")
+        .replace_strict(dict(enumerate(part.catalog for part in plan.parts)), return_dtype=pl.String)
+        .alias("catalog"),
+        "clip_id",
+        *SPAN,
+        pl.col("bucket").replace_strict(dict(enumerate(b.name for b in plan.buckets)), return_dtype=pl.String),
     ).with_columns(noise_level=pl.Series(levels, dtype=pl.Int32), excess=pl.Series(excess, dtype=pl.Float64))
     samples = samples.sort(KEY, maintain_order=True).with_columns(group=pl.struct(KEY).rle_id())
     groups = samples["group"].to_numpy()
-    return samples.unique("group", keep="first", maintain_order=True).drop("group").with_columns(
-        excess=pl.Series(np.bincount(groups, samples["excess"].to_numpy()), dtype=pl.Float64),
-        count=pl.Series(np.bincount(groups), dtype=pl.Int64))
+    return (
+        samples.unique("group", keep="first", maintain_order=True)
+        .drop("group")
+        .with_columns(
+            excess=pl.Series(np.bincount(groups, samples["excess"].to_numpy()), dtype=pl.Float64),
+            count=pl.Series(np.bincount(groups), dtype=pl.Int64),
+        )
+    )

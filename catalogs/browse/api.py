@@ -7,9 +7,10 @@ import os
 import re
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Callable
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -64,24 +65,43 @@ class Api:
 
     def routes(self) -> list[Route]:
         gets: dict[str, Callable] = {
-            "/api/info": self.info, "/api/facets": self.facets, "/api/clips": self.clips, "/api/captions": self.captions,
-            "/api/clip/{clip_id}": self.clip, "/api/sql": self.sql, "/api/changes": self.changes, "/api/export": self.export,
-            "/video/{video_id}": self.video, "/file/{clip_id}": self.file,
-            "/play/{clip_id}.mp4": self.play, "/thumb/{clip_id}.jpg": self.thumb,
+            "/api/info": self.info,
+            "/api/facets": self.facets,
+            "/api/clips": self.clips,
+            "/api/captions": self.captions,
+            "/api/clip/{clip_id}": self.clip,
+            "/api/sql": self.sql,
+            "/api/changes": self.changes,
+            "/api/export": self.export,
+            "/video/{video_id}": self.video,
+            "/file/{clip_id}": self.file,
+            "/play/{clip_id}.mp4": self.play,
+            "/thumb/{clip_id}.jpg": self.thumb,
         }
         posts = {"/api/marks": self.mark, "/api/tag": self.tag, "/api/reload": self.reload}
         return [Route(path, endpoint, methods=["GET", "HEAD"]) for path, endpoint in gets.items()] + [
-            Route(path, partial(_post, handler), methods=["POST"]) for path, handler in posts.items()]
+            Route(path, partial(_post, handler), methods=["POST"]) for path, handler in posts.items()
+        ]
 
     def info(self, request: Request) -> Response:
         """What is shown, and every column."""
         index = self.index
-        return JSONResponse({
-            "root": index.catalog.root, "clips": index.size, "versions": index.versions,
-            "snapshot": self.snapshot, "read_only": index.read_only, "where": self.where,
-            "author": author(), "load_s": index.load_s, "columns": described(), "orders": [SOURCE, DURATION],
-            "formats": list(FORMATS), "export_columns": list(COLUMNS),
-        })
+        return JSONResponse(
+            {
+                "root": index.catalog.root,
+                "clips": index.size,
+                "versions": index.versions,
+                "snapshot": self.snapshot,
+                "read_only": index.read_only,
+                "where": self.where,
+                "author": author(),
+                "load_s": index.load_s,
+                "columns": described(),
+                "orders": [SOURCE, DURATION],
+                "formats": list(FORMATS),
+                "export_columns": list(COLUMNS),
+            }
+        )
 
     def facets(self, request: Request) -> Response:
         """Ranges, histograms and values of the filters; marks do not change them until a reload."""
@@ -100,9 +120,16 @@ class Api:
         self.index.remember(cards["clip_id"].to_list(), found.rows)
         rows = [{**{name: card[name] for name in CARD}, "value": card.get(sort)} for card in cards.to_dicts()]
         counts = {name: {"clips": amount.clips, "hours": amount.hours} for name, amount in found.statuses.items()}
-        return JSONResponse(plain({
-            "total": {"clips": found.total.clips, "hours": found.total.hours}, "statuses": counts, "clips": rows, "seconds": found.seconds,
-        }))
+        return JSONResponse(
+            plain(
+                {
+                    "total": {"clips": found.total.clips, "hours": found.total.hours},
+                    "statuses": counts,
+                    "clips": rows,
+                    "seconds": found.seconds,
+                }
+            )
+        )
 
     def captions(self, request: Request) -> Response:
         """The captions of a page; apart from it, as they are read from the tables."""
@@ -134,8 +161,13 @@ class Api:
         form = ask.get("format", "csv")
         columns = [name for name in ask.get("columns", "").split(",") if name] or list(COLUMNS)
         path = export(self.index, _where(request), columns, form)
-        return FileResponse(path, media_type=FORMATS[form], filename=f"clips.{form}", headers={"Cache-Control": "no-store"},
-                            background=BackgroundTask(path.unlink, missing_ok=True))
+        return FileResponse(
+            path,
+            media_type=FORMATS[form],
+            filename=f"clips.{form}",
+            headers={"Cache-Control": "no-store"},
+            background=BackgroundTask(path.unlink, missing_ok=True),
+        )
 
     def video(self, request: Request) -> Response:
         return ranges.answer(request, self.media.video(request.path_params["video_id"]))
@@ -159,7 +191,9 @@ class Api:
                 return Response(status_code=499)
             make = partial(self.media.thumbnail, request.path_params["clip_id"], int(side) if side.isdigit() else 0)
             picture = await asyncio.get_running_loop().run_in_executor(self._decoders, make)
-        return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400, immutable"})
+        return Response(
+            picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400, immutable"}
+        )
 
     def mark(self, body: dict) -> dict:
         """`{ids | where + expected, mark: keep|reject|null}` or `{…, comment: text}`."""
@@ -170,14 +204,24 @@ class Api:
             marked = self.marker.mark(rows, body["mark"])
         else:
             raise ConfigError(f"a mark is {', '.join(MARKS)} or null")
-        return {"marked": marked, "clips": self.index.take(rows[:MOST_PAGE], ["clip_id", "status", "mark", "comment"]).to_dicts()}
+        return {
+            "marked": marked,
+            "clips": self.index.take(rows[:MOST_PAGE], ["clip_id", "status", "mark", "comment"]).to_dicts(),
+        }
 
     def tag(self, body: dict) -> dict:
         """`{name, where, columns, note}`: name the selection that is shown."""
         columns = body.get("columns") or list(COLUMNS)
         selection = Selection(self.index.catalog, dict(self.index.versions), _text(body, "where") or None, columns)
-        versions = tag(self.index.catalog, _text(body, "name") or "", selection=selection, note=_text(body, "note") or "")
-        return {"versions": versions, "clips": selection.size[0], "hours": selection.size[1], "content_hash": selection.content_hash}
+        versions = tag(
+            self.index.catalog, _text(body, "name") or "", selection=selection, note=_text(body, "note") or ""
+        )
+        return {
+            "versions": versions,
+            "clips": selection.size[0],
+            "hours": selection.size[1],
+            "content_hash": selection.content_hash,
+        }
 
     def reload(self, body: dict) -> dict:
         self.index.reload()

@@ -9,8 +9,8 @@ import socket
 import sys
 import time
 import webbrowser
+from collections.abc import AsyncIterator
 from importlib import resources
-from typing import AsyncIterator
 
 import uvicorn
 from starlette.applications import Starlette
@@ -31,7 +31,12 @@ STATIC = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".
 
 
 def serve(
-    catalog: Catalog, host: str = HOST, port: int = PORT, where: str | None = None, snapshot: str | None = None, open_browser: bool = False,
+    catalog: Catalog,
+    host: str = HOST,
+    port: int = PORT,
+    where: str | None = None,
+    snapshot: str | None = None,
+    open_browser: bool = False,
 ) -> None:
     """Serve the app until Ctrl-C.
 
@@ -53,7 +58,11 @@ def serve(
     clips, seconds = app.state.api.index.size, time.monotonic() - began
     print(f"{clips:,} clips of {catalog.root} after {seconds:.1f} s: {url} (Ctrl-C ends it)", flush=True)
     if not is_loopback(host):
-        print(f"datakit: anybody who reaches port {port} of this machine can see these videos and mark clips", file=sys.stderr, flush=True)
+        print(
+            f"datakit: anybody who reaches port {port} of this machine can see these videos and mark clips",
+            file=sys.stderr,
+            flush=True,
+        )
     if open_browser:
         webbrowser.open(url)
     with listening, contextlib.suppress(KeyboardInterrupt):  # that is how it ends
@@ -62,9 +71,14 @@ def serve(
 
 
 def make_app(
-    catalog: Catalog, host: str = HOST, port: int = PORT, where: str | None = None, snapshot: str | None = None,
+    catalog: Catalog,
+    host: str = HOST,
+    port: int = PORT,
+    where: str | None = None,
+    snapshot: str | None = None,
 ) -> Starlette:
-    """The app over a catalog, its rows read. `app.state.api` holds what it works with, `app.state.token` what writing takes.
+    """The app over a catalog, its rows read. `app.state.api` holds what it works with, `app.state.token` what writing
+    takes.
 
     Args:
         host, port: that it is bound to: requests to others are refused.
@@ -82,7 +96,9 @@ def make_app(
 
     app = Starlette(
         routes=[Route("/", page), Route("/favicon.ico", _icon), Route("/static/{name}", _asset), *api.routes()],
-        middleware=[Middleware(Guard, token=token, host=host, port=port)], exception_handlers=FAILURES, lifespan=lifespan,
+        middleware=[Middleware(Guard, token=token, host=host, port=port)],
+        exception_handlers=FAILURES,
+        lifespan=lifespan,
     )
     app.state.api, app.state.token = api, token
     return app
@@ -91,14 +107,16 @@ def make_app(
 def _asset(request: Request) -> Response:
     name = request.path_params["name"]
     known = {entry.name for entry in resources.files("catalogs.browse.static").iterdir()}
-    suffix = name[name.rfind("."):]
+    suffix = name[name.rfind(".") :]
     if name not in known or suffix not in STATIC or suffix == ".html":
         return Response("no such file", 404)
     return Response(_static(name), media_type=STATIC[suffix], headers={"Cache-Control": "no-cache"})
 
 
 def _icon(request: Request) -> Response:
-    return Response(_static("icon.svg"), media_type="image/svg+xml", headers={"Cache-Control": "private, max-age=86400"})
+    return Response(
+        _static("icon.svg"), media_type="image/svg+xml", headers={"Cache-Control": "private, max-age=86400"}
+    )
 
 
 def _static(name: str) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import polars as pl
 
@@ -13,7 +13,11 @@ from catalogs.selection import Selection
 from catalogs.tables import view_schema
 from datakit.errors import ConfigError
 
-FORMATS = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson", "parquet": "application/vnd.apache.parquet"}
+FORMATS = {
+    "csv": "text/csv; charset=utf-8",
+    "jsonl": "application/x-ndjson",
+    "parquet": "application/vnd.apache.parquet",
+}
 
 
 def export(index: Index, where: str | None, columns: Sequence[str], form: str) -> Path:
@@ -47,4 +51,7 @@ def _flat(columns: Sequence[str]) -> list[pl.Expr]:
     """Nested columns as JSON text: polars writes records as JSON, so each goes in as one with a single field."""
     nested = [name for name in columns if view_schema()[name].is_nested()]
     texts = [(name, pl.struct(name).struct.json_encode()) for name in nested]
-    return [pl.when(pl.col(name).is_not_null()).then(text.str.slice(len(f'{{"{name}":')).str.head(-1)).alias(name) for name, text in texts]
+    return [
+        pl.when(pl.col(name).is_not_null()).then(text.str.slice(len(f'{{"{name}":')).str.head(-1)).alias(name)
+        for name, text in texts
+    ]

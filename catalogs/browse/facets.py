@@ -1,4 +1,5 @@
-"""What the filters of the app offer: for every score its range and histogram, for every category its values. Once per snapshot."""
+"""What the filters of the app offer: for every score its range and histogram, for every category its values. Once per
+snapshot."""
 
 from __future__ import annotations
 
@@ -19,10 +20,37 @@ SAMPLE = 200_000
 MOST_VALUES = 40
 TECHNICAL = frozenset({"stream", "start_pts", "end_pts", "start_s", "end_s"})
 SLIDERS = (
-    DURATION, "motion", "motion_vmaf", "jitter", "aesthetic", "quality", "caption_match", "nsfw", "ocr_area", "ocr_boxes", "blur",
-    "brightness", "contrast", "saturation", "interlaced", "duplicate_similarity", "loss", "level",
+    DURATION,
+    "motion",
+    "motion_vmaf",
+    "jitter",
+    "aesthetic",
+    "quality",
+    "caption_match",
+    "nsfw",
+    "ocr_area",
+    "ocr_boxes",
+    "blur",
+    "brightness",
+    "contrast",
+    "saturation",
+    "interlaced",
+    "duplicate_similarity",
+    "loss",
+    "level",
 )
-CHECKBOXES = ("status", "mark", "kind", "camera_motion", "split", "duplicate_kind", "codec", "license", "container", "pix_fmt")
+CHECKBOXES = (
+    "status",
+    "mark",
+    "kind",
+    "camera_motion",
+    "split",
+    "duplicate_kind",
+    "codec",
+    "license",
+    "container",
+    "pix_fmt",
+)
 
 
 @dataclass(frozen=True)
@@ -53,18 +81,29 @@ class Choice:
 
 def facets(index: Index) -> dict:
     """`ranges` and `choices`; what has no values, or only one, is left out."""
-    others = [n for n in (*NUMBERS, *(f for f, few in FACTS.items() if not few)) if n not in SLIDERS and n not in TECHNICAL]
+    others = [
+        n for n in (*NUMBERS, *(f for f, few in FACTS.items() if not few)) if n not in SLIDERS and n not in TECHNICAL
+    ]
     ranges = [_range(index, name) for name in (*SLIDERS, *others) if name != "loss" or index.versions["losses"]]
     choices = [_choice(index, name) for name in CHECKBOXES]
     return {"ranges": [asdict(r) for r in ranges if r], "choices": [asdict(c) for c in choices if c]}
 
 
 def described() -> list[dict]:
-    """Every column of the view: name, type, unit, meaning, the stage that fills it, and whether rows can be sorted by it."""
+    """Every column of the view: name, type, unit, meaning, the stage that fills it, and whether rows can be sorted by
+    it."""
     return [
-        {"name": name, "type": str(kind), "unit": about[name].unit, "meaning": about[name].meaning, "filled_by": about[name].filled_by,
-         "sortable": not (kind.is_nested() or kind == pl.Binary), "nested": kind.is_nested() or kind == pl.Binary}
-        for about in [_about()] for name, kind in view_schema().items()
+        {
+            "name": name,
+            "type": str(kind),
+            "unit": about[name].unit,
+            "meaning": about[name].meaning,
+            "filled_by": about[name].filled_by,
+            "sortable": not (kind.is_nested() or kind == pl.Binary),
+            "nested": kind.is_nested() or kind == pl.Binary,
+        }
+        for about in [_about()]
+        for name, kind in view_schema().items()
     ]
 
 
@@ -90,7 +129,18 @@ def _range(index: Index, name: str) -> Range | None:
         return None
     part = ((there.to_numpy() - np.float32(low)) * np.float32(BINS / (high - low))).clip(0, BINS - 1)
     counts = np.bincount(np.nan_to_num(part).astype(np.uint8), minlength=BINS).tolist()
-    return Range(name, expression, unit, meaning, low, high, values.dtype.is_integer(), counts, values.null_count(), name in SLIDERS)
+    return Range(
+        name,
+        expression,
+        unit,
+        meaning,
+        low,
+        high,
+        values.dtype.is_integer(),
+        counts,
+        values.null_count(),
+        name in SLIDERS,
+    )
 
 
 def _choice(index: Index, name: str) -> Choice | None:

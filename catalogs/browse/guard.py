@@ -1,8 +1,8 @@
 """Who may ask: the page that this app served, from the machine that it serves. Every request passes here.
 
-A web page of somebody else, open in the same browser, can send requests to 127.0.0.1 too, directly or by giving its own name
-that address (DNS rebinding). So: the `Host` must be one of ours; requests for data must not come from another origin;
-writing takes, besides, a token that only our page knows, in a form that no HTML form can send.
+A web page of somebody else, open in the same browser, can send requests to 127.0.0.1 too, directly or by giving its own
+name that address (DNS rebinding). So: the `Host` must be one of ours; requests for data must not come from another
+origin; writing takes, besides, a token that only our page knows, in a form that no HTML form can send.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ MOST_BODY = 32 << 20
 OPEN_PATHS = ("/", "/favicon.ico")
 """The page itself: links to it may come from anywhere. It holds nothing of the catalog."""
 HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'",
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "object-src 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "same-origin",

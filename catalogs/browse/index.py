@@ -1,4 +1,5 @@
-"""The rows that the app shows, in memory: one snapshot's scalar columns, filtered, counted and sorted in fractions of a second.
+"""The rows that the app shows, in memory: one snapshot's scalar columns, filtered, counted and sorted in fractions of a
+second.
 
     index = Index(Catalog("my-catalog"))
     result = index.query("motion > 3 and status = 'kept'", sort="aesthetic", descending=True, limit=60)
@@ -110,7 +111,9 @@ class Index:
             self._recipe_level = frame["level"]
             self._source_order = _sorted(frame, SOURCE, False)
             self._seconds = frame.select((pl.col("end_s") - pl.col("start_s")).fill_null(0.0)).to_series().to_numpy()
-            unmarked = State(frame.drop("status", "level"), videos, versions, self._recipe_status, np.zeros(frame.height, np.uint8))
+            unmarked = State(
+                frame.drop("status", "level"), videos, versions, self._recipe_status, np.zeros(frame.height, np.uint8)
+            )
             marks, comments = read_marks(self.catalog, versions["marks"], frame["clip_id"])
             self._loaded = self._marked(unmarked, marks, comments, versions["marks"])
             self.load_s = time.monotonic() - began
@@ -133,14 +136,19 @@ class Index:
         return self._state.versions
 
     def query(
-        self, where: str | None = None, sort: str = SOURCE, descending: bool = False, offset: int = 0, limit: int = 60,
+        self,
+        where: str | None = None,
+        sort: str = SOURCE,
+        descending: bool = False,
+        offset: int = 0,
+        limit: int = 60,
     ) -> Result:
         """Count what matches, and find one page of it.
 
         Args:
             where: SQL condition over the view `clips`.
-            sort: a scalar column, `duration`, or `source` (videos in the catalog's order, by start). Nulls come last, equal
-                values in the catalog's order.
+            sort: a scalar column, `duration`, or `source` (videos in the catalog's order, by start). Nulls come last,
+                equal values in the catalog's order.
 
         Raises:
             ConfigError: the condition or the column makes no sense.
@@ -185,7 +193,9 @@ class Index:
         ids = self._state.frame["clip_id"]
         rows = ids.is_in(pl.Series(clip_ids, dtype=pl.String).implode()).arg_true()
         if len(rows) != len(set(clip_ids)):
-            raise CatalogError(f"{len(set(clip_ids)) - len(rows)} of these clips are not in the catalog as it is shown: reload it")
+            raise CatalogError(
+                f"{len(set(clip_ids)) - len(rows)} of these clips are not in the catalog as it is shown: reload it"
+            )
         return rows.to_numpy()
 
     def remember(self, clip_ids: list[str], rows: np.ndarray) -> None:
@@ -245,17 +255,26 @@ class Index:
         ruled = self._recipe_status
         status = np.where(ruled == QUARANTINED, ruled, np.where(keep, 0, np.where(reject, 1, ruled))).astype(np.uint8)
         free = ruled != QUARANTINED
-        told = pl.DataFrame({"level": self._recipe_level, "mark": marks, "free": free, "status": status, "comment": comments})
+        told = pl.DataFrame(
+            {"level": self._recipe_level, "mark": marks, "free": free, "status": status, "comment": comments}
+        )
         kept, rejected = (pl.col("free") & (pl.col("mark") == 1 + MARKS.index(name)) for name in ("keep", "reject"))
         level = pl.when(kept).then(pl.max_horizontal("level", pl.lit(1))).when(rejected).then(0).otherwise("level")
         shown = told.select(
             pl.col("status").cat.to(pl.Enum(STATUSES)),
             level.cast(pl.Int32).alias("level"),
-            pl.when(pl.col("mark") > 0).then(pl.col("mark") - 1).cat.to(pl.Enum(MARKS)).alias("mark"), "comment",
+            pl.when(pl.col("mark") > 0).then(pl.col("mark") - 1).cat.to(pl.Enum(MARKS)).alias("mark"),
+            "comment",
         )
         frame = state.frame.drop("reasons", strict=False).with_columns(shown)
         return replace(
-            state, frame=frame, versions={**state.versions, "marks": version}, status=status, mark=marks, generation=state.generation + 1)
+            state,
+            frame=frame,
+            versions={**state.versions, "marks": version},
+            status=status,
+            mark=marks,
+            generation=state.generation + 1,
+        )
 
     def _with(self, names: list[str]) -> State:
         """The state with these columns in its frame."""
@@ -286,7 +305,12 @@ class Index:
         with self.catalog.reading():
             rows = self.catalog.clips(state.versions, ["clip_id", *names])
             rows = rows.filter(pl.any_horizontal(pl.col(names).is_not_null())).collect(engine="streaming")
-        return state.frame.select("clip_id").join(rows, on="clip_id", how="left", maintain_order="left").select(names).get_columns()
+        return (
+            state.frame.select("clip_id")
+            .join(rows, on="clip_id", how="left", maintain_order="left")
+            .select(names)
+            .get_columns()
+        )
 
     def _mask(self, state: State, where: str | None) -> np.ndarray:
         key = (state.generation, where)
@@ -331,7 +355,9 @@ def _evaluate(frame: pl.DataFrame, where: str | None) -> np.ndarray:
         try:
             found = used.select(asked).collect().to_series()
         except pl.exceptions.PolarsError:
-            found = used.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String)).select(asked).collect().to_series()
+            found = (
+                used.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String)).select(asked).collect().to_series()
+            )
     except pl.exceptions.PolarsError as e:
         raise ConfigError(f"--where: cannot use {where!r}: {str(e).splitlines()[0]}") from e
     if len(found) != frame.height:  # a condition about all clips at once
@@ -342,19 +368,33 @@ def _evaluate(frame: pl.DataFrame, where: str | None) -> np.ndarray:
 def _sorted(frame: pl.DataFrame, sort: str, descending: bool) -> np.ndarray:
     """Numbers of all rows in an order; see `Index.query`."""
     keys = frame.lazy().select(_key(frame, sort).alias("key")).with_row_index()
-    return keys.sort("key", descending=descending, nulls_last=True, maintain_order=True).select("index").collect().to_series().to_numpy()
+    return (
+        keys.sort("key", descending=descending, nulls_last=True, maintain_order=True)
+        .select("index")
+        .collect()
+        .to_series()
+        .to_numpy()
+    )
 
 
 def _first(frame: pl.DataFrame, mask: np.ndarray, sort: str, descending: bool, number: int) -> np.ndarray:
     """The first rows of `_sorted` that match, without sorting the others."""
     keys = frame.lazy().select(_key(frame, sort).alias("key")).with_row_index().filter(pl.Series(mask))
     best = keys.top_k(number, by=["key", "index"], reverse=[not descending, True])
-    return best.sort("key", "index", descending=[descending, False], nulls_last=True).select("index").collect().to_series().to_numpy()
+    return (
+        best.sort("key", "index", descending=[descending, False], nulls_last=True)
+        .select("index")
+        .collect()
+        .to_series()
+        .to_numpy()
+    )
 
 
 def _key(frame: pl.DataFrame, sort: str) -> pl.Expr:
     if sort == SOURCE:
-        return pl.col("row_of_video").cast(pl.UInt64) * (1 << 32) + (pl.col("start_s").fill_null(0.0) * 1000).cast(pl.UInt64)
+        return pl.col("row_of_video").cast(pl.UInt64) * (1 << 32) + (pl.col("start_s").fill_null(0.0) * 1000).cast(
+            pl.UInt64
+        )
     if sort == DURATION:
         return pl.col("end_s") - pl.col("start_s")
     return pl.col(sort).cast(pl.String) if isinstance(frame.schema[sort], (pl.Categorical, pl.Enum)) else pl.col(sort)

@@ -1,9 +1,10 @@
-"""Writing marks from the app: at once, and shown at once. Rows are only added, so writers beside this one lose nothing."""
+"""Writing marks from the app: at once, and shown at once. Rows are only added, so writers beside this one lose
+nothing."""
 
 from __future__ import annotations
 
 import threading
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 
@@ -47,10 +48,14 @@ class Marker:
         """
         index, catalog = self.index, self.index.catalog
         if index.read_only:
-            raise CatalogError("this is a snapshot of the catalog, to look at only: browse the catalog as it is now to mark clips")
+            raise CatalogError(
+                "this is a snapshot of the catalog, to look at only: browse the catalog as it is now to mark clips"
+            )
         if len(rows) > MOST:
             raise CatalogError(
-                f"{len(rows)} clips are too many to mark one by one ({MOST} at most): narrow the condition, or make it a recipe's rule")
+                f"{len(rows)} clips are too many to mark one by one ({MOST} at most): narrow the condition, or make "
+                f"it a recipe's rule"
+            )
         if not len(rows):
             return 0
         with self._lock:

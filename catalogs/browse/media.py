@@ -1,4 +1,5 @@
-"""Pictures and films of clips: where they lie, whether a browser can play them, thumbnails, and a transcode where it cannot.
+"""Pictures and films of clips: where they lie, whether a browser can play them, thumbnails, and a transcode where it
+cannot.
 
 Only files that the catalog records are opened: addresses of ok videos, and clip files inside the catalog's own folder.
 """
@@ -55,21 +56,27 @@ class Media:
         self._starts: Recent[float] = Recent(4096)
         self._addresses: Recent[str] = Recent(4096)
         self._folder = tempfile.TemporaryDirectory(prefix="datakit-browse-")
-        self._films: Recent[Path] = Recent(TRANSCODE_BYTES, lambda path: path.stat().st_size, lambda path: path.unlink(missing_ok=True))
+        self._films: Recent[Path] = Recent(
+            TRANSCODE_BYTES, lambda path: path.stat().st_size, lambda path: path.unlink(missing_ok=True)
+        )
         self._cutting = threading.Lock()
 
     def close(self) -> None:
         self._folder.cleanup()
 
     def of_clip(self, clip_id: str) -> dict:
-        """How the page shows a clip: `kind` (video, image), `src`, `start` and `end` in the time that a player counts, and
-        `fallback`, the transcode, for browsers that refuse `src`."""
+        """How the page shows a clip: `kind` (video, image), `src`, `start` and `end` in the time that a player counts,
+        and `fallback`, the transcode, for browsers that refuse `src`."""
         row = self._row(clip_id)
         clip, video = self.index.take([row], SPAN).row(0, named=True), self.index.video_at(row)
         film = f"/play/{clip_id}.mp4"
         whole = {"kind": "video", "src": film, "fallback": None, "start": 0.0, "end": None, "of": "transcode"}
         if video["kind"] == "image":
-            return {"kind": "image", "src": self._picture(clip_id, video), "fallback": f"/thumb/{clip_id}.jpg?side=1280"}
+            return {
+                "kind": "image",
+                "src": self._picture(clip_id, video),
+                "fallback": f"/thumb/{clip_id}.jpg?side=1280",
+            }
         if self.index.has_path(row) and not self._is_here(video):
             return {**whole, "src": f"/file/{clip_id}", "fallback": film, "of": "clip file"}
         if not _plays(video):
@@ -77,8 +84,14 @@ class Media:
         begin = self._start_of(video)
         base = Fraction(clip["time_base"])
         start, end = (float(pts * base) - begin for pts in (clip["start_pts"], clip["end_pts"]))
-        return {"kind": "video", "src": f"/video/{video['video_id']}", "fallback": film, "of": "source",
-                "start": max(0.0, math.ceil(start * 1e6) / 1e6), "end": math.floor(end * 1e6) / 1e6}
+        return {
+            "kind": "video",
+            "src": f"/video/{video['video_id']}",
+            "fallback": film,
+            "of": "source",
+            "start": max(0.0, math.ceil(start * 1e6) / 1e6),
+            "end": math.floor(end * 1e6) / 1e6,
+        }
 
     def video(self, video_id: str) -> Served:
         """The source of an ok video."""
@@ -158,8 +171,12 @@ class Media:
             return video["uri"]
 
         def look() -> str:
-            found = self._read("videos", pl.col("video_id") == video["video_id"], video["shard"], ["uris"])["uris"] or []
-            return next((u["uri"] for u in found if is_remote(u["uri"]) or os.path.isfile(local_path(u["uri"]))), video["uri"])
+            found = (
+                self._read("videos", pl.col("video_id") == video["video_id"], video["shard"], ["uris"])["uris"] or []
+            )
+            return next(
+                (u["uri"] for u in found if is_remote(u["uri"]) or os.path.isfile(local_path(u["uri"]))), video["uri"]
+            )
 
         return self._addresses.get_or(video["video_id"], look)
 
@@ -174,8 +191,8 @@ class Media:
     def _start_of(self, video: dict) -> float:
         """What players call 0, in seconds of the file's own time: the container's start where that is before 0, else 0.
 
-        Players do not move what begins late: the HTML standard ("offsets into the media resource") has them count from the
-        media's own zero, and Chromium's FFmpegDemuxerStream rebases negative starts only.
+        Players do not move what begins late: the HTML standard ("offsets into the media resource") has them count from
+        the media's own zero, and Chromium's FFmpegDemuxerStream rebases negative starts only.
         """
         from datakit.video.container import open_container
 
@@ -197,7 +214,9 @@ class Media:
         catalog, versions = self.index.catalog, self.index.versions
         source = catalog.finished_clips(versions) if table == "clips" else catalog.scan(table, versions[table])
         with catalog.reading():
-            return source.filter((pl.col("shard") == shard) & which).select(columns).head(1).collect().row(0, named=True)
+            return (
+                source.filter((pl.col("shard") == shard) & which).select(columns).head(1).collect().row(0, named=True)
+            )
 
 
 def inside(catalog: Catalog, path: str) -> str:
@@ -234,7 +253,9 @@ def served(uri: str, tag: str) -> Served:
         raise MediaError(ErrorKind.UNREADABLE, f"cannot read {path}: {e.strerror}") from e
     if not os.path.isfile(path):
         raise MediaError(ErrorKind.UNREADABLE, f"{path} is no file")
-    return Served(path, found.st_size, f"{tag}/{found.st_size}/{found.st_mtime_ns}", found.st_mtime, lambda: open(path, "rb"))
+    return Served(
+        path, found.st_size, f"{tag}/{found.st_size}/{found.st_mtime_ns}", found.st_mtime, lambda: open(path, "rb")
+    )
 
 
 def _served_remote(uri: str, tag: str) -> Served:

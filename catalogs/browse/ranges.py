@@ -5,17 +5,25 @@ from __future__ import annotations
 import hashlib
 import mimetypes
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.utils import formatdate
-from typing import BinaryIO, Callable, Iterator
+from typing import BinaryIO
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 CHUNK = 256 << 10
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
-TYPES = {".mkv": "video/x-matroska", ".webm": "video/webm", ".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/quicktime",
-         ".avif": "image/avif", ".webp": "image/webp"}
+TYPES = {
+    ".mkv": "video/x-matroska",
+    ".webm": "video/webm",
+    ".mp4": "video/mp4",
+    ".m4v": "video/mp4",
+    ".mov": "video/quicktime",
+    ".avif": "image/avif",
+    ".webp": "image/webp",
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,10 @@ def _range(request: Request, file: Served, headers: dict[str, str]) -> tuple[int
     text = request.headers.get("range")
     if text is None:
         return None
-    if (known := request.headers.get("if-range")) is not None and known not in (headers["ETag"], headers.get("Last-Modified")):
+    if (known := request.headers.get("if-range")) is not None and known not in (
+        headers["ETag"],
+        headers.get("Last-Modified"),
+    ):
         return None
     found = RANGE.fullmatch(text.replace(" ", ""))
     if found is None or found.groups() == ("", ""):
@@ -90,6 +101,6 @@ def _pieces(file: Served, first: int, end: int) -> Iterator[bytes]:
 
 def _type(name: str) -> str:
     """What a browser may take it for: never a page or a script, whatever it is called."""
-    suffix = name[name.rfind("."):].lower() if "." in name else ""
+    suffix = name[name.rfind(".") :].lower() if "." in name else ""
     kind = TYPES.get(suffix) or mimetypes.guess_type(name)[0] or ""
     return kind if kind.startswith(("video/", "image/")) and kind != "image/svg+xml" else "application/octet-stream"

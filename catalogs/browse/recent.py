@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import Callable, Generic, Hashable, TypeVar
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
 
 V = TypeVar("V")
 
@@ -18,7 +19,9 @@ class Recent(Generic[V]):
         dropped: called with what has to go.
     """
 
-    def __init__(self, bound: int, size: Callable[[V], int] = lambda value: 1, dropped: Callable[[V], None] = lambda value: None):
+    def __init__(
+        self, bound: int, size: Callable[[V], int] = lambda value: 1, dropped: Callable[[V], None] = lambda value: None
+    ):
         self._bound, self._size, self._dropped = bound, size, dropped
         self._values: OrderedDict[Hashable, V] = OrderedDict()
         self._total = 0

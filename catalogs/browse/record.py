@@ -22,7 +22,8 @@ HEAVY = ("cuts",)
 def record(index: Index, row: int) -> dict[str, Any]:
     """The parts of the side panel, as JSON takes them.
 
-    `clip`: the view's columns; `video`; `siblings`: clips of the video by start; `captions`; `decision`; `marks`, the newest
+    `clip`: the view's columns; `video`; `siblings`: clips of the video by start; `captions`; `decision`; `marks`, the
+        newest
     first; `alike`: clips of its duplicate group; `runs` that made what is here; `losses` by run.
     """
     catalog, versions = index.catalog, index.versions
@@ -30,26 +31,53 @@ def record(index: Index, row: int) -> dict[str, Any]:
     at = (pl.col("shard") == shown["shard"]) & (pl.col("clip_id") == shown["clip_id"])
     with catalog.reading():
         clip = _first(catalog.finished_clips(versions).filter(at))
-        video = _first(catalog.scan("videos", versions["videos"]).filter(
-            (pl.col("shard") == shown["shard"]) & (pl.col("video_id") == clip["video_id"])).drop(HEAVY))
-        captions = catalog.scan("captions", versions["captions"]).filter(at).sort("style", "created_at").collect().to_dicts()
-        decision = _first(catalog.scan("decisions", versions["decisions"]).filter(pl.col("clip_id") == shown["clip_id"]))
+        video = _first(
+            catalog.scan("videos", versions["videos"])
+            .filter((pl.col("shard") == shown["shard"]) & (pl.col("video_id") == clip["video_id"]))
+            .drop(HEAVY)
+        )
+        captions = (
+            catalog.scan("captions", versions["captions"]).filter(at).sort("style", "created_at").collect().to_dicts()
+        )
+        decision = _first(
+            catalog.scan("decisions", versions["decisions"]).filter(pl.col("clip_id") == shown["clip_id"])
+        )
         marks = catalog.scan("marks", versions["marks"]).filter(pl.col("clip_id") == shown["clip_id"])
         marks = marks.sort("created_at", "mark_id", descending=True).collect().to_dicts()
         mean = (pl.col("excess").sum() / pl.col("count").sum()).alias("loss")
-        losses = catalog.scan("losses", versions["losses"]).filter(at).group_by("run_id", "noise_level").agg(mean, pl.col("count").sum())
+        losses = (
+            catalog.scan("losses", versions["losses"])
+            .filter(at)
+            .group_by("run_id", "noise_level")
+            .agg(mean, pl.col("count").sum())
+        )
         losses = losses.sort("run_id", "noise_level").collect().to_dicts()
         alike = _alike(catalog, versions, clip["duplicate_group"])
         runs = _runs(catalog, {clip["run_id"], video["run_id"], *(c["run_id"] for c in captions)})
     chosen = next((c for c in captions if c["caption_id"] == decision.get("caption_id")), {})
     view = {
-        **clip, **{name: video.get(name) for name in VIEW_FROM_VIDEOS}, "uri": index.video_at(row)["uri"], **shown,
-        "reasons": _reasons(decision.get("reasons"), shown), "caption": chosen.get("text"), "caption_style": chosen.get("style"),
-        "caption_model": chosen.get("model"), "caption_flags": chosen.get("flags"),
+        **clip,
+        **{name: video.get(name) for name in VIEW_FROM_VIDEOS},
+        "uri": index.video_at(row)["uri"],
+        **shown,
+        "reasons": _reasons(decision.get("reasons"), shown),
+        "caption": chosen.get("text"),
+        "caption_style": chosen.get("style"),
+        "caption_model": chosen.get("model"),
+        "caption_flags": chosen.get("flags"),
         "loss": _mean(losses),
     }
-    parts = {"clip": view, "video": video, "siblings": _siblings(index, row), "captions": captions, "decision": decision, "marks": marks,
-             "alike": _with_status(index, alike), "runs": runs, "losses": losses}
+    parts = {
+        "clip": view,
+        "video": video,
+        "siblings": _siblings(index, row),
+        "captions": captions,
+        "decision": decision,
+        "marks": marks,
+        "alike": _with_status(index, alike),
+        "runs": runs,
+        "losses": losses,
+    }
     return plain(parts)
 
 
@@ -73,17 +101,25 @@ def plain(value: Any) -> Any:
 def captions_of(index: Index, clip_ids: list[str]) -> dict[str, str]:
     """The chosen captions of a page of clips, read from their shards.
 
-    The recipe's choice is in `decisions`, a table over all clips; where a clip has one caption only, as most have, it is that.
+    The recipe's choice is in `decisions`, a table over all clips; where a clip has one caption only, as most have, it
+    is that.
     """
     rows = index.rows_of(clip_ids)
     where = index.take(rows, ["clip_id", "shard"])
     catalog, versions = index.catalog, index.versions
     shards, ids = where["shard"].cast(pl.String).unique().to_list(), where["clip_id"].to_list()
     with catalog.reading():
-        found = catalog.scan("captions", versions["captions"]).filter(pl.col("shard").is_in(shards) & pl.col("clip_id").is_in(ids))
+        found = catalog.scan("captions", versions["captions"]).filter(
+            pl.col("shard").is_in(shards) & pl.col("clip_id").is_in(ids)
+        )
         texts = found.select("clip_id", "caption_id", "text").collect()
         if texts["clip_id"].n_unique() < texts.height:
-            chosen = catalog.scan("decisions", versions["decisions"]).filter(pl.col("clip_id").is_in(ids)).select("caption_id").collect()
+            chosen = (
+                catalog.scan("decisions", versions["decisions"])
+                .filter(pl.col("clip_id").is_in(ids))
+                .select("caption_id")
+                .collect()
+            )
             texts = texts.filter(pl.col("caption_id").is_in(chosen["caption_id"].implode()))
     return dict(texts.filter(pl.col("text").is_not_null()).select("clip_id", "text").iter_rows())
 
@@ -108,7 +144,12 @@ def _alike(catalog: Catalog, versions: dict[str, int], group: str | None) -> lis
     if group is None:
         return []
     rows = catalog.finished_clips(versions).filter(pl.col("duplicate_group") == group)
-    return rows.select("clip_id", "duplicate_of", "duplicate_kind", "duplicate_similarity").head(MOST_ALIKE).collect().to_dicts()
+    return (
+        rows.select("clip_id", "duplicate_of", "duplicate_kind", "duplicate_similarity")
+        .head(MOST_ALIKE)
+        .collect()
+        .to_dicts()
+    )
 
 
 def _with_status(index: Index, clips: list[dict]) -> list[dict]:

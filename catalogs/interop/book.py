@@ -1,16 +1,16 @@
 """Entering videos that are finished: their clips first, then their rows in `videos`, which make them count.
 
-The protocol is that of ingest (pipelines/ledger.py): readers take a clip only if its `run_id` is its video's, so that what a
-killed import has appended is never seen; and a video that is finished already, whoever did it, is left as it is.
+The protocol is that of ingest (pipelines/ledger.py): readers take a clip only if its `run_id` is its video's, so that
+what a killed import has appended is never seen; and a video that is finished already, whoever did it, is left as it is.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from typing import Iterable, Sequence
+from datetime import UTC, datetime
 
 import polars as pl
 
@@ -76,10 +76,13 @@ class Book:
         """
         asked = pl.DataFrame(
             {"uri": [s.uri for s in sources], "size": [s.size for s in sources], "etag": [s.etag for s in sources]},
-            schema={"uri": pl.String, "size": pl.Int64, "etag": pl.String})
+            schema={"uri": pl.String, "size": pl.Int64, "etag": pl.String},
+        )
         same = dict(asked.join(self._known, on=["uri", "size", "etag"]).select("uri", "video_id").iter_rows())
         before: dict[str, set[str]] = {}
-        for uri, video in asked.select("uri").unique().join(self._known, on="uri").select("uri", "video_id").iter_rows():
+        for uri, video in (
+            asked.select("uri").unique().join(self._known, on="uri").select("uri", "video_id").iter_rows()
+        ):
             before.setdefault(uri, set()).add(video)
 
         def look(source: Source) -> tuple[str, MediaError | None]:
@@ -89,16 +92,27 @@ class Book:
             others = before.get(source.uri, set()) - {unreadable_id(source.uri)}
             if problem is None and others and found not in others:
                 problem = MediaError(
-                    ErrorKind.SOURCE_CHANGED, f"{source.uri} held video {min(others)} when it was entered and holds {found} now", "import")
+                    ErrorKind.SOURCE_CHANGED,
+                    f"{source.uri} held video {min(others)} when it was entered and holds {found} now",
+                    "import",
+                )
             return found, problem
 
         with ThreadPoolExecutor(READERS) as pool:
             return list(pool.map(look, sources))
 
     def states(self, videos: Iterable[str]) -> dict[str, str]:
-        """Of videos that the catalog has: `ok`, `quarantined`, or `again` (pending, or failed in a way that may pass)."""
-        rows = self.catalog.scan("videos").filter(pl.col("video_id").is_in(list(videos))).select("video_id", "status", "error_kind")
-        return {video: "again" if status == "pending" or kind in AGAIN else status for video, status, kind in rows.collect().iter_rows()}
+        """Of videos that the catalog has: `ok`, `quarantined`, or `again` (pending, or failed in a way that may
+        pass)."""
+        rows = (
+            self.catalog.scan("videos")
+            .filter(pl.col("video_id").is_in(list(videos)))
+            .select("video_id", "status", "error_kind")
+        )
+        return {
+            video: "again" if status == "pending" or kind in AGAIN else status
+            for video, status, kind in rows.collect().iter_rows()
+        }
 
     def clips_of(self, videos: Iterable[str]) -> pl.DataFrame:
         """Clips that count: clip_id, video_id, and whether it is `whole`, all frames of its video."""
@@ -125,16 +139,30 @@ class Book:
 
     def note(self, entries: Sequence[Entry]) -> None:
         """Videos that the catalog has gain addresses, attributes that they lack, and captions."""
+
         def make(table: pl.LazyFrame) -> tuple[pl.DataFrame, dict]:
             ids = [entry.video_id for entry in entries]
             there = table.filter(pl.col("video_id").is_in(ids)).select("video_id", "uris", *ATTRIBUTES).collect()
             old = {row["video_id"]: row for row in there.to_dicts()}
-            rows = [{"video_id": e.video_id, "uris": _addresses(e.sources, old[e.video_id]["uris"]),
-                     **{name: _first(old[e.video_id][name], e.attributes.get(name)) for name in ATTRIBUTES}}
-                    for e in entries if e.video_id in old]
+            rows = [
+                {
+                    "video_id": e.video_id,
+                    "uris": _addresses(e.sources, old[e.video_id]["uris"]),
+                    **{name: _first(old[e.video_id][name], e.attributes.get(name)) for name in ATTRIBUTES},
+                }
+                for e in entries
+                if e.video_id in old
+            ]
             rows = [row for row in rows if row != {name: old[row["video_id"]][name] for name in row}]
-            types = {name: kind for name, kind in polars_schema("videos").items() if name in ("video_id", "uris", *ATTRIBUTES)}
-            return pl.DataFrame(rows, schema=types), {"on": "t.video_id = s.video_id", "set": {n: f"s.{n}" for n in ("uris", *ATTRIBUTES)}}
+            types = {
+                name: kind
+                for name, kind in polars_schema("videos").items()
+                if name in ("video_id", "uris", *ATTRIBUTES)
+            }
+            return pl.DataFrame(rows, schema=types), {
+                "on": "t.video_id = s.video_id",
+                "set": {n: f"s.{n}" for n in ("uris", *ATTRIBUTES)},
+            }
 
         if entries:
             self.catalog.update("videos", make)
@@ -145,7 +173,9 @@ class Book:
         rows = [self._caption_row(clip, caption) for entry in entries for clip, caption in entry.captions.items()]
         if not rows:
             return
-        frame = pl.DataFrame(rows, schema=polars_schema("captions")).unique("caption_id", keep="first", maintain_order=True)
+        frame = pl.DataFrame(rows, schema=polars_schema("captions")).unique(
+            "caption_id", keep="first", maintain_order=True
+        )
         updates = {name: f"s.{name}" for name in frame.columns}
         for (shard,), group in frame.group_by("shard"):
             how = {"on": f"t.shard = '{shard}' AND t.caption_id = s.caption_id", "set": updates, "insert": True}
@@ -159,18 +189,35 @@ class Book:
 
     def _video_row(self, entry: Entry) -> dict:
         row = {
-            **entry.columns, **entry.attributes, "video_id": entry.video_id, "uris": _addresses(entry.sources, []),
-            "shard": self.catalog.shard_of(entry.video_id), "fingerprint": FINGERPRINT, "run_id": self.run_id,
-            "finished_at": datetime.now(timezone.utc), "clip_count": len(entry.clips),
+            **entry.columns,
+            **entry.attributes,
+            "video_id": entry.video_id,
+            "uris": _addresses(entry.sources, []),
+            "shard": self.catalog.shard_of(entry.video_id),
+            "fingerprint": FINGERPRINT,
+            "run_id": self.run_id,
+            "finished_at": datetime.now(UTC),
+            "clip_count": len(entry.clips),
         }
         if entry.failure is None:
             return {**row, "status": "ok"}
         failed = entry.failure
-        return {**row, "status": "quarantined", "error_stage": failed.stage, "error_kind": str(failed.kind), "error": failed.message[:500]}
+        return {
+            **row,
+            "status": "quarantined",
+            "error_stage": failed.stage,
+            "error_kind": str(failed.kind),
+            "error": failed.message[:500],
+        }
 
     def _with_addresses(self, rows: pl.DataFrame, table: pl.LazyFrame) -> pl.DataFrame:
         """The rows, with the addresses that the table has of these videos too."""
-        old = dict(table.filter(pl.col("video_id").is_in(rows["video_id"].to_list())).select("video_id", "uris").collect().iter_rows())
+        old = dict(
+            table.filter(pl.col("video_id").is_in(rows["video_id"].to_list()))
+            .select("video_id", "uris")
+            .collect()
+            .iter_rows()
+        )
         merged = [_merged(uris, old.get(video) or []) for video, uris in rows.select("video_id", "uris").iter_rows()]
         return rows.with_columns(pl.Series("uris", merged, polars_schema("videos")["uris"]))
 
@@ -184,8 +231,13 @@ class Book:
 
     def _caption_row(self, clip: str, caption: dict) -> dict:
         return {
-            **caption, "caption_id": caption_id(clip, caption["style"], caption["model"]), "clip_id": clip, "backend": MODEL,
-            "fingerprint": FINGERPRINT, "run_id": self.run_id, "created_at": datetime.now(timezone.utc),
+            **caption,
+            "caption_id": caption_id(clip, caption["style"], caption["model"]),
+            "clip_id": clip,
+            "backend": MODEL,
+            "fingerprint": FINGERPRINT,
+            "run_id": self.run_id,
+            "created_at": datetime.now(UTC),
         }
 
 

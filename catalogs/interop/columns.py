@@ -1,8 +1,8 @@
 """What columns mean on both sides: which scores of other tools are ours, which of ours go under their names.
 
-Open-Sora's columns are defined in its repository: tools/datasets/README.md (hpcaitech/Open-Sora, versions 1.0 to 1.3) and
-docs/train.md (2.0: "at least the following columns are required: path, text, num_frames, height, width, aspect_ratio,
-resolution, fps"), its scores in tools/scoring/README.md. Of these scores only one has our definition:
+Open-Sora's columns are defined in its repository: tools/datasets/README.md (hpcaitech/Open-Sora, versions 1.0 to 1.3)
+and docs/train.md (2.0: "at least the following columns are required: path, text, num_frames, height, width,
+aspect_ratio, resolution, fps"), its scores in tools/scoring/README.md. Of these scores only one has our definition:
 
 | theirs | ours | |
 |---|---|---|
@@ -34,11 +34,19 @@ TECHNICAL = ("num_frames", "height", "width", "aspect_ratio", "fps", "resolution
 """What decoding tells: it wins over what a data set states."""
 TOLERANCE = {"fps": 0.01, "aspect_ratio": 0.01}
 """Relative differences that are rounding."""
-ATTRIBUTES = {"license": "license", "licence": "license", "source_url": "source_url", "attribution": "attribution",
-              "source_caption": "source_caption"}
+ATTRIBUTES = {
+    "license": "license",
+    "licence": "license",
+    "source_url": "source_url",
+    "attribution": "attribution",
+    "source_caption": "source_caption",
+}
 """Columns of a data set that `videos` has columns for."""
-SCORES = tuple(c.name for c in CLIPS if c.filled_by not in ("ingest", "clips", "dedup") and c.name != "content_hash") + ("split",)
-"""Of a clip, what stays true of it in a file of its own. (`content_hash` is of the pictures at the source's grid times.)"""
+SCORES = tuple(
+    c.name for c in CLIPS if c.filled_by not in ("ingest", "clips", "dedup") and c.name != "content_hash"
+) + ("split",)
+"""Of a clip, what stays true of it in a file of its own. (`content_hash` is of the pictures at the source's grid
+times.)"""
 EXPORTED = "exported"
 """Key of `videos.extra` under which lies what an export of ours said of the clip besides."""
 
@@ -75,7 +83,9 @@ def sort_out(columns: dict[str, Any], ours: bool) -> Meaning:
     exported: dict[str, Any] = {}
     for name, value in columns.items():
         score = SAME_SCORES.get(name, name if ours and name in SCORES else None)
-        if is_empty(value) and not (value == "" and score == "phash"):  # no frame showed anything: no hash, but looked at
+        if is_empty(value) and not (
+            value == "" and score == "phash"
+        ):  # no frame showed anything: no hash, but looked at
             continue
         typed = _typed(value, polars_schema("clips")[score]) if score else None
         if typed is not None:
@@ -117,7 +127,9 @@ def hex_columns(rows: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame | pl.LazyFram
 def flat_columns(rows: pl.DataFrame) -> pl.DataFrame:
     """Lists and structs as JSON, bytes as hex: for CSV."""
     nested = [name for name, kind in rows.schema.items() if kind.is_nested()]
-    texts = [pl.Series(name, [None if v is None else _json(v) for v in rows[name].to_list()], pl.String) for name in nested]
+    texts = [
+        pl.Series(name, [None if v is None else _json(v) for v in rows[name].to_list()], pl.String) for name in nested
+    ]
     return hex_columns(rows).with_columns(texts)
 
 

@@ -35,14 +35,21 @@ def show_imported(done: Imported, statuses: dict[str, int] | None, root: str, as
         print(json.dumps({**done.as_dict(), "statuses": statuses}, indent=1, ensure_ascii=False))
         return
     parts = {
-        "entered": done.entered, "there before": done.in_catalog, "there with other clips": done.divided_otherwise,
-        "of the same content as another row": done.same_content, "forgotten before": done.forgotten, "quarantined": done.quarantined,
+        "entered": done.entered,
+        "there before": done.in_catalog,
+        "there with other clips": done.divided_otherwise,
+        "of the same content as another row": done.same_content,
+        "forgotten before": done.forgotten,
+        "quarantined": done.quarantined,
     }
     print(f"{done.rows} rows ({done.form}): " + ", ".join(f"{count} {what}" for what, count in parts.items() if count))
     if done.captions:
         print(f"{done.captions} captions entered or changed")
     if done.discrepancies:
-        print(f"{done.discrepancies} rows state other frames, sizes or rates than their files have (videos.extra, key stated)")
+        print(
+            f"{done.discrepancies} rows state other frames, sizes or rates than their files have (videos.extra, key "
+            f"stated)"
+        )
     for line in done.first_problems:
         print(f"quarantined: {line}", file=sys.stderr)
     if statuses is None:

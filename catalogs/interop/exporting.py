@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Callable, Sequence
 
 import datakit
 from catalogs.interop import EXPORT_FORMATS, huggingface, open_sora, tables, webdataset
@@ -86,9 +86,15 @@ def run(request: Request) -> Exported:
         request.on_progress(0, total)
         clips = form.write(job)
         if not clips:
-            raise CatalogError(f"none of {total} clips could be exported; the first: {job.failed[0].uri}: {job.failed[0].reason}")
-        result = Exported(str(place.out), request.form, media, clips, job.made, job.failed, selection.as_dict(), job.notes)
-        place.summary.write_text(json.dumps(_summary(result, request, catalog.root), indent=1, ensure_ascii=False) + "\n")
+            raise CatalogError(
+                f"none of {total} clips could be exported; the first: {job.failed[0].uri}: {job.failed[0].reason}"
+            )
+        result = Exported(
+            str(place.out), request.form, media, clips, job.made, job.failed, selection.as_dict(), job.notes
+        )
+        place.summary.write_text(
+            json.dumps(_summary(result, request, catalog.root), indent=1, ensure_ascii=False) + "\n"
+        )
         place.publish()
     return result
 

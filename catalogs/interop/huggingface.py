@@ -1,7 +1,7 @@
 """Hugging Face's VideoFolder: a folder for each split, in it the videos and `metadata.parquet` with their `file_name`.
 
-The format: huggingface.co/docs/datasets/video_dataset. The metadata are Parquet, as `datasets` takes the types of JSON lines
-from the first rows, and refuses splits whose types differ (a column that is all null in one of them).
+The format: huggingface.co/docs/datasets/video_dataset. The metadata are Parquet, as `datasets` takes the types of JSON
+lines from the first rows, and refuses splits whose types differ (a column that is all null in one of them).
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import polars as pl
 
@@ -18,7 +18,7 @@ from catalogs.interop import open_sora
 from catalogs.interop.job import Job
 from catalogs.interop.rows import Row, address
 from datakit.errors import ConfigError
-from datakit.video.address import VIDEO_SUFFIXES, local_path, is_remote, open_bytes
+from datakit.video.address import VIDEO_SUFFIXES, is_remote, local_path, open_bytes
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 """Ours -> the names that `datasets` looks for."""
@@ -32,9 +32,16 @@ def write(job: Job) -> int:
     ids = rows["clip_id"].to_list()
     rows = job.with_files(rows, lambda number: f"{job.place.folder}/{folders[number]}/{ids[number][:2]}/{ids[number]}")
     rows = rows.with_columns(folder=pl.col("split").replace_strict(SPLITS, default="train", return_dtype=pl.String))
-    told = [name for name in dict.fromkeys(["clip_id", *columns]) if name not in ("caption", "path", "lost_start", "lost_end")]
+    told = [
+        name
+        for name in dict.fromkeys(["clip_id", *columns])
+        if name not in ("caption", "path", "lost_start", "lost_end")
+    ]
     for (folder,), part in rows.group_by("folder", maintain_order=True):
-        names = [_placed(job, folder, clip, path, made) for clip, path, made in part.select("clip_id", "file", "made").iter_rows()]
+        names = [
+            _placed(job, folder, clip, path, made)
+            for clip, path, made in part.select("clip_id", "file", "made").iter_rows()
+        ]
         part = part.with_columns(pl.Series("file_name", names, pl.String), pl.col("caption").alias("text"))
         part.select("file_name", "text", *told).write_parquet(job.place.folder / folder / "metadata.parquet")
     return rows.height
@@ -90,7 +97,8 @@ def read_jsonl(path: str, media_root: str | None, ours: bool) -> Iterator[Row]:
 
 
 def _placed(job: Job, folder: str, clip_id: str, path: str, made: bool) -> str:
-    """Bring a clip's file into the folder of its split; its name from there. `datasets` takes no paths that lead out."""
+    """Bring a clip's file into the folder of its split; its name from there. `datasets` takes no paths that lead
+    out."""
     base = job.place.folder / folder
     if made:
         return str(Path(path).relative_to(base))

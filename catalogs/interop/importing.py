@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Callable, Iterable, Iterator
 
 from catalogs.forgotten import Forgotten
 from catalogs.interop import IMPORT_FORMATS, huggingface, open_sora, restoring, tables, webdataset
 from catalogs.interop.book import MODEL, Book, Entry, default_extract_folder
 from catalogs.interop.columns import as_extra, discrepancies, sort_out
 from catalogs.interop.job import SUMMARY
-from catalogs.interop.measuring import MeasureJob, Measured
+from catalogs.interop.measuring import Measured, MeasureJob
 from catalogs.interop.rows import Row
 from catalogs.interop.workers import End, Pool, Result
 from catalogs.runs import RunRecord
@@ -48,16 +48,18 @@ class Request:
 
 @dataclass
 class Imported:
-    """What became of the rows: each is in exactly one of `entered`, `in_catalog`, `divided_otherwise`, `same_content`, `forgotten`
-    and `quarantined`.
+    """What became of the rows: each is in exactly one of `entered`, `in_catalog`, `divided_otherwise`, `same_content`,
+    `forgotten` and `quarantined`.
 
     Attributes:
         in_catalog: the clip was there; a changed caption is updated.
-        divided_otherwise: the catalog has the video with other clips, which stay; captions go to `videos.source_caption`.
+        divided_otherwise: the catalog has the video with other clips, which stay; captions go to
+            `videos.source_caption`.
         same_content: another row of this import has the same file.
         forgotten: by `datakit catalog forget`: it does not come back.
         quarantined: rows whose file cannot be used; `kinds` counts why.
-        discrepancies: rows that state other frames, sizes or rates than the file has; kept in `videos.extra`, key `stated`.
+        discrepancies: rows that state other frames, sizes or rates than the file has; kept in `videos.extra`, key
+            `stated`.
         captions: with a text, entered or changed.
     """
 
@@ -130,7 +132,14 @@ def _enter_files(book: Book, rows: Iterable[Row], total: int, request: Request, 
 
 
 def _check_accounts(result: Imported) -> None:
-    parts = [result.entered, result.in_catalog, result.divided_otherwise, result.same_content, result.forgotten, result.quarantined]
+    parts = [
+        result.entered,
+        result.in_catalog,
+        result.divided_otherwise,
+        result.same_content,
+        result.forgotten,
+        result.quarantined,
+    ]
     if sum(parts) != result.rows:
         counted = " + ".join(map(str, parts))
         what = "entered, there, divided otherwise, the same, forgotten, quarantined"
@@ -154,7 +163,9 @@ class _Batch:
         new = [e for e in entries.values() if states.get(e.video_id, "again") == "again"]
         self._measure([e for e in new if e.failure is None], rows, on_progress)
         lost = self._book.enter(new)
-        known = [e for e in entries.values() if e.video_id in states and states[e.video_id] != "again" or e.video_id in lost]
+        known = [
+            e for e in entries.values() if e.video_id in states and states[e.video_id] != "again" or e.video_id in lost
+        ]
         self._recognise(known, rows)
         self._book.note(known)
         for entry in new:
@@ -215,13 +226,19 @@ class _Batch:
             return
         style, model, flags = self._request.style, MODEL, []
         if row.ours and row.columns.get("caption_style") and row.columns.get("caption_model"):
-            style, model, flags = row.columns["caption_style"], row.columns["caption_model"], row.columns.get("caption_flags") or []
+            style, model, flags = (
+                row.columns["caption_style"],
+                row.columns["caption_model"],
+                row.columns.get("caption_flags") or [],
+            )
         shard = self._book.catalog.shard_of(entry.video_id)
         entry.captions = {clip_id: {"text": row.text, "style": style, "model": model, "flags": flags, "shard": shard}}
 
     def _recognise(self, known: list[Entry], rows: dict[str, Row]) -> None:
         """Count videos that the catalog has, and find the clip that their caption is of."""
-        clips = {video: clip for clip, video, whole in self._book.clips_of([e.video_id for e in known]).iter_rows() if whole}
+        clips = {
+            video: clip for clip, video, whole in self._book.clips_of([e.video_id for e in known]).iter_rows() if whole
+        }
         states = self._book.states(e.video_id for e in known)
         for entry in known:
             entry.captions, row = {}, rows[entry.video_id]
@@ -285,7 +302,9 @@ def _found(request: Request) -> tuple[str, str]:
 def _in_folder(folder: str, form: str) -> tuple[str, str]:
     """Our own exports to folders are one file in them, or a layout of their own."""
     names = ("meta.csv", "meta.parquet", "clips.jsonl", "clips.parquet", "clips.lance")
-    inner = [os.path.join(folder, name) for name in names if _is_ours(folder) and os.path.exists(os.path.join(folder, name))]
+    inner = [
+        os.path.join(folder, name) for name in names if _is_ours(folder) and os.path.exists(os.path.join(folder, name))
+    ]
     if inner and form in ("auto", _form_of(inner[0])):
         return inner[0], _form_of(inner[0])
     if form == "huggingface":
@@ -308,7 +327,9 @@ def _form_of(path: str) -> str:
         return "open-sora"
     if lowered.endswith((".jsonl", ".parquet")):
         return lowered.rsplit(".", 1)[1] if tables.looks_ours(tables.first_columns(path)) else "open-sora"
-    raise ConfigError(f"{path}: cannot tell what it is by its name; say so with --format {', '.join(IMPORT_FORMATS[1:])}")
+    raise ConfigError(
+        f"{path}: cannot tell what it is by its name; say so with --format {', '.join(IMPORT_FORMATS[1:])}"
+    )
 
 
 def _is_ours(src: str) -> bool:
@@ -335,4 +356,3 @@ def _extract_folder(request: Request) -> str:
         if folder == table or folder.startswith(table + os.sep):
             raise ConfigError(f"--extract-to {folder} lies in a table of the catalog: choose a folder outside")
     return folder
-

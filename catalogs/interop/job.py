@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Iterator, Sequence
 
 import polars as pl
 
@@ -59,7 +59,11 @@ class Place:
         self.final_summary = Path(f"{self.out}.{SUMMARY}") if stem else self.out / SUMMARY
         self._file_name = name
         self._overwrite = overwrite
-        taken = [path for path in ([self.out, self.final_clips, self.final_summary] if stem else [self.out]) if os.path.lexists(path)]
+        taken = [
+            path
+            for path in ([self.out, self.final_clips, self.final_summary] if stem else [self.out])
+            if os.path.lexists(path)
+        ]
         if taken and not overwrite:
             raise ConfigError(f"{taken[0]} exists: choose another --out, or --overwrite")
         if self.out.is_dir() and not self.final_summary.exists():
@@ -149,7 +153,9 @@ class Job:
 
     def rows_with_media(self, columns: Sequence[str]) -> pl.DataFrame:
         """See `rows`, with all that finding their files takes."""
-        rows = with_sources(self.rows([*columns, *COLUMNS, "start_pts"]), self.selection.catalog, self.selection.versions)
+        rows = with_sources(
+            self.rows([*columns, *COLUMNS, "start_pts"]), self.selection.catalog, self.selection.versions
+        )
         with self.selection.catalog.reading():
             return rows.sort("video_id", "start_pts").collect()
 
@@ -164,15 +170,29 @@ class Job:
             self.request.on_progress(number + 1, self.total)
 
     def with_files(self, rows: pl.DataFrame, stem: Callable[[int], str]) -> pl.DataFrame:
-        """The rows that have a file, with `file` (where it is now) and `made`; `num_frames`, `width`, `height`, `aspect_ratio` and
-        `resolution` are the file's."""
+        """The rows that have a file, with `file` (where it is now) and `made`; `num_frames`, `width`, `height`,
+        `aspect_ratio` and `resolution` are the file's."""
         found = list(self.files(rows, stem))
-        files = pl.DataFrame({
-            "file": [f.path for _, f in found], "made": [f.made for _, f in found], "num_frames": [f.frames for _, f in found],
-            "width": [f.width for _, f in found], "height": [f.height for _, f in found],
-        }, schema={"file": pl.String, "made": pl.Boolean, "num_frames": pl.Int64, "width": pl.Int32, "height": pl.Int32})
+        files = pl.DataFrame(
+            {
+                "file": [f.path for _, f in found],
+                "made": [f.made for _, f in found],
+                "num_frames": [f.frames for _, f in found],
+                "width": [f.width for _, f in found],
+                "height": [f.height for _, f in found],
+            },
+            schema={
+                "file": pl.String,
+                "made": pl.Boolean,
+                "num_frames": pl.Int64,
+                "width": pl.Int32,
+                "height": pl.Int32,
+            },
+        )
         files = files.with_columns(
-            aspect_ratio=pl.col("height") / pl.col("width"), resolution=pl.col("height").cast(pl.Int64) * pl.col("width"))
+            aspect_ratio=pl.col("height") / pl.col("width"),
+            resolution=pl.col("height").cast(pl.Int64) * pl.col("width"),
+        )
         kept = rows[[number for number, _ in found]]
         return kept.drop(files.columns, strict=False).hstack(files)
 
@@ -188,8 +208,11 @@ class Job:
         styles = sorted(written.select(pl.col("style").unique()).collect()["style"])
         if style not in styles:
             raise CatalogError(f"no captions of style {style!r}: the catalog has {', '.join(styles) or 'none at all'}")
-        newest = written.filter(pl.col("style") == style).sort("created_at", "caption_id", descending=True).unique(
-            "clip_id", keep="first", maintain_order=True)
+        newest = (
+            written.filter(pl.col("style") == style)
+            .sort("created_at", "caption_id", descending=True)
+            .unique("clip_id", keep="first", maintain_order=True)
+        )
         return newest.select("clip_id", *(pl.col(theirs).alias(ours) for ours, theirs in FROM_CAPTIONS.items()))
 
 
@@ -202,5 +225,7 @@ def chosen_media(asked: str | None, allowed: Sequence[str], form: str) -> str:
     if asked not in MEDIA:
         raise ConfigError(f"--media is {', '.join(MEDIA)}, not {asked!r}")
     if asked not in allowed:
-        raise ConfigError(f"--media {asked} does not go with {form}, which needs a file for every clip: {', '.join(allowed)}")
+        raise ConfigError(
+            f"--media {asked} does not go with {form}, which needs a file for every clip: {', '.join(allowed)}"
+        )
     return asked

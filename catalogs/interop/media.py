@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Callable, Iterator
 
 import polars as pl
 
@@ -19,7 +19,18 @@ from datakit.video.address import is_remote, local_path
 from datakit.video.probe import probe
 
 COLUMNS = (
-    "clip_id", "video_id", "kind", "stream", "start_pts", "end_pts", "start_frame", "num_frames", "width", "height", "path", "lost_start",
+    "clip_id",
+    "video_id",
+    "kind",
+    "stream",
+    "start_pts",
+    "end_pts",
+    "start_frame",
+    "num_frames",
+    "width",
+    "height",
+    "path",
+    "lost_start",
     "lost_end",
 )
 """Of the view: what finding a clip's file takes."""
@@ -53,7 +64,9 @@ class Failed:
 
 def with_sources(clips: pl.LazyFrame, catalog: Catalog, versions: dict[str, int]) -> pl.LazyFrame:
     """The rows with the addresses and the frame count of their videos."""
-    videos = catalog.scan("videos", versions.get("videos")).select("video_id", "uris", pl.col("num_frames").alias("video_frames"))
+    videos = catalog.scan("videos", versions.get("videos")).select(
+        "video_id", "uris", pl.col("num_frames").alias("video_frames")
+    )
     return clips.join(videos, on="video_id", how="left")
 
 
@@ -80,7 +93,8 @@ def clip_files(
     lacking = [number for number in range(len(rows)) if number not in found]
     if lacking and mode == "link":
         raise ConfigError(
-            f"{len(lacking)} of {len(rows)} clips have no file of their own, they are spans of longer videos: --media cut writes files "
+            f"{len(lacking)} of {len(rows)} clips have no file of their own, they are spans of longer videos: "
+            f"--media cut writes files "
             "(so does `datakit run ingest --clips cut`), the formats jsonl, parquet and lance name spans"
         )
     yield from _in_order(len(rows), found, _made(rows, lacking, mode, stem, workers))
@@ -130,7 +144,9 @@ def _changed(source: dict) -> MediaError | None:
     try:
         size = os.stat(local_path(source["uri"])).st_size
     except OSError as e:
-        return MediaError(ErrorKind.UNREADABLE, f"cannot read {source['uri']}: {e.strerror} (moved? `datakit catalog relink`)")
+        return MediaError(
+            ErrorKind.UNREADABLE, f"cannot read {source['uri']}: {e.strerror} (moved? `datakit catalog relink`)"
+        )
     if source["size"] is not None and size != source["size"]:
         return MediaError(ErrorKind.SOURCE_CHANGED, f"{source['uri']} holds other content than when it was ingested")
     return None
@@ -156,8 +172,8 @@ def _made(
 
 
 def _left_over(event: End, open_clips: dict[str, str], tasks: _Tasks) -> list[Failed]:
-    """Clips of a job that ended early: all of them failed; or, where the process died, the one it was at, and the others
-    are done by another."""
+    """Clips of a job that ended early: all of them failed; or, where the process died, the one it was at, and the
+    others are done by another."""
     left = [clip for clip in event.task.clips if open_clips[clip.clip_id]]
     if event.error is None or not left:
         return []

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import csv
 import os
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -26,9 +27,36 @@ TEXTS = ("text", "caption")
 
 def default_columns() -> list[str]:
     """Scores, and where a clip comes from; not the status and the facts of the source's coding."""
-    without = {"path", "lost_start", "lost_end", "shard", "run_id", "status", "level", "mark", "comment", "loss", "container", "codec",
-               "profile", "pix_fmt", "bit_depth", "color_space", "color_range", "color_transfer", "color_primaries", "rotation", "vfr",
-               "bit_rate", "bits_per_pixel", "has_audio", "duplicate_group", "duplicate_of", "duplicate_kind", "duplicate_similarity"}
+    without = {
+        "path",
+        "lost_start",
+        "lost_end",
+        "shard",
+        "run_id",
+        "status",
+        "level",
+        "mark",
+        "comment",
+        "loss",
+        "container",
+        "codec",
+        "profile",
+        "pix_fmt",
+        "bit_depth",
+        "color_space",
+        "color_range",
+        "color_transfer",
+        "color_primaries",
+        "rotation",
+        "vfr",
+        "bit_rate",
+        "bits_per_pixel",
+        "has_audio",
+        "duplicate_group",
+        "duplicate_of",
+        "duplicate_kind",
+        "duplicate_similarity",
+    }
     return [name for name in scalar_columns() if name not in without]
 
 
@@ -82,19 +110,32 @@ def as_row(columns: dict[str, Any], where: str, path: str, media_root: str | Non
     """
     named = next((name for name in PATHS if name in columns), None)
     if named is None:
-        raise ConfigError(f"{where}: no column with paths: there are {', '.join(columns) or 'none'}; expected one of {', '.join(PATHS)}")
+        raise ConfigError(
+            f"{where}: no column with paths: there are {', '.join(columns) or 'none'}; expected one of "
+            f"{', '.join(PATHS)}"
+        )
     given = columns[named]["path"] if isinstance(columns[named], dict) else columns[named]
     if is_empty(given):
         raise ConfigError(f"{where}: the column {named} is empty")
     text = next((name for name in TEXTS if name in columns), None)
     rest = {name: value for name, value in columns.items() if name not in (named, text)}
     base = media_root or os.path.dirname(os.path.abspath(path))
-    return Row(address(str(given), base), where, None if text is None or is_empty(columns[text]) else str(columns[text]), rest, ours)
+    return Row(
+        address(str(given), base),
+        where,
+        None if text is None or is_empty(columns[text]) else str(columns[text]),
+        rest,
+        ours,
+    )
 
 
 def _table(job: Job) -> pl.DataFrame:
     """Open-Sora's columns first, in its order; then the chosen others."""
-    chosen = [*(job.request.columns or default_columns()), "caption", *(c for c in OPEN_SORA if c not in ("path", "text"))]
+    chosen = [
+        *(job.request.columns or default_columns()),
+        "caption",
+        *(c for c in OPEN_SORA if c not in ("path", "text")),
+    ]
     rows = job.rows_with_media(chosen)
     rows = job.with_files(rows, job.stem(rows))
     paths = [job.place.final(path) if made else path for path, made in rows.select("file", "made").iter_rows()]
@@ -120,7 +161,9 @@ def _csv_rows(file, path: str, media_root: str | None, ours: bool) -> Iterator[R
             if cells and len(cells) != len(header):
                 raise ConfigError(f"{path}, line {line}: {len(cells)} fields, the header has {len(header)}")
             if cells:
-                yield as_row(dict(zip(header, (cell or None for cell in cells))), f"{path}, line {line}", path, media_root, ours)
+                yield as_row(
+                    dict(zip(header, (cell or None for cell in cells))), f"{path}, line {line}", path, media_root, ours
+                )
             line = reader.line_num + 1
     except (csv.Error, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}, line {line}: {e}") from e

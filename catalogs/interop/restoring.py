@@ -25,11 +25,14 @@ if TYPE_CHECKING:
 CLIPS_A_COMMIT = 20_000
 NOT_RESTORED = ("path", "lost_start", "lost_end", "run_id", "shard")
 """Clip files stay where they are, with the catalog that made them."""
-FACTS = tuple(name for name in VIEW_FROM_VIDEOS if name not in ("license", "source_url", "attribution", "source_caption", "extra"))
+FACTS = tuple(
+    name for name in VIEW_FROM_VIDEOS if name not in ("license", "source_url", "attribution", "source_caption", "extra")
+)
 
 
 def restore(book: Book, clips: pl.DataFrame, src: str, request: Request, result: Imported) -> None:
-    """Enter the clips of a table (see `tables.read`). The sources are read in part, to see that they are what they were."""
+    """Enter the clips of a table (see `tables.read`). The sources are read in part, to see that they are what they
+    were."""
     with Pool("catalogs.interop.measuring:measure", request.workers) as pool:
         for group in tables.video_groups(clips, CLIPS_A_COMMIT):
             result.rows += group.height
@@ -67,10 +70,16 @@ def _entries(book: Book, rows_of: dict[str, list[dict]], request: Request) -> di
     entries = {}
     for video, source, (identity, problem) in zip(videos, sources, book.identify(sources), strict=True):
         if problem is None and identity != video:
-            problem = MediaError(ErrorKind.SOURCE_CHANGED, f"{source.uri} is not the video {video} that the clips are of", "import")
+            problem = MediaError(
+                ErrorKind.SOURCE_CHANGED, f"{source.uri} is not the video {video} that the clips are of", "import"
+            )
         first = rows_of[video][0]
-        attributes = {name: first.get(name) for name in ("license", "source_url", "attribution", "source_caption", "extra")}
-        entries[video] = Entry(video if problem is None else unreadable_id(source.uri), [source], attributes=attributes, failure=problem)
+        attributes = {
+            name: first.get(name) for name in ("license", "source_url", "attribution", "source_caption", "extra")
+        }
+        entries[video] = Entry(
+            video if problem is None else unreadable_id(source.uri), [source], attributes=attributes, failure=problem
+        )
         if problem is None:
             entries[video].captions = _captions(book, rows_of[video], request.style)
     return entries
@@ -89,7 +98,10 @@ def _complete(entries: list[Entry], rows_of: dict[str, list[dict]], book: Book, 
         else:
             known = {name: facts[name] for name in tables.SOURCE_FACTS}
             entry.columns = {**{name: rows[0][name] for name in FACTS}, **known, "time_base": rows[0]["time_base"]}
-    jobs = (MeasureJob(e.sources[0].uri, e.sources[0].size, e.video_id, book.catalog.shard_of(e.video_id)) for e in lacking.values())
+    jobs = (
+        MeasureJob(e.sources[0].uri, e.sources[0].size, e.video_id, book.catalog.shard_of(e.video_id))
+        for e in lacking.values()
+    )
     for event in pool.run(jobs):
         entry = lacking[event.task.video_id]
         if isinstance(event, Result):
@@ -110,8 +122,12 @@ def _with_facts(clip: dict, measured) -> dict:
     numerator, denominator = columns["time_base"].split("/")
     base, first = int(numerator) / int(denominator), columns["start_pts"]
     follows = {
-        "time_base": columns["time_base"], "start_s": (clip["start_pts"] - first) * base, "end_s": (clip["end_pts"] - first) * base,
-        "width": columns["width"], "height": columns["height"], "aspect_ratio": columns["height"] / columns["width"],
+        "time_base": columns["time_base"],
+        "start_s": (clip["start_pts"] - first) * base,
+        "end_s": (clip["end_pts"] - first) * base,
+        "width": columns["width"],
+        "height": columns["height"],
+        "aspect_ratio": columns["height"] / columns["width"],
         "resolution": columns["height"] * columns["width"],
     }
     return {**follows, **{name: value for name, value in clip.items() if value is not None}}
@@ -122,8 +138,11 @@ def _captions(book: Book, rows: list[dict], style: str) -> dict[str, dict]:
     for row in rows:
         if row.get("caption"):
             found[_id(row)] = {
-                "text": row["caption"], "shard": book.catalog.shard_of(row["video_id"]), "style": row.get("caption_style") or style,
-                "model": row.get("caption_model") or MODEL, "flags": row.get("caption_flags") or [],
+                "text": row["caption"],
+                "shard": book.catalog.shard_of(row["video_id"]),
+                "style": row.get("caption_style") or style,
+                "model": row.get("caption_model") or MODEL,
+                "flags": row.get("caption_flags") or [],
             }
     return found
 
@@ -145,7 +164,12 @@ def _recognise(book: Book, known: dict[str, Entry], rows_of: dict[str, list[dict
 
 def _mark(book: Book, rows_of: dict[str, list[dict]]) -> None:
     """What people said of the clips, where it is not what the catalog says."""
-    wanted = {_id(row): (row["mark"], row.get("comment")) for rows in rows_of.values() for row in rows if row.get("mark") in MARKS}
+    wanted = {
+        _id(row): (row["mark"], row.get("comment"))
+        for rows in rows_of.values()
+        for row in rows
+        if row.get("mark") in MARKS
+    }
     if not wanted:
         return
     marks = book.catalog.marks().select("clip_id", "mark", "comment").collect()

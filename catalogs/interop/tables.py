@@ -1,7 +1,7 @@
 """Whole rows of the view `clips` as one table: JSON lines, Parquet or Lance. What an import restores clips from.
 
-JSON lines (jsonlines.org): one object a line; bytes are hex digits, NaN is null. Lance: lancedb.github.io/lance, package
-pylance.
+JSON lines (jsonlines.org): one object a line; bytes are hex digits, NaN is null. Lance: lancedb.github.io/lance,
+package pylance.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from typing import Iterator
+from collections.abc import Iterator
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -77,8 +77,13 @@ def _sink(job: Job, write) -> int:
     rows = job.rows_with_media(columns)
     found = list(job.files(rows, job.stem(rows)))
     paths = [job.place.final(file.path) if file.made else file.path for _, file in found]
-    rows = rows[[number for number, _ in found]].select(columns).with_columns(
-        pl.Series("file", paths, pl.String), pl.Series("file_frames", [file.frames for _, file in found], pl.Int64))
+    rows = (
+        rows[[number for number, _ in found]]
+        .select(columns)
+        .with_columns(
+            pl.Series("file", paths, pl.String), pl.Series("file_frames", [file.frames for _, file in found], pl.Int64)
+        )
+    )
     if rows.height:
         lazy = _with_source(job, rows.lazy()) if whole else rows.lazy()
         write(_absolute_paths(lazy, job.selection.catalog.root), job.place.file)
@@ -88,7 +93,8 @@ def _sink(job: Job, write) -> int:
 def _with_source(job: Job, rows: pl.LazyFrame) -> pl.LazyFrame:
     size = pl.col("uris").list.first().struct.field("size").alias("size")
     videos = job.selection.catalog.scan("videos", job.selection.versions.get("videos")).select(
-        "video_id", pl.struct(size, *SOURCE_FACTS).alias(SOURCE))
+        "video_id", pl.struct(size, *SOURCE_FACTS).alias(SOURCE)
+    )
     return rows.join(videos, on="video_id", how="left", maintain_order="left")
 
 
@@ -192,7 +198,8 @@ def _check(rows: pl.DataFrame, path: str) -> None:
 
 
 def looks_ours(columns: list[str]) -> bool:
-    """Whether a table's columns are those of our exports of whole rows (those for Open-Sora say `text`, not `caption`)."""
+    """Whether a table's columns are those of our exports of whole rows (those for Open-Sora say `text`, not
+    `caption`)."""
     return set(SPAN) <= set(columns) and "text" not in columns
 
 
@@ -225,5 +232,3 @@ def video_groups(rows: pl.DataFrame, clips: int) -> Iterator[pl.DataFrame]:
             stop += 1
         yield rows[start:stop]
         start = stop
-
-

@@ -1,7 +1,7 @@
 """WebDataset: tar shards in which files of one name, up to its first dot, are one sample.
 
-The format: github.com/webdataset/webdataset, `tariterators.base_plus_ext` and `group_by_keys`. Ours hold KEY.mp4, KEY.txt (the
-caption, empty where there is none) and KEY.json (everything else); KEY is the clip_id.
+The format: github.com/webdataset/webdataset, `tariterators.base_plus_ext` and `group_by_keys`. Ours hold KEY.mp4,
+KEY.txt (the caption, empty where there is none) and KEY.json (everything else); KEY is the clip_id.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import re
 import shutil
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Iterator
+from typing import BinaryIO
 
 import polars as pl
 
@@ -40,7 +41,11 @@ def write(job: Job) -> int:
     most_bytes, most_clips = shard_limit(job.request.shard_size)
     columns = list(job.request.columns or job.selection.catalog.view_columns())
     rows = job.rows_with_media([*columns, "clip_id", "caption"])
-    told = [name for name in dict.fromkeys(["clip_id", *columns]) if name not in ("caption", "path", "lost_start", "lost_end")]
+    told = [
+        name
+        for name in dict.fromkeys(["clip_id", *columns])
+        if name not in ("caption", "path", "lost_start", "lost_end")
+    ]
     shards = _Shards(job.place.folder, most_bytes, most_clips)
     written = 0
     try:
@@ -156,11 +161,15 @@ def _read_shard(shard: str, folder: Path) -> Iterator[Row]:
 
 def _rows(sample: _Sample | None, shard: str, ours: bool) -> Iterator[Row]:
     for path, problem in sample.videos if sample else []:
-        columns = {"key": sample.key, "shard": os.path.basename(shard), **sample.columns} if not ours else sample.columns
+        columns = (
+            {"key": sample.key, "shard": os.path.basename(shard), **sample.columns} if not ours else sample.columns
+        )
         yield Row(path, f"{shard}, {sample.key}", sample.text, columns, ours, problem)
 
 
-def _take(sample: _Sample, suffix: str, tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, shard: str) -> None:
+def _take(
+    sample: _Sample, suffix: str, tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, shard: str
+) -> None:
     """A file of a sample. Others than videos, pictures, texts and JSON are named in the sample's columns."""
     if _is_media(member.name):
         sample.videos.append(_extract(tar, member, folder, shard))
@@ -183,7 +192,9 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, shard:
     if not member.isfile():
         return named, MediaError(ErrorKind.UNREADABLE, f"{member.name} in {shard} is a link or a device, not a file")
     if ".." in parts or member.name.startswith("/") or not parts:
-        return named, MediaError(ErrorKind.UNREADABLE, f"{member.name} in {shard} leads out of the folder it would be extracted to")
+        return named, MediaError(
+            ErrorKind.UNREADABLE, f"{member.name} in {shard} leads out of the folder it would be extracted to"
+        )
     target = folder.joinpath(*parts)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
@@ -224,7 +235,9 @@ def _folders(shards: list[str], extract_to: str) -> list[Path]:
     stems = [os.path.basename(path).split(".")[0] for path in shards]
     often = Counter(stems)
     marks = [f"-{hashlib.blake2b(path.encode(), digest_size=4).hexdigest()}" for path in shards]
-    return [Path(os.path.abspath(extract_to), stem + (mark if often[stem] > 1 else "")) for stem, mark in zip(stems, marks)]
+    return [
+        Path(os.path.abspath(extract_to), stem + (mark if often[stem] > 1 else "")) for stem, mark in zip(stems, marks)
+    ]
 
 
 def _split(name: str) -> tuple[str | None, str]:
@@ -239,8 +252,13 @@ def _is_media(name: str) -> bool:
 
 def _facts(rows: pl.DataFrame, number: int, columns: list[str], file: File) -> dict:
     row = rows.select(columns).row(number, named=True)
-    size = {"num_frames": file.frames, "width": file.width, "height": file.height, "aspect_ratio": file.height / file.width,
-            "resolution": file.height * file.width}
+    size = {
+        "num_frames": file.frames,
+        "width": file.width,
+        "height": file.height,
+        "aspect_ratio": file.height / file.width,
+        "resolution": file.height * file.width,
+    }
     return plain({name: size.get(name, value) for name, value in row.items()})
 
 
@@ -271,9 +289,14 @@ class _Shards:
             self._tar = None
 
     def _open_for(self, size: int) -> None:
-        full = self._tar is not None and self.written[-1]["clips"] and (
-            (self._most_bytes is not None and self.written[-1]["bytes"] + size > self._most_bytes)
-            or (self._most_clips is not None and self.written[-1]["clips"] >= self._most_clips))
+        full = (
+            self._tar is not None
+            and self.written[-1]["clips"]
+            and (
+                (self._most_bytes is not None and self.written[-1]["bytes"] + size > self._most_bytes)
+                or (self._most_clips is not None and self.written[-1]["clips"] >= self._most_clips)
+            )
+        )
         if full:
             self.close()
         if self._tar is None:

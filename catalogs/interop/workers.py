@@ -12,9 +12,10 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, Iterable, Iterator
+from typing import Any
 
 from datakit.errors import ErrorKind, MediaError
 
@@ -82,7 +83,10 @@ class Pool:
             kind, value = worker.connection.recv()
         except (EOFError, OSError):
             worker.process.join()
-            yield self._lost(worker, MediaError(ErrorKind.CRASH, f"the process that read it died ({_cause(worker.process.exitcode)})"))
+            yield self._lost(
+                worker,
+                MediaError(ErrorKind.CRASH, f"the process that read it died ({_cause(worker.process.exitcode)})"),
+            )
             return
         worker.heard_at = time.monotonic()
         if kind == "value":

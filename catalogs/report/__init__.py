@@ -11,9 +11,9 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
 
 from catalogs.report.content import gather
 from catalogs.report.page import Page
@@ -40,13 +40,26 @@ class Report:
     failed: int
 
     def __str__(self) -> str:
-        missing = f", {self.failed} of {self.pictures} thumbnails could not be made" if self.failed else f", {self.pictures} thumbnails"
+        missing = (
+            f", {self.failed} of {self.pictures} thumbnails could not be made"
+            if self.failed
+            else f", {self.pictures} thumbnails"
+        )
         return f"{self.path}: {self.bytes / 2**20:.1f} MiB, {self.clips:,} clips, {self.seconds:.1f} s{missing}"
 
 
 def report(
-    catalog: Catalog, out: str | Path, *, rules: Sequence[Rule] = (), recipe: str | None = None, where: str | None = None,
-    snapshot: str | None = None, thumbnails: int = 5, side: int = 256, pictures_s: float = PICTURES_S, run: str | None = None,
+    catalog: Catalog,
+    out: str | Path,
+    *,
+    rules: Sequence[Rule] = (),
+    recipe: str | None = None,
+    where: str | None = None,
+    snapshot: str | None = None,
+    thumbnails: int = 5,
+    side: int = 256,
+    pictures_s: float = PICTURES_S,
+    run: str | None = None,
 ) -> Report:
     """Write the page.
 

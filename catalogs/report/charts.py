@@ -1,11 +1,11 @@
-"""Charts as plain plotly figures, `{"data": …, "layout": …}`. Colours are names of CSS variables: the page puts in those of
-its scheme, light or dark. Texts from data are escaped here, as plotly reads tags in them."""
+"""Charts as plain plotly figures, `{"data": …, "layout": …}`. Colours are names of CSS variables: the page puts in
+those of its scheme, light or dark. Texts from data are escaped here, as plotly reads tags in them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from html import escape as escaped
-from typing import Sequence
 
 import polars as pl
 
@@ -36,34 +36,55 @@ def histogram(bins: dict, unit: str, split: bool = True) -> Figure:
     """
     edges, log = bins["edges"], bins["log"]
     centres = [(a + b) / 2 for a, b in zip(edges, edges[1:])]
-    names = [f"{number(10 ** a if log else a)} … {number(10 ** b if log else b)}" for a, b in zip(edges, edges[1:])]
+    names = [f"{number(10**a if log else a)} … {number(10**b if log else b)}" for a, b in zip(edges, edges[1:])]
     whole = edges[1] - edges[0] == 1 and edges[0] % 1 == 0.5
     if whole:
         names = [f"{c:.0f}" for c in centres]
     parts = [("kept", bins["kept"], KEPT), ("other", bins["other"], OTHER)] if split else [("", bins["other"], ACCENT)]
-    data = [{
-        "type": "bar", "name": name, "x": centres, "y": counts, "customdata": names, "marker": {"color": colour, "line": {"width": 0}},
-        "hovertemplate": f"%{{customdata}} {plain(unit)}<br>%{{y:,}} {name}<extra></extra>",
-    } for name, counts, colour in parts]
-    axis = {"range": [edges[0], edges[-1]], "showgrid": False, "title": {"text": plain(unit) + (" (log)" if log else ""), "standoff": 6}}
+    data = [
+        {
+            "type": "bar",
+            "name": name,
+            "x": centres,
+            "y": counts,
+            "customdata": names,
+            "marker": {"color": colour, "line": {"width": 0}},
+            "hovertemplate": f"%{{customdata}} {plain(unit)}<br>%{{y:,}} {name}<extra></extra>",
+        }
+        for name, counts, colour in parts
+    ]
+    axis = {
+        "range": [edges[0], edges[-1]],
+        "showgrid": False,
+        "title": {"text": plain(unit) + (" (log)" if log else ""), "standoff": 6},
+    }
     if log:
         axis |= log_ticks(edges[0], edges[-1])
     elif whole:
         axis |= {"tick0": 0, "dtick": 1} if edges[-1] - edges[0] < 12 else {"tickformat": ",d"}
-    return {"data": data, "layout": {
-        "barmode": "stack", "bargap": 0.04 if len(centres) < 25 else 0, "xaxis": axis, "height": 190,
-        "yaxis": _counts(max(map(sum, zip(*(counts for _, counts, _ in parts))), default=0)),
-        "margin": {"l": 46, "r": 12, "t": 12, "b": 42}}}
+    return {
+        "data": data,
+        "layout": {
+            "barmode": "stack",
+            "bargap": 0.04 if len(centres) < 25 else 0,
+            "xaxis": axis,
+            "height": 190,
+            "yaxis": _counts(max(map(sum, zip(*(counts for _, counts, _ in parts))), default=0)),
+            "margin": {"l": 46, "r": 12, "t": 12, "b": 42},
+        },
+    }
 
 
 def density_map(d: Density) -> Figure:
     """Counts on a logarithmic colour scale; empty cells are left open."""
     shown = [[math.log10(n) if n else None for n in row] for row in d.counts]
-    x, y = [(a + b) / 2 for a, b in zip(d.x_edges, d.x_edges[1:])], [(a + b) / 2 for a, b in zip(d.y_edges, d.y_edges[1:])]
-    across = [f"{d.x.name} {number(10 ** a if d.log_x else a)}" for a in x]
-    down = [f"{d.y.name} {number(10 ** b if d.log_y else b)}" for b in y]
-    text = [[f"{a}<br>{b}<br>{n:,} clips" for a, n in zip(across, row)]
-                    for b, row in zip(down, d.counts)]
+    x, y = (
+        [(a + b) / 2 for a, b in zip(d.x_edges, d.x_edges[1:])],
+        [(a + b) / 2 for a, b in zip(d.y_edges, d.y_edges[1:])],
+    )
+    across = [f"{d.x.name} {number(10**a if d.log_x else a)}" for a in x]
+    down = [f"{d.y.name} {number(10**b if d.log_y else b)}" for b in y]
+    text = [[f"{a}<br>{b}<br>{n:,} clips" for a, n in zip(across, row)] for b, row in zip(down, d.counts)]
     most = max(max(row) for row in d.counts)
     gap = 1 if len(x) < 30 else 0
     powers = range(0, int(math.log10(max(most, 1))) + 1)
@@ -73,10 +94,24 @@ def density_map(d: Density) -> Figure:
         ticks = log_ticks(edges[0], edges[-1]) if log else {}
         axes[name] = {"title": {"text": title, "standoff": 8}, "range": [edges[0], edges[-1]], **ticks}
     heat = {
-        "type": "heatmap", "x": x, "y": y, "z": shown, "text": text, "hovertemplate": "%{text}<extra></extra>", "xgap": gap, "ygap": gap,
-        "colorscale": [[0, "--density-low"], [1, "--density-high"]], "zmin": 0, "zmax": max(math.log10(max(most, 1)), 0.3),
-        "colorbar": {"thickness": 10, "outlinewidth": 0, "title": {"text": "clips"},
-                     "tickvals": list(powers), "ticktext": [f"{10**p:,}" for p in powers]},
+        "type": "heatmap",
+        "x": x,
+        "y": y,
+        "z": shown,
+        "text": text,
+        "hovertemplate": "%{text}<extra></extra>",
+        "xgap": gap,
+        "ygap": gap,
+        "colorscale": [[0, "--density-low"], [1, "--density-high"]],
+        "zmin": 0,
+        "zmax": max(math.log10(max(most, 1)), 0.3),
+        "colorbar": {
+            "thickness": 10,
+            "outlinewidth": 0,
+            "title": {"text": "clips"},
+            "tickvals": list(powers),
+            "ticktext": [f"{10**p:,}" for p in powers],
+        },
     }
     return {"data": [heat], "layout": {**axes, "height": 420, "margin": {"l": 60, "r": 10, "t": 10, "b": 50}}}
 
@@ -87,16 +122,35 @@ def status_bars(status: dict[str, tuple[int, float]]) -> Figure:
     data = []
     for name, (n, h) in status.items():
         shares = [100 * h / hours if hours else 0, 100 * n / clips if clips else 0]
-        data.append({
-            "type": "bar", "orientation": "h", "name": name, "y": ["hours", "clips"], "x": shares,
-            "marker": {"color": STATUS_COLOURS[name]},
-            "customdata": [f"{h:,.2f} hours", f"{n:,} clips"], "hovertemplate": f"{name}: %{{customdata}} (%{{x:.1f}} %)<extra></extra>",
-            "text": [f"{s:.0f} %" if s >= 7 else "" for s in shares], "textposition": "inside", "insidetextanchor": "middle",
-            "textfont": {"color": "--on-status"}})
-    return {"data": data, "layout": {
-        "barmode": "stack", "bargap": 0.35, "height": 130, "margin": {"l": 50, "r": 10, "t": 34, "b": 8}, "showlegend": True,
-        "legend": {"orientation": "h", "x": 0, "y": 1.05, "yanchor": "bottom", "traceorder": "normal"},
-        "xaxis": {"range": [0, 100], "visible": False}, "yaxis": {"showgrid": False}}}
+        data.append(
+            {
+                "type": "bar",
+                "orientation": "h",
+                "name": name,
+                "y": ["hours", "clips"],
+                "x": shares,
+                "marker": {"color": STATUS_COLOURS[name]},
+                "customdata": [f"{h:,.2f} hours", f"{n:,} clips"],
+                "hovertemplate": f"{name}: %{{customdata}} (%{{x:.1f}} %)<extra></extra>",
+                "text": [f"{s:.0f} %" if s >= 7 else "" for s in shares],
+                "textposition": "inside",
+                "insidetextanchor": "middle",
+                "textfont": {"color": "--on-status"},
+            }
+        )
+    return {
+        "data": data,
+        "layout": {
+            "barmode": "stack",
+            "bargap": 0.35,
+            "height": 130,
+            "margin": {"l": 50, "r": 10, "t": 34, "b": 8},
+            "showlegend": True,
+            "legend": {"orientation": "h", "x": 0, "y": 1.05, "yanchor": "bottom", "traceorder": "normal"},
+            "xaxis": {"range": [0, 100], "visible": False},
+            "yaxis": {"showgrid": False},
+        },
+    }
 
 
 def rejection_bars(rules: pl.DataFrame) -> Figure:
@@ -132,13 +186,36 @@ def loss_dots(rows: pl.DataFrame) -> Figure:
     """Mean excess loss of each slice with its standard error, the first on top, and the line of no excess."""
     rows = rows.reverse()
     ids = list(range(rows.height))
-    hover = [f"{plain(str(n))}<br>{mean:+.4f}{'' if error is None else f' ± {error:.4f}'}<br>{clips:,} clips, {samples:,} samples"
-             for n, mean, error, clips, samples in rows.select("name", "mean", "error", "clips", "samples").iter_rows()]
+    hover = [
+        f"{plain(str(n))}<br>{mean:+.4f}{'' if error is None else f' ± {error:.4f}'}<br>{clips:,} clips, {samples:,} "
+        f"samples"
+        for n, mean, error, clips, samples in rows.select("name", "mean", "error", "clips", "samples").iter_rows()
+    ]
     dots = {
-        "type": "scatter", "mode": "markers", "y": ids, "x": rows["mean"].to_list(), "marker": {"color": ACCENT, "size": 9},
-        "error_x": {"type": "data", "array": rows["error"].fill_null(0).to_list(), "color": ACCENT, "thickness": 1.5, "width": 0},
-        "text": hover, "hovertemplate": "%{text}<extra></extra>"}
-    zero = {"type": "line", "x0": 0, "x1": 0, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": LINE, "width": 1, "dash": "dot"}}
+        "type": "scatter",
+        "mode": "markers",
+        "y": ids,
+        "x": rows["mean"].to_list(),
+        "marker": {"color": ACCENT, "size": 9},
+        "error_x": {
+            "type": "data",
+            "array": rows["error"].fill_null(0).to_list(),
+            "color": ACCENT,
+            "thickness": 1.5,
+            "width": 0,
+        },
+        "text": hover,
+        "hovertemplate": "%{text}<extra></extra>",
+    }
+    zero = {
+        "type": "line",
+        "x0": 0,
+        "x1": 0,
+        "yref": "paper",
+        "y0": 0,
+        "y1": 1,
+        "line": {"color": LINE, "width": 1, "dash": "dot"},
+    }
     layout = _bar_layout(rows["name"].to_list()) | {"shapes": [zero], "showlegend": False}
     layout["xaxis"] = {"nticks": 5, "title": {"text": "excess loss", "standoff": 6}}
     layout["margin"] = layout["margin"] | {"b": 40}
@@ -148,16 +225,35 @@ def loss_dots(rows: pl.DataFrame) -> Figure:
 
 def level_lines(levels: dict[str, Sequence[float | None]]) -> Figure:
     """Mean loss over the noise level, a line for each bucket."""
-    data = [{
-        "type": "scatter", "mode": "lines+markers", "name": plain(name), "x": [(n + 0.5) / len(means) for n in range(len(means))],
-        "y": list(means), "line": {"color": colour, "width": 2}, "marker": {"color": colour, "size": 6},
-        "hovertemplate": f"{plain(name)}<br>at %{{x:.2f}}: %{{y:.4f}}<extra></extra>",
-    } for (name, means), colour in zip(levels.items(), (ACCENT, WARM, "--pending", "--quarantined", LINE))]
-    return {"data": data, "layout": {
-        "height": 260, "margin": {"l": 52, "r": 12, "t": 8 + 22 * (len(data) > 1), "b": 42}, "showlegend": len(data) > 1,
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "xaxis": {"range": [0, 1], "dtick": 0.2, "showgrid": False, "title": {"text": "noise level", "standoff": 6}},
-        "yaxis": {"rangemode": "tozero", "nticks": 6, "title": {"text": "loss", "standoff": 6}}}}
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": plain(name),
+            "x": [(n + 0.5) / len(means) for n in range(len(means))],
+            "y": list(means),
+            "line": {"color": colour, "width": 2},
+            "marker": {"color": colour, "size": 6},
+            "hovertemplate": f"{plain(name)}<br>at %{{x:.2f}}: %{{y:.4f}}<extra></extra>",
+        }
+        for (name, means), colour in zip(levels.items(), (ACCENT, WARM, "--pending", "--quarantined", LINE))
+    ]
+    return {
+        "data": data,
+        "layout": {
+            "height": 260,
+            "margin": {"l": 52, "r": 12, "t": 8 + 22 * (len(data) > 1), "b": 42},
+            "showlegend": len(data) > 1,
+            "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+            "xaxis": {
+                "range": [0, 1],
+                "dtick": 0.2,
+                "showgrid": False,
+                "title": {"text": "noise level", "standoff": 6},
+            },
+            "yaxis": {"rangemode": "tozero", "nticks": 6, "title": {"text": "loss", "standoff": 6}},
+        },
+    }
 
 
 def plain(text: str) -> str:
@@ -178,10 +274,19 @@ def number(value: float) -> str:
 
 def _bars(names: list[str], parts: list[tuple[str, list, str]]) -> Figure:
     ids = list(range(len(names)))  # names may repeat once they are shortened
-    data = [{
-        "type": "bar", "orientation": "h", "name": label, "y": ids, "x": counts, "customdata": [plain(str(n)) for n in names],
-        "marker": {"color": colour, "line": {"width": 0}}, "hovertemplate": f"%{{customdata}}<br>%{{x:,}} {label}<extra></extra>",
-    } for label, counts, colour in parts]
+    data = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": label,
+            "y": ids,
+            "x": counts,
+            "customdata": [plain(str(n)) for n in names],
+            "marker": {"color": colour, "line": {"width": 0}},
+            "hovertemplate": f"%{{customdata}}<br>%{{x:,}} {label}<extra></extra>",
+        }
+        for label, counts, colour in parts
+    ]
     layout = _bar_layout(names)
     if all(isinstance(n, int) for _, counts, _ in parts for n in counts):
         layout["xaxis"] = _counts(max(map(sum, zip(*(counts for _, counts, _ in parts))), default=0))
@@ -193,14 +298,25 @@ def _bar_layout(names: list) -> dict:
     count, texts = len(names), [plain(_short(str(n))) for n in names]
     labels = {"tickvals": list(range(count)), "ticktext": texts}
     return {
-        "barmode": "stack", "bargap": 0.28, "height": 44 + ROW_PX * max(count, 1), "margin": {"l": 8, "r": 14, "t": 4, "b": 28},
+        "barmode": "stack",
+        "bargap": 0.28,
+        "height": 44 + ROW_PX * max(count, 1),
+        "margin": {"l": 8, "r": 14, "t": 4, "b": 28},
         "xaxis": {"nticks": 4, "rangemode": "tozero", "separatethousands": True},
-        "yaxis": {**labels, "automargin": True, "showgrid": False, "ticks": "", "range": [-0.6, count - 0.4], "zeroline": False}}
+        "yaxis": {
+            **labels,
+            "automargin": True,
+            "showgrid": False,
+            "ticks": "",
+            "range": [-0.6, count - 0.4],
+            "zeroline": False,
+        },
+    }
 
 
 def draw_thresholds(figure: Figure, bins: dict, sides: Sequence[Side]) -> None:
-    """Into a histogram: a line for each value; labels in as many rows as keep them apart; what is beyond the axis is an arrow
-    at its end."""
+    """Into a histogram: a line for each value; labels in as many rows as keep them apart; what is beyond the axis is an
+    arrow at its end."""
     low, high = bins["edges"][0], bins["edges"][-1]
     shapes, notes, ends = [], [], []
     for value, label in _labels(sides, bins["log"]):
@@ -212,11 +328,31 @@ def draw_thresholds(figure: Figure, bins: dict, sides: Sequence[Side]) -> None:
         row = next((i for i, end in enumerate(ends) if centre - half > end + 4), len(ends))
         ends[row : row + 1] = [centre + half]
         if not beyond:
-            shapes.append({"type": "line", "x0": at, "x1": at, "yref": "paper", "y0": 0, "y1": 1,
-                           "line": {"color": LINE, "width": 1.5, "dash": "dash"}})
+            shapes.append(
+                {
+                    "type": "line",
+                    "x0": at,
+                    "x1": at,
+                    "yref": "paper",
+                    "y0": 0,
+                    "y1": 1,
+                    "line": {"color": LINE, "width": 1.5, "dash": "dash"},
+                }
+            )
         anchor = "left" if centre - half < 1 else "right" if centre + half > PLOT_PX - 1 else "center"
-        notes.append({"x": at, "y": 1, "yref": "paper", "yanchor": "bottom", "xanchor": anchor, "yshift": 1 + 13 * row,
-                      "text": plain(label), "showarrow": False, "font": {"size": 11, "color": LINE}})
+        notes.append(
+            {
+                "x": at,
+                "y": 1,
+                "yref": "paper",
+                "yanchor": "bottom",
+                "xanchor": anchor,
+                "yshift": 1 + 13 * row,
+                "text": plain(label),
+                "showarrow": False,
+                "font": {"size": 11, "color": LINE},
+            }
+        )
     layout = figure["layout"]
     layout["shapes"], layout["annotations"] = shapes, notes
     extra = 14 * max(len(ends) - 1, 0) + (8 if ends else 0)
@@ -251,4 +387,4 @@ def log_ticks(low: float, high: float) -> dict:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= LONGEST_LABEL else f"{text[:12]}…{text[-(LONGEST_LABEL - 13):]}"
+    return text if len(text) <= LONGEST_LABEL else f"{text[:12]}…{text[-(LONGEST_LABEL - 13) :]}"

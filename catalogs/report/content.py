@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from typing import Sequence
+from datetime import UTC, datetime
 
 import polars as pl
 
@@ -65,7 +65,12 @@ def no_clips(content: Content) -> str:
 
 
 def gather(
-    selection: Selection, rules: Sequence[Rule], recipe: str | None, snapshot: str | None, thumbnails: int, run: str | None = None,
+    selection: Selection,
+    rules: Sequence[Rule],
+    recipe: str | None,
+    snapshot: str | None,
+    thumbnails: int,
+    run: str | None = None,
 ) -> Content:
     """Compute everything. The memory it takes is some hundred bytes a clip.
 
@@ -82,23 +87,43 @@ def gather(
     unread += [Unread(t.rule, t.level, f"{t.column} {t.sign} {t.text}", _why(t, blank)) for t in undrawn]
     table, stages = runs(selection)
     return Content(
-        root=selection.catalog.root, versions=selection.versions, snapshot=snapshot, where=selection.where,
-        made_at=datetime.now(timezone.utc),
-        recipe=recipe, decided_by=decided_by(selection), rules=tuple(rules), unread=unread, facts=counted, scores=scores, blank=blank,
-        duration_sides=_sides(counted.seconds, [t for t in thresholds if t.column == DURATION]), density=dense,
-        failures=failures(selection), words=words(selection), training=training(selection, run, thumbnails),
+        root=selection.catalog.root,
+        versions=selection.versions,
+        snapshot=snapshot,
+        where=selection.where,
+        made_at=datetime.now(UTC),
+        recipe=recipe,
+        decided_by=decided_by(selection),
+        rules=tuple(rules),
+        unread=unread,
+        facts=counted,
+        scores=scores,
+        blank=blank,
+        duration_sides=_sides(counted.seconds, [t for t in thresholds if t.column == DURATION]),
+        density=dense,
+        failures=failures(selection),
+        words=words(selection),
+        training=training(selection, run, thumbnails),
         duplicates=duplicates(selection),
-        runs=table, stages=stages, thumbnails=thumbnails)
+        runs=table,
+        stages=stages,
+        thumbnails=thumbnails,
+    )
 
 
-def _scores(selection: Selection, thresholds: list[Threshold], thumbnails: int) -> tuple[list[Distribution], list[str], Density | None]:
+def _scores(
+    selection: Selection, thresholds: list[Threshold], thumbnails: int
+) -> tuple[list[Distribution], list[str], Density | None]:
     """Distributions of the scores that have values, names of those that have none, and motion against another score."""
     columns = score_columns()
     if not selection.catalog.scan("losses").select(pl.len()).collect().item():
         columns = [c for c in columns if c.name != "loss"]
     names = [c.name for c in columns]
-    frame = selection.rows(["clip_id", "status", *names]).select(
-        "clip_id", (pl.col("status") == "kept").alias("kept"), *names).collect(engine="streaming")
+    frame = (
+        selection.rows(["clip_id", "status", *names])
+        .select("clip_id", (pl.col("status") == "kept").alias("kept"), *names)
+        .collect(engine="streaming")
+    )
     found = []
     for c in columns:
         own = [t for t in thresholds if t.column == c.name]
@@ -111,7 +136,9 @@ def _scores(selection: Selection, thresholds: list[Threshold], thumbnails: int) 
 
 
 def _why(threshold: Threshold, blank: list[str]) -> str:
-    return f"{threshold.column} was not measured" if threshold.column in blank else f"{threshold.column} has no histogram"
+    return (
+        f"{threshold.column} was not measured" if threshold.column in blank else f"{threshold.column} has no histogram"
+    )
 
 
 def _sides(seconds: pl.Series, thresholds: list[Threshold]) -> list[Side]:

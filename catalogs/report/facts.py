@@ -14,10 +14,30 @@ from catalogs.selection import Selection
 STATUSES = ("kept", "rejected", "pending", "quarantined")
 UNKNOWN = "unknown"
 SHORT_SIDES = (
-    (240, "< 240"), (360, "240 … 359"), (480, "360 … 479"), (720, "480 … 719"), (1080, "720 … 1079"), (1440, "1080 … 1439"),
-    (2160, "1440 … 2159"))
-ASPECTS = (("9:21", 9 / 21), ("9:16", 9 / 16), ("2:3", 2 / 3), ("3:4", 3 / 4), ("4:5", 4 / 5), ("1:1", 1.0), ("5:4", 5 / 4), ("4:3", 4 / 3),
-           ("3:2", 3 / 2), ("16:9", 16 / 9), ("1.85:1", 1.85), ("2:1", 2.0), ("21:9", 21 / 9), ("2.39:1", 2.39))
+    (240, "< 240"),
+    (360, "240 … 359"),
+    (480, "360 … 479"),
+    (720, "480 … 719"),
+    (1080, "720 … 1079"),
+    (1440, "1080 … 1439"),
+    (2160, "1440 … 2159"),
+)
+ASPECTS = (
+    ("9:21", 9 / 21),
+    ("9:16", 9 / 16),
+    ("2:3", 2 / 3),
+    ("3:4", 3 / 4),
+    ("4:5", 4 / 5),
+    ("1:1", 1.0),
+    ("5:4", 5 / 4),
+    ("4:3", 4 / 3),
+    ("3:2", 3 / 2),
+    ("16:9", 16 / 9),
+    ("1.85:1", 1.85),
+    ("2:1", 2.0),
+    ("21:9", 21 / 9),
+    ("2.39:1", 2.39),
+)
 ASPECT_TOLERANCE = 0.02
 EXAMPLES = 3
 SEPARATOR = "\x1f"
@@ -59,17 +79,26 @@ def facts(selection: Selection) -> Facts:
     clips = _clips(selection)
     videos = selection.catalog.scan("videos").select("status", "duration_s").collect()
     by_video = _with_videos(selection)
-    status = {name: (n, s / 3600) for name, n, s in clips.group_by("status").agg(pl.len(), pl.col("seconds").sum()).iter_rows()}
+    status = {
+        name: (n, s / 3600)
+        for name, n, s in clips.group_by("status").agg(pl.len(), pl.col("seconds").sum()).iter_rows()
+    }
     span = clips.filter(pl.col("seconds") > 0)
     rejections, waiting = _reasons(clips)
     return Facts(
-        clips=clips.height, videos=dict(videos.group_by("status").len().iter_rows()),
+        clips=clips.height,
+        videos=dict(videos.group_by("status").len().iter_rows()),
         video_hours=float(videos["duration_s"].sum() or 0) / 3600,
-        status={name: status.get(name, (0, 0.0)) for name in STATUSES}, rejections=rejections, waiting=waiting,
+        status={name: status.get(name, (0, 0.0)) for name in STATUSES},
+        rejections=rejections,
+        waiting=waiting,
         levels=tally(clips.filter("kept"), pl.col("level")).sort("name"),
         splits=tally(clips, pl.col("split").cast(pl.String).fill_null("none yet")),
-        kinds=_kinds(clips, by_video), durations=_durations(span), seconds=span["seconds"],
-        sources=tally(by_video, pl.col("source")), licenses=tally(by_video, pl.col("license").fill_null(UNKNOWN)),
+        kinds=_kinds(clips, by_video),
+        durations=_durations(span),
+        seconds=span["seconds"],
+        sources=tally(by_video, pl.col("source")),
+        licenses=tally(by_video, pl.col("license").fill_null(UNKNOWN)),
         uncaptioned=clips.filter(pl.col("kept") & ~pl.col("captioned")).height,
     )
 
@@ -85,8 +114,12 @@ def tally(rows: pl.DataFrame, name: pl.Expr) -> pl.DataFrame:
     else:
         kept_seconds = pl.col("seconds").filter("kept").sum().alias("kept_seconds")
         sums = [pl.len().alias("clips"), pl.col("kept").sum(), pl.col("seconds").sum(), kept_seconds]
-    grouped = rows.group_by(name.alias("name")).agg(sums).sort("clips", "name", descending=[True, False], nulls_last=True)
-    return grouped.with_columns((pl.col("seconds") / 3600).alias("hours"), (pl.col("kept_seconds") / 3600).alias("kept_hours"))
+    grouped = (
+        rows.group_by(name.alias("name")).agg(sums).sort("clips", "name", descending=[True, False], nulls_last=True)
+    )
+    return grouped.with_columns(
+        (pl.col("seconds") / 3600).alias("hours"), (pl.col("kept_seconds") / 3600).alias("kept_hours")
+    )
 
 
 def resolution_class() -> pl.Expr:
@@ -109,20 +142,50 @@ def aspect_class() -> pl.Expr:
 
 def _clips(selection: Selection) -> pl.DataFrame:
     """One small row a clip: names become categories."""
-    columns = ["status", "reasons", "level", "start_s", "end_s", "width", "height", "fps", "camera_motion", "split", "caption_style"]
+    columns = [
+        "status",
+        "reasons",
+        "level",
+        "start_s",
+        "end_s",
+        "width",
+        "height",
+        "fps",
+        "camera_motion",
+        "split",
+        "caption_style",
+    ]
     category = pl.Categorical()
-    return selection.rows(columns).select(
-        pl.col("status", "camera_motion", "split").cast(category), pl.col("reasons").list.join(SEPARATOR).cast(category), "level",
-        seconds.cast(pl.Float32).alias("seconds"), pl.col("width", "height"), pl.col("fps").round(2).cast(pl.Float32),
-        kept=pl.col("status") == "kept", captioned=pl.col("caption_style").is_not_null(),
-    ).collect(engine="streaming").with_columns(pl.col("status").cast(pl.String), pl.col("seconds").cast(pl.Float64))
+    return (
+        selection.rows(columns)
+        .select(
+            pl.col("status", "camera_motion", "split").cast(category),
+            pl.col("reasons").list.join(SEPARATOR).cast(category),
+            "level",
+            seconds.cast(pl.Float32).alias("seconds"),
+            pl.col("width", "height"),
+            pl.col("fps").round(2).cast(pl.Float32),
+            kept=pl.col("status") == "kept",
+            captioned=pl.col("caption_style").is_not_null(),
+        )
+        .collect(engine="streaming")
+        .with_columns(pl.col("status").cast(pl.String), pl.col("seconds").cast(pl.Float64))
+    )
 
 
 def _with_videos(selection: Selection) -> pl.DataFrame:
     """The sums of each video's clips, with what `videos` knows about it."""
     kept = pl.col("status") == "kept"
-    sums = selection.rows(["video_id", "status", "start_s", "end_s"]).group_by("video_id").agg(
-        pl.len().alias("clips"), kept.sum().alias("kept"), seconds.sum().alias("seconds"), seconds.filter(kept).sum().alias("kept_seconds"))
+    sums = (
+        selection.rows(["video_id", "status", "start_s", "end_s"])
+        .group_by("video_id")
+        .agg(
+            pl.len().alias("clips"),
+            kept.sum().alias("kept"),
+            seconds.sum().alias("seconds"),
+            seconds.filter(kept).sum().alias("kept_seconds"),
+        )
+    )
     uri = pl.col("uris").list.first().struct.field("uri").alias("uri")
     videos = selection.catalog.scan("videos").select("video_id", "codec", "license", "source_url", uri)
     joined = sums.join(videos, on="video_id", how="left").drop("video_id").collect(engine="streaming")
@@ -130,7 +193,8 @@ def _with_videos(selection: Selection) -> pl.DataFrame:
 
 
 def _source(videos: pl.DataFrame) -> pl.Series:
-    """The host of `source_url`, else of the address; of a local file, its folder below the one that all have in common."""
+    """The host of `source_url`, else of the address; of a local file, its folder below the one that all have in
+    common."""
     remote = r"^([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)"
     host = pl.col("source_url").str.extract(remote, 2)
     scheme = pl.col("uri").str.extract(remote, 1)
@@ -143,12 +207,16 @@ def _source(videos: pl.DataFrame) -> pl.Series:
         ends = [str(folders.min()), str(folders.max())]  # what the first and the last share, all between them share
         top = os.path.commonpath(ends) if ends[0].startswith("/") == ends[1].startswith("/") and all(ends) else ""
     below = folder.str.slice(len(top)).str.strip_chars_start("/").str.extract(r"^([^/]*)", 1)
-    local = pl.when(below == "").then(pl.lit(top or ".")).otherwise(pl.lit(f"{top.rstrip('/')}/" if top else "") + below)
+    local = (
+        pl.when(below == "").then(pl.lit(top or ".")).otherwise(pl.lit(f"{top.rstrip('/')}/" if top else "") + below)
+    )
     return videos.select(pl.coalesce(host, web, local, pl.col("source_url"), pl.lit(UNKNOWN)))[:, 0]
 
 
 def _reasons(clips: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    counted = clips.group_by("status", "reasons").len().with_columns(pl.col("reasons").cast(pl.String).str.split(SEPARATOR))
+    counted = (
+        clips.group_by("status", "reasons").len().with_columns(pl.col("reasons").cast(pl.String).str.split(SEPARATOR))
+    )
     one = pl.col("reasons").list.len() == 1
 
     def rules(status: str, *more: pl.Expr) -> pl.DataFrame:
@@ -162,11 +230,17 @@ def _reasons(clips: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def _kinds(clips: pl.DataFrame, by_video: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    rate = pl.when(pl.col("fps").is_null()).then(pl.lit("none (image)")).otherwise(pl.col("fps").cast(pl.String).str.replace(r"\.0$", ""))
+    rate = (
+        pl.when(pl.col("fps").is_null())
+        .then(pl.lit("none (image)"))
+        .otherwise(pl.col("fps").cast(pl.String).str.replace(r"\.0$", ""))
+    )
     sizes = [*(name for _, name in SHORT_SIDES), "≥ 2160", UNKNOWN]
     by_size = tally(clips, resolution_class())
     return {
-        "Shorter side, px": by_size.sort(pl.col("name").replace_strict({name: i for i, name in enumerate(sizes)}, return_dtype=pl.Int32)),
+        "Shorter side, px": by_size.sort(
+            pl.col("name").replace_strict({name: i for i, name in enumerate(sizes)}, return_dtype=pl.Int32)
+        ),
         "Aspect ratio": tally(clips, aspect_class()),
         "Frame rate, frames/s": tally(clips, rate),
         "Codec": tally(by_video, pl.col("codec").fill_null(UNKNOWN)),
@@ -190,25 +264,44 @@ class Failure:
 def failures(selection: Selection) -> tuple[list[Failure], list[Failure]]:
     """Quarantine by kind: of videos (the whole catalog), of clips."""
     uri = pl.col("uris").list.first().struct.field("uri")
-    videos = selection.catalog.scan("videos").filter(pl.col("status") == "quarantined").select(
-        pl.col("error_kind").fill_null(UNKNOWN).alias("kind"), uri.alias("where"), pl.col("error").alias("message"))
+    videos = (
+        selection.catalog.scan("videos")
+        .filter(pl.col("status") == "quarantined")
+        .select(
+            pl.col("error_kind").fill_null(UNKNOWN).alias("kind"), uri.alias("where"), pl.col("error").alias("message")
+        )
+    )
     error = pl.col("errors").struct
-    clips = selection.rows(["errors", "uri", "start_s"]).filter(pl.col("errors").list.len() > 0).explode("errors").select(
-        (error.field("stage") + ": " + error.field("kind").fill_null(UNKNOWN)).fill_null(UNKNOWN).alias("kind"),
-        (pl.col("uri").fill_null("") + " at " + pl.col("start_s").round(1).cast(pl.String).fill_null("?") + " s").alias("where"),
-        error.field("message").alias("message"))
+    clips = (
+        selection.rows(["errors", "uri", "start_s"])
+        .filter(pl.col("errors").list.len() > 0)
+        .explode("errors")
+        .select(
+            (error.field("stage") + ": " + error.field("kind").fill_null(UNKNOWN)).fill_null(UNKNOWN).alias("kind"),
+            (
+                pl.col("uri").fill_null("") + " at " + pl.col("start_s").round(1).cast(pl.String).fill_null("?") + " s"
+            ).alias("where"),
+            error.field("message").alias("message"),
+        )
+    )
     return _failures(videos), _failures(clips)
 
 
 def _failures(rows: pl.LazyFrame) -> list[Failure]:
     some = pl.col("where", "message").fill_null("").head(EXAMPLES)
-    counted = rows.group_by("kind").agg(pl.len(), some).collect(engine="streaming").sort("len", "kind", descending=[True, False])
+    counted = (
+        rows.group_by("kind")
+        .agg(pl.len(), some)
+        .collect(engine="streaming")
+        .sort("len", "kind", descending=[True, False])
+    )
     return [Failure(kind, count, list(zip(places, messages))) for kind, count, places, messages in counted.iter_rows()]
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """`looked`: clips that were compared; `groups` of more than one; `sizes`: clips in a group -> groups; `kinds` -> copies."""
+    """`looked`: clips that were compared; `groups` of more than one; `sizes`: clips in a group -> groups; `kinds` ->
+    copies."""
 
     looked: int
     groups: int
@@ -219,14 +312,28 @@ class Duplicates:
 
 def duplicates(selection: Selection) -> Duplicates:
     """What `datakit run dedup` found."""
-    grouped = selection.rows(["duplicate_group"]).filter(pl.col("duplicate_group").is_not_null()).group_by("duplicate_group").len()
+    grouped = (
+        selection.rows(["duplicate_group"])
+        .filter(pl.col("duplicate_group").is_not_null())
+        .group_by("duplicate_group")
+        .len()
+    )
     sizes = grouped.group_by(pl.col("len").alias("size")).len().collect(engine="streaming").sort("size")
     copies = selection.rows(["duplicate_of", "duplicate_kind"]).filter(pl.col("duplicate_of").is_not_null())
-    kinds = copies.group_by(pl.col("duplicate_kind").fill_null(UNKNOWN)).len().collect(engine="streaming").sort("len", descending=True)
+    kinds = (
+        copies.group_by(pl.col("duplicate_kind").fill_null(UNKNOWN))
+        .len()
+        .collect(engine="streaming")
+        .sort("len", descending=True)
+    )
     several = sizes.filter(pl.col("size") > 1)
     return Duplicates(
-        int((sizes["size"] * sizes["len"]).sum() or 0), int(several["len"].sum() or 0), int(kinds["len"].sum() or 0),
-        list(several.iter_rows()), list(kinds.iter_rows()))
+        int((sizes["size"] * sizes["len"]).sum() or 0),
+        int(several["len"].sum() or 0),
+        int(kinds["len"].sum() or 0),
+        list(several.iter_rows()),
+        list(kinds.iter_rows()),
+    )
 
 
 def runs(selection: Selection) -> tuple[pl.DataFrame, list[tuple[str, float]]]:

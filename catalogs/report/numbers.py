@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Sequence
 
 import numpy as np
 import polars as pl
@@ -24,7 +24,16 @@ LONGEST_STRETCH = 1.6
 """How far a linear axis grows, at most, to show a threshold."""
 NO_SCORES = ("ingest", "clips", "letterbox", "dedup")
 """Stages whose numbers are positions and links."""
-GOOD = {"aesthetic": 1, "quality": 1, "caption_match": 1, "blur": 1, "nsfw": -1, "ocr_area": -1, "ocr_boxes": -1, "interlaced": -1}
+GOOD = {
+    "aesthetic": 1,
+    "quality": 1,
+    "caption_match": 1,
+    "blur": 1,
+    "nsfw": -1,
+    "ocr_area": -1,
+    "ocr_boxes": -1,
+    "interlaced": -1,
+}
 """Scores of which more (1) or less (-1) is better."""
 
 
@@ -88,7 +97,9 @@ class Distribution:
     picks: list[Picks] = field(default_factory=list)
 
 
-def distribution(column: Column, frame: pl.DataFrame, thresholds: Sequence[Threshold], thumbnails: int) -> Distribution | None:
+def distribution(
+    column: Column, frame: pl.DataFrame, thresholds: Sequence[Threshold], thumbnails: int
+) -> Distribution | None:
     """Of one column; None when no clip has a value.
 
     Args:
@@ -97,7 +108,9 @@ def distribution(column: Column, frame: pl.DataFrame, thresholds: Sequence[Thres
         thumbnails: clips in a row of the contact sheet.
     """
     values = pl.col(column.name)
-    have = frame.select("clip_id", "kept", values.cast(pl.Float64) if not frame[column.name].dtype.is_float() else values)
+    have = frame.select(
+        "clip_id", "kept", values.cast(pl.Float64) if not frame[column.name].dtype.is_float() else values
+    )
     have = have.filter(values.is_finite())  # null is not finite
     if have.is_empty():
         return None
@@ -111,8 +124,16 @@ def distribution(column: Column, frame: pl.DataFrame, thresholds: Sequence[Thres
     lowest, highest = float(numbers.min()), float(numbers.max())
     rows = picks(column.name, have, thresholds, thumbnails) if lowest < highest and thumbnails else []
     return Distribution(
-        column=column, measured=have.height, missing=frame.height - have.height, quantiles=(low, median, high),
-        lowest=lowest, highest=highest, sides=sides, picks=rows, **bins)
+        column=column,
+        measured=have.height,
+        missing=frame.height - have.height,
+        quantiles=(low, median, high),
+        lowest=lowest,
+        highest=highest,
+        sides=sides,
+        picks=rows,
+        **bins,
+    )
 
 
 def binned(numbers: np.ndarray, kept: np.ndarray, marks: Sequence[float], whole: bool = False) -> dict:
@@ -140,8 +161,13 @@ def binned(numbers: np.ndarray, kept: np.ndarray, marks: Sequence[float], whole:
     every, _ = np.histogram(shown[inside], edges)
     good, _ = np.histogram(shown[inside & kept], edges)
     return {
-        "log": log, "edges": [float(e) for e in edges], "kept": good.tolist(), "other": (every - good).tolist(), "zeros": zeros,
-        "below": int((shown < edges[0]).sum()), "above": int((shown > edges[-1]).sum()),
+        "log": log,
+        "edges": [float(e) for e in edges],
+        "kept": good.tolist(),
+        "other": (every - good).tolist(),
+        "zeros": zeros,
+        "below": int((shown < edges[0]).sum()),
+        "above": int((shown > edges[-1]).sum()),
     }
 
 
@@ -194,8 +220,8 @@ def _borderline(name: str, have: pl.DataFrame, threshold: Threshold, count: int)
 
 
 def _nearest(rows: pl.DataFrame, far: pl.Expr, count: int) -> tuple[pl.DataFrame, int]:
-    """The rows that are least far, and how many share the last one's distance where not all of those are among them (else 0).
-    Of equal ones those with the lowest ids, which are hashes: a fair draw that repeats."""
+    """The rows that are least far, and how many share the last one's distance where not all of those are among them
+    (else 0). Of equal ones those with the lowest ids, which are hashes: a fair draw that repeats."""
     if count == 0 or rows.is_empty():
         return rows.clear(), 0
     rows = rows.with_columns(far.alias("far"))

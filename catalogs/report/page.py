@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
 from string import Template
-from typing import Any, Sequence
+from typing import Any
 
 from catalogs.report.sheets import Picture
 
@@ -45,15 +46,28 @@ class Page:
         """The whole file: styles, scripts, figures and pictures inside."""
         from plotly.offline import get_plotlyjs
 
-        styles = "".join(_background(place, self.pictures[clip_id].jpeg or b"") for clip_id, place in self._places.items())
+        styles = "".join(
+            _background(place, self.pictures[clip_id].jpeg or b"") for clip_id, place in self._places.items()
+        )
         contents = "".join(f'<li><a href="#{key}">{text(title)}</a></li>' for key, title, _ in self.sections)
-        body = "".join(f'<section id="{key}"><h2>{text(title)}</h2>{inner}</section>' for key, title, inner in self.sections)
+        body = "".join(
+            f'<section id="{key}"><h2>{text(title)}</h2>{inner}</section>' for key, title, inner in self.sections
+        )
         return Template(_file("page.html")).substitute(
-            title=text(self.title), header=self.header, contents=contents, sections=body, style=_file("page.css"), pictures=styles,
-            plotly=get_plotlyjs().replace("</script", "<\\/script"), charts=_json(self.charts), script=_file("page.js"))
+            title=text(self.title),
+            header=self.header,
+            contents=contents,
+            sections=body,
+            style=_file("page.css"),
+            pictures=styles,
+            plotly=get_plotlyjs().replace("</script", "<\\/script"),
+            charts=_json(self.charts),
+            script=_file("page.js"),
+        )
 
     def thumb(self, clip_id: str, caption: str, badge: str = "", below: str = "") -> str:
-        """The picture of a clip, or why there is none. `caption`, `badge` and `below`, a few lines under it, are HTML."""
+        """The picture of a clip, or why there is none. `caption`, `badge` and `below`, a few lines under it, are
+        HTML."""
         picture = self.pictures.get(clip_id)
         title = text(picture.title if picture else clip_id)
         if clip_id in self._places:
@@ -77,7 +91,9 @@ def count(value: float) -> str:
 
 def hours(value: float) -> str:
     """Three digits where there is little."""
-    return "0" if value == 0 else f"{value:,.0f}" if value >= 1000 else f"{value:,.1f}" if value >= 10 else f"{value:,.3f}"
+    return (
+        "0" if value == 0 else f"{value:,.0f}" if value >= 1000 else f"{value:,.1f}" if value >= 10 else f"{value:,.3f}"
+    )
 
 
 def share(part: float, whole: float) -> str:
@@ -91,7 +107,11 @@ def share(part: float, whole: float) -> str:
 
 
 def table(
-    heads: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[int] = (), hints: Sequence[str] = (), tight: bool = False,
+    heads: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    numeric: Sequence[int] = (),
+    hints: Sequence[str] = (),
+    tight: bool = False,
 ) -> str:
     """Rows of values, escaped.
 
@@ -100,13 +120,14 @@ def table(
         hints: a tooltip for each row.
         tight: small, for below a chart.
     """
+
     def cell(tag: str, index: int, value: Any) -> str:
         kind = "n" if index in numeric else "long" if tag == "td" and len(str(value)) > LONG_WORD else ""
         return f'<{tag} class="{kind}">{text(value)}</{tag}>' if kind else f"<{tag}>{text(value)}</{tag}>"
 
     def line(tag: str, values: Sequence[Any], hint: str = "") -> str:
         tooltip = f' title="{text(hint)}"' if hint else ""
-        return f'<tr{tooltip}>{"".join(cell(tag, i, value) for i, value in enumerate(values))}</tr>'
+        return f"<tr{tooltip}>{''.join(cell(tag, i, value) for i, value in enumerate(values))}</tr>"
 
     body = "".join(line("td", row, hints[i] if hints else "") for i, row in enumerate(rows))
     kind = ' class="tight"' if tight else ""

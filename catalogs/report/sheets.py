@@ -6,8 +6,8 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Callable, Iterable
 
 import polars as pl
 
@@ -38,7 +38,12 @@ def pictures(selection: Selection, clip_ids: Iterable[str], side: int, deadline_
     wanted = sorted(set(clip_ids))
     if not wanted:
         return {}
-    rows = selection.rows(COLUMNS).filter(pl.col("clip_id").is_in(wanted)).collect(engine="streaming").sort("uri", "start_pts")
+    rows = (
+        selection.rows(COLUMNS)
+        .filter(pl.col("clip_id").is_in(wanted))
+        .collect(engine="streaming")
+        .sort("uri", "start_pts")
+    )
     root = selection.catalog.root
 
     def draw(row: dict) -> bytes:
@@ -51,7 +56,10 @@ def pictures(selection: Selection, clip_ids: Iterable[str], side: int, deadline_
 
 
 def _picture(row: dict, outcome: bytes | Exception | None) -> Picture:
-    title = f"{row['uri'] or row['path'] or 'no address'}\n{row['start_s'] or 0:.2f} … {row['end_s'] or 0:.2f} s\n{row['clip_id']}"
+    title = (
+        f"{row['uri'] or row['path'] or 'no address'}\n{row['start_s'] or 0:.2f} … {row['end_s'] or 0:.2f} "
+        f"s\n{row['clip_id']}"
+    )
     if isinstance(outcome, bytes):
         return Picture(row["clip_id"], title, outcome)
     lines = str(outcome).strip().splitlines() if outcome is not None else ["not ready in time"]
@@ -62,7 +70,8 @@ def _picture(row: dict, outcome: bytes | Exception | None) -> Picture:
 
 
 def _in_threads(draw: Callable[[dict], bytes], rows: list[dict], deadline_s: float) -> dict[str, bytes | Exception]:
-    """Outcomes by clip id. Daemon threads, not a pool: one that hangs on a dead mount must not keep the program alive."""
+    """Outcomes by clip id. Daemon threads, not a pool: one that hangs on a dead mount must not keep the program
+    alive."""
     todo: queue.SimpleQueue[dict] = queue.SimpleQueue()
     results: queue.SimpleQueue[tuple[str, bytes | Exception]] = queue.SimpleQueue()
     over = threading.Event()

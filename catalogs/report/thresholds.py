@@ -1,14 +1,16 @@
 """Reads the thresholds out of rules: `motion between 0.3 and 120` is a line at 0.3 and one at 120.
 
-A rule is any SQL condition, so this reads what it surely understands (comparisons of one column with a number or with an
-aggregate over the catalog, under AND, OR, NOT and brackets) and returns everything else as `Unread`, for a person to see.
+A rule is any SQL condition, so this reads what it surely understands (comparisons of one column with a number or with
+an aggregate over the catalog, under AND, OR, NOT and brackets) and returns everything else as `Unread`, for a person to
+see.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Iterable, Mapping, NamedTuple, Sequence
+from typing import NamedTuple
 
 import polars as pl
 
@@ -24,7 +26,8 @@ SIGNS = {">=": "≥", "<=": "≤", "<>": "≠"}
 COMPARISONS = {*NEGATED, "!=", "=="}
 TOKEN = re.compile(
     r"\s*(?:(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)|('(?:[^']|'')*')|(\"[^\"]+\"|[A-Za-z_]\w*)"
-    r"|(<=|>=|<>|!=|==|\|\||::|[-+*/%<>=(),.]))")
+    r"|(<=|>=|<>|!=|==|\|\||::|[-+*/%<>=(),.]))"
+)
 ENDS_OPERAND = {"and", "or", "between", "in", "is", "like", "ilike", "not", *COMPARISONS}
 
 
@@ -97,7 +100,8 @@ def extract(rules: Iterable[Rule]) -> tuple[list[Threshold], list[Unread]]:
 
 
 def resolved(thresholds: Sequence[Threshold], catalog: Catalog, versions: dict[str, int]) -> list[Threshold]:
-    """The same with aggregates computed over all clips, as the recipe does; of a column without values they stay None."""
+    """The same with aggregates computed over all clips, as the recipe does; of a column without values they stay
+    None."""
     texts = sorted({t.text for t in thresholds if t.value is None})
     expressions = {text: pl.sql_expr(text) for text in texts}
     columns = sorted({name for e in expressions.values() for name in e.meta.root_names()})
@@ -176,7 +180,8 @@ class _Reader:
             self._leave(start, "more than a column compared with a number")
 
     def _skip(self, left: list[str], word: str, start: int) -> None:
-        """Past a predicate that compares with no number, which is for the rule's text to say; of numbers, it is noted."""
+        """Past a predicate that compares with no number, which is for the rule's text to say; of numbers, it is
+        noted."""
         self.at += 1
         if word == "is":
             self.at += 1 + (self._next() == "not")
@@ -266,4 +271,8 @@ def _without_brackets(tokens: list[str]) -> list[str]:
 
 
 def _joined(tokens: list[str]) -> str:
-    return re.sub(r"\s*([(),])\s*", r"\1", " ".join(tokens)).replace(",", ", ").replace("- ", "-" if len(tokens) == 2 else "- ")
+    return (
+        re.sub(r"\s*([(),])\s*", r"\1", " ".join(tokens))
+        .replace(",", ", ")
+        .replace("- ", "-" if len(tokens) == 2 else "- ")
+    )

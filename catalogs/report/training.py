@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import polars as pl
 
@@ -19,14 +19,26 @@ MOST = 12
 FEWEST = 5
 """Clips of which a slice is judged."""
 SURE = 3.0
-"""Standard errors from which a slice is called worse or better than all clips: with some 60 slices, chance gives one in ten reports."""
+"""Standard errors from which a slice is called worse or better than all clips: with some 60 slices, chance gives one in
+ten reports."""
 NOT_MEASURED = "not measured"
 DURATIONS = ((2, "< 2 s"), (4, "2 … 4 s"), (8, "4 … 8 s"))
 LENGTHS = ((10, "1 … 9"), (30, "10 … 29"), (80, "30 … 79"), (150, "80 … 149"))
 LEVELS = [f"{n / 10:.1f} … {(n + 1) / 10:.1f}" for n in range(10)]
 COLUMNS = (
-    "clip_id", "camera_motion", "width", "height", "motion", "license", "source_url", "codec", "start_s", "end_s", "caption",
-    "caption_style")
+    "clip_id",
+    "camera_motion",
+    "width",
+    "height",
+    "motion",
+    "license",
+    "source_url",
+    "codec",
+    "start_s",
+    "end_s",
+    "caption",
+    "caption_style",
+)
 
 
 @dataclass(frozen=True)
@@ -59,12 +71,12 @@ class Training:
     Attributes:
         runs: all that have losses, the newest first; `run` is the one shown.
         clips, samples: that are counted; `mean` excess of these samples: below nothing while the loss falls.
-        kinds: slices of clips, title -> name, clips, samples, mean, error. Mean is the excess of the samples over that of all; its
-            standard error (null: a single clip) takes clips as independent, not samples.
-        places: the same by bucket and by noise level, of plain excess: near nothing by construction, as excess is over the mean of
-            exactly these.
-        worse, better: of all kinds, those whose mean is off by more than `SURE` standard errors: slice, name, clips, samples,
-            mean, error; the worst or best first.
+        kinds: slices of clips, title -> name, clips, samples, mean, error. Mean is the excess of the samples over that
+            of all; its standard error (null: a single clip) takes clips as independent, not samples.
+        places: the same by bucket and by noise level, of plain excess: near nothing by construction, as excess is over
+            the mean of exactly these.
+        worse, better: of all kinds, those whose mean is off by more than `SURE` standard errors: slice, name, clips,
+            samples, mean, error; the worst or best first.
         levels: bucket -> mean loss at each noise level as the run left it; empty: not recorded.
         worst, best: clips, the surest first, excess over that of all.
     """
@@ -96,7 +108,9 @@ def training(selection: Selection, run: str | None, thumbnails: int) -> Training
     runs, counts = _runs(selection)
     if not runs:
         if run is not None:
-            raise CatalogError(f"no run has entered losses in {selection.catalog.root}, so there is none of {run} to show")
+            raise CatalogError(
+                f"no run has entered losses in {selection.catalog.root}, so there is none of {run} to show"
+            )
         return None
     chosen = _chosen(runs, run)
     mine = selection.catalog.scan("losses").filter((pl.col("run_id") == chosen.run_id) & pl.col("excess").is_finite())
@@ -106,23 +120,54 @@ def training(selection: Selection, run: str | None, thumbnails: int) -> Training
     mean = rows["excess"].sum() / samples if samples else 0.0
     samples_of = _of_samples(mine, rows)
     rows = rows.with_columns(pl.col("excess") - mean * pl.col("count"))
-    kinds, places = ({title: frame for title, frame in found.items() if frame.height > 1} for found in (_of_clips(rows), samples_of))
+    kinds, places = (
+        {title: frame for title, frame in found.items() if frame.height > 1} for found in (_of_clips(rows), samples_of)
+    )
     worse, better = _off(kinds)
     worst, best = _extremes(rows, thumbnails)
     captions = _captions(selection, [*worst["clip_id"], *best["clip_id"]])
     levels = json.loads(counts.get(chosen.run_id) or "{}").get(MEANS, {})
     return Training(
-        runs, chosen, rows.height, samples, mean, kinds, places, worse, better, levels, _hard(worst, captions), _hard(best, captions))
+        runs,
+        chosen,
+        rows.height,
+        samples,
+        mean,
+        kinds,
+        places,
+        worse,
+        better,
+        levels,
+        _hard(worst, captions),
+        _hard(best, captions),
+    )
 
 
 def _runs(selection: Selection) -> tuple[list[TrainedRun], dict[str, str]]:
     """The newest first; and the recorded counts of each."""
-    facts = [pl.col("from_step").min(), pl.col("to_step").max(), pl.col("count").sum(), pl.col("clip_id").n_unique().alias("clips")]
+    facts = [
+        pl.col("from_step").min(),
+        pl.col("to_step").max(),
+        pl.col("count").sum(),
+        pl.col("clip_id").n_unique().alias("clips"),
+    ]
     found = selection.catalog.scan("losses").group_by("run_id").agg(facts).collect(engine="streaming")
     known = selection.catalog.scan("runs").select("run_id", "pipeline", "status", "started_at", "counts").collect()
-    rows = found.join(known, on="run_id", how="left").sort("started_at", "run_id", descending=[True, False], nulls_last=True)
-    runs = [TrainedRun(r["run_id"] or "", r["pipeline"] or "", r["status"] or "", r["from_step"] or 0, r["to_step"] or 0, r["count"],
-                       r["clips"]) for r in rows.iter_rows(named=True)]
+    rows = found.join(known, on="run_id", how="left").sort(
+        "started_at", "run_id", descending=[True, False], nulls_last=True
+    )
+    runs = [
+        TrainedRun(
+            r["run_id"] or "",
+            r["pipeline"] or "",
+            r["status"] or "",
+            r["from_step"] or 0,
+            r["to_step"] or 0,
+            r["count"],
+            r["clips"],
+        )
+        for r in rows.iter_rows(named=True)
+    ]
     return runs, {r["run_id"]: r["counts"] for r in rows.iter_rows(named=True) if r["counts"]}
 
 
@@ -154,12 +199,15 @@ def _of_clips(rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
         "Caption length, words": (words, [*(name for _, name in LENGTHS), "≥ 150", "none"]),
     }
     named = {
-        "Caption style": pl.col("caption_style").fill_null("none"), "Camera motion": pl.col("camera_motion").fill_null(NOT_MEASURED),
+        "Caption style": pl.col("caption_style").fill_null("none"),
+        "Camera motion": pl.col("camera_motion").fill_null(NOT_MEASURED),
         "Source": pl.coalesce(pl.col("source_url").str.extract(r"://([^/?#]*)", 1), pl.lit(UNKNOWN)),
-        "Licence": pl.col("license").fill_null(UNKNOWN), "Codec": pl.col("codec").fill_null(UNKNOWN),
+        "Licence": pl.col("license").fill_null(UNKNOWN),
+        "Codec": pl.col("codec").fill_null(UNKNOWN),
     }
     return {title: sliced(rows, name, order) for title, (name, order) in ordered.items()} | {
-        title: sliced(rows, name) for title, name in named.items()}
+        title: sliced(rows, name) for title, name in named.items()
+    }
 
 
 def _of_samples(mine: pl.LazyFrame, rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
@@ -168,9 +216,17 @@ def _of_samples(mine: pl.LazyFrame, rows: pl.DataFrame) -> dict[str, pl.DataFram
     found = {}
     for title, name, order in (
         ("Bucket", pl.col("bucket").fill_null(UNKNOWN), None),
-        ("Noise level", pl.col("noise_level").replace_strict(dict(enumerate(LEVELS)), default=UNKNOWN), [*LEVELS, UNKNOWN]),
+        (
+            "Noise level",
+            pl.col("noise_level").replace_strict(dict(enumerate(LEVELS)), default=UNKNOWN),
+            [*LEVELS, UNKNOWN],
+        ),
     ):
-        sums = some.group_by("clip_id", name.alias("place")).agg(pl.col("excess", "count").sum()).collect(engine="streaming")
+        sums = (
+            some.group_by("clip_id", name.alias("place"))
+            .agg(pl.col("excess", "count").sum())
+            .collect(engine="streaming")
+        )
         found[title] = sliced(sums, pl.col("place"), order)
     return found
 
@@ -195,8 +251,8 @@ def _classes(value: pl.Expr, limits: Sequence[tuple[float, str]], beyond: str, m
 
 
 def sliced(rows: pl.DataFrame, name: pl.Expr, order: Sequence[str] | None = None) -> pl.DataFrame:
-    """Sums by name. The mean m = Σe / Σn is a ratio over clips: its variance is k / (k - 1) · Σ(e - m·n)² / (Σn)² for k clips
-    (Cochran, Sampling Techniques, 1977, chapter 6).
+    """Sums by name. The mean m = Σe / Σn is a ratio over clips: its variance is k / (k - 1) · Σ(e - m·n)² / (Σn)² for k
+    clips (Cochran, Sampling Techniques, 1977, chapter 6).
 
     Args:
         rows: excess and count of clips.
@@ -206,7 +262,8 @@ def sliced(rows: pl.DataFrame, name: pl.Expr, order: Sequence[str] | None = None
     mean = e.sum() / n.sum()
     spread = ((e - mean * n).pow(2).sum() * k / (k - 1)).sqrt() / n.sum()
     found = rows.group_by(name.alias("name")).agg(
-        k.alias("clips"), n.sum().alias("samples"), mean.alias("mean"), pl.when(k > 1).then(spread).alias("error"))
+        k.alias("clips"), n.sum().alias("samples"), mean.alias("mean"), pl.when(k > 1).then(spread).alias("error")
+    )
     found = found.sort("clips", "name", descending=[True, False]).head(MOST)
     if order is None:
         return found.sort("mean", "name", descending=[True, False])
@@ -215,7 +272,14 @@ def sliced(rows: pl.DataFrame, name: pl.Expr, order: Sequence[str] | None = None
 
 def _off(kinds: dict[str, pl.DataFrame]) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The slices of clips that are surely worse, and surely better, than all clips."""
-    types = {"slice": pl.String, "name": pl.String, "clips": pl.UInt32, "samples": pl.Int64, "mean": pl.Float64, "error": pl.Float64}
+    types = {
+        "slice": pl.String,
+        "name": pl.String,
+        "clips": pl.UInt32,
+        "samples": pl.Int64,
+        "mean": pl.Float64,
+        "error": pl.Float64,
+    }
     named = [frame.select(pl.lit(title).alias("slice"), *list(types)[1:]).cast(types) for title, frame in kinds.items()]
     every = pl.concat([pl.DataFrame(schema=types), *named])
     far = pl.col("mean") / pl.col("error")
@@ -224,7 +288,8 @@ def _off(kinds: dict[str, pl.DataFrame]) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def _extremes(rows: pl.DataFrame, count: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Twice as many of the worst as of the best. A mean of n samples is known √n times as well as one of a single sample."""
+    """Twice as many of the worst as of the best. A mean of n samples is known √n times as well as one of a single
+    sample."""
     sure = rows.select("clip_id", "excess", "count", sure=pl.col("excess") / pl.col("count").sqrt())
     worst = sure.filter(pl.col("sure") > 0).sort("sure", "clip_id", descending=[True, False]).head(2 * count)
     return worst, sure.filter(pl.col("sure") < 0).sort("sure", "clip_id").head(count)
@@ -238,5 +303,7 @@ def _captions(selection: Selection, clip_ids: list[str]) -> dict[str, str]:
 
 
 def _hard(rows: pl.DataFrame, captions: dict[str, str]) -> list[Hard]:
-    return [Hard(clip_id, excess / count, count, captions.get(clip_id, ""))
-            for clip_id, excess, count in rows.select("clip_id", "excess", "count").iter_rows()]
+    return [
+        Hard(clip_id, excess / count, count, captions.get(clip_id, ""))
+        for clip_id, excess, count in rows.select("clip_id", "excess", "count").iter_rows()
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import polars as pl
 
@@ -21,21 +21,38 @@ def write_training(page: Page, c: Content) -> None:
     t = c.training
     if t is None:
         return
-    lead = ("Which clips training finds hard. Excess loss is what a clip's loss is above the running mean of its noise level and bucket; "
-            "here, over that of all clips: to the right of the dotted line they train worse, to the left better. With standard errors.")
+    lead = (
+        "Which clips training finds hard. Excess loss is what a clip's loss is above the running mean of its noise "
+        "level and bucket; "
+        "here, over that of all clips: to the right of the dotted line they train worse, to the left better. With "
+        "standard errors."
+    )
     if not t.clips:
         page.section(KEY, TITLE, lead, nothing(f"Run {t.run.run_id} has trained on none of these clips."))
         return
     kinds = [page.chart(charts.loss_dots(rows), title) for title, rows in t.kinds.items()]
-    page.section(KEY, TITLE, lead, _which(t), grid(_off(t.worse, t, "worse"), _off(t.better, t, "better"), kind="fit"),
-                 _sheet(page, c, t), grid(*kinds, kind="columns"), _places(page, t))
+    page.section(
+        KEY,
+        TITLE,
+        lead,
+        _which(t),
+        grid(_off(t.worse, t, "worse"), _off(t.better, t, "better"), kind="fit"),
+        _sheet(page, c, t),
+        grid(*kinds, kind="columns"),
+        _places(page, t),
+    )
 
 
 def _which(t: Training) -> str:
     r = t.run
-    about = [f"run <b>{text(r.run_id)}</b>", text(", ".join(filter(None, (r.pipeline, r.status)))),
-             f"steps <b>{count(r.from_step)} … {count(r.to_step)}</b>", f"clips <b>{count(t.clips)}</b>",
-             f"samples <b>{count(t.samples)}</b>", f"mean of all <b>{_signed(t.mean)}</b>"]
+    about = [
+        f"run <b>{text(r.run_id)}</b>",
+        text(", ".join(filter(None, (r.pipeline, r.status)))),
+        f"steps <b>{count(r.from_step)} … {count(r.to_step)}</b>",
+        f"clips <b>{count(t.clips)}</b>",
+        f"samples <b>{count(t.samples)}</b>",
+        f"mean of all <b>{_signed(t.mean)}</b>",
+    ]
     line = f'<div class="stats">{"".join(f"<span>{one}</span>" for one in about if one)}</div>'
     return line + (_others(t) if len(t.runs) > 1 else "")
 
@@ -43,7 +60,14 @@ def _which(t: Training) -> str:
 def _others(t: Training) -> str:
     def row(r: TrainedRun) -> tuple:
         name = f"{r.run_id}{' (shown)' if r is t.run else ''}"
-        return name, r.pipeline, r.status, f"{count(r.from_step)} … {count(r.to_step)}", count(r.clips), count(r.samples)
+        return (
+            name,
+            r.pipeline,
+            r.status,
+            f"{count(r.from_step)} … {count(r.to_step)}",
+            count(r.clips),
+            count(r.samples),
+        )
 
     rows = [row(r) for r in t.runs[:MOST_RUNS]]
     heads = ("run", "pipeline", "status", "steps", "clips", "samples")
@@ -55,8 +79,10 @@ def _off(rows: pl.DataFrame, t: Training, how: str) -> str:
     title = f"Kinds of clips that train {how}"
     if rows.is_empty():
         return card(title, nothing(f"No kind trains {how} than all clips by more than {SURE:.0f} standard errors."))
-    cells = [(slice_, name, f"{_signed(mean)} ± {charts.number(error)}", count(clips), count(samples))
-             for slice_, name, clips, samples, mean, error in rows.head(MOST_SLICES).iter_rows()]
+    cells = [
+        (slice_, name, f"{_signed(mean)} ± {charts.number(error)}", count(clips), count(samples))
+        for slice_, name, clips, samples, mean, error in rows.head(MOST_SLICES).iter_rows()
+    ]
     more = f"{count(rows.height - MOST_SLICES)} more are in the charts. " if rows.height > MOST_SLICES else ""
     side = "above" if how == "worse" else "below"
     note = f'<p class="note">{more}By more than {SURE:.0f} standard errors {side} the mean of all clips.</p>'
@@ -66,11 +92,19 @@ def _off(rows: pl.DataFrame, t: Training, how: str) -> str:
 def _sheet(page: Page, c: Content, t: Training) -> str:
     if not c.thumbnails:
         return ""
-    rows = [*(("Worst" if not i else "", t.worst[i : i + c.thumbnails]) for i in range(0, len(t.worst), c.thumbnails)), ("Best", t.best)]
+    rows = [
+        *(("Worst" if not i else "", t.worst[i : i + c.thumbnails]) for i in range(0, len(t.worst), c.thumbnails)),
+        ("Best", t.best),
+    ]
     inner = "".join(_row(page, label, clips) for label, clips in rows if clips)
-    note = ('<p class="note">Below each: excess loss, samples, caption. In the order of how sure it is: a clip that was seen more often '
-            'needs less excess. A high loss may be a wrong caption, a broken picture, or just much detail.</p>')
-    return f'<div class="card"><h3>Clips</h3><div class="sheet" style="--thumbs:{c.thumbnails}">{inner}</div>{note}</div>'
+    note = (
+        '<p class="note">Below each: excess loss, samples, caption. In the order of how sure it is: a clip that was '
+        "seen more often "
+        "needs less excess. A high loss may be a wrong caption, a broken picture, or just much detail.</p>"
+    )
+    return (
+        f'<div class="card"><h3>Clips</h3><div class="sheet" style="--thumbs:{c.thumbnails}">{inner}</div>{note}</div>'
+    )
 
 
 def _row(page: Page, label: str, clips: Sequence[Hard]) -> str:
@@ -89,8 +123,15 @@ def _places(page: Page, t: Training) -> str:
         most = sorted(t.levels, key=lambda name: (-seen.get(name, 0), name))
         left = f"The {MOST_BUCKETS} most frequent of {count(len(most))} buckets. " if len(most) > MOST_BUCKETS else ""
         note = f'<p class="note">{left}Running means where the run is now; 0 is data, 1 is noise.</p>'
-        cards.append(page.chart(charts.level_lines({name: t.levels[name] for name in most[:MOST_BUCKETS]}), "Loss by noise level", note))
-    note = '<p class="note">Near nothing by construction, as excess is over the running mean of just these; below while the loss falls.</p>'
+        cards.append(
+            page.chart(
+                charts.level_lines({name: t.levels[name] for name in most[:MOST_BUCKETS]}), "Loss by noise level", note
+            )
+        )
+    note = (
+        '<p class="note">Near nothing by construction, as excess is over the running mean of just these; below '
+        "while the loss falls.</p>"
+    )
     cards += [page.chart(charts.loss_dots(rows), title, note) for title, rows in t.places.items()]
     return grid(*cards, kind="columns") if cards else ""
 

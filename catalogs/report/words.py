@@ -14,9 +14,12 @@ SAMPLE = 200_000
 WORD = r"[\p{L}\p{N}]+(?:['’-][\p{L}\p{N}]+)*"
 FREQUENT = 30
 COMMON = frozenset(
-    "a an the and or but of in on at to from with by for as is are was were be been being it its this that these those there "
-    "their they them his her he she him i you we who which what while where when into onto over under up down out off near "
-    "through between across has have had not no".split())
+    "a an the and or but of in on at to from with by for as is are was were be been being it its this that these "
+    "those there "
+    "their they them his her he she him i you we who which what while where when into onto over under up down out "
+    "off near "
+    "through between across has have had not no".split()
+)
 """English words that say nothing about a picture; left out of the list of frequent words, not of the counts."""
 
 
@@ -58,9 +61,16 @@ def words(selection: Selection) -> Words:
     lengths = texts["text"].str.count_matches(WORD).cast(pl.Int64).to_numpy()
     vocabulary, total, frequent = _frequencies(texts)
     return Words(
-        count, by_style, list(flags.iter_rows()), texts.height,
+        count,
+        by_style,
+        list(flags.iter_rows()),
+        texts.height,
         binned(lengths, np.zeros(len(lengths), bool), [], whole=True) if len(lengths) else None,
-        tuple(float(q) for q in np.quantile(lengths, [0.05, 0.5, 0.95])) if len(lengths) else None, vocabulary, total, frequent)
+        tuple(float(q) for q in np.quantile(lengths, [0.05, 0.5, 0.95])) if len(lengths) else None,
+        vocabulary,
+        total,
+        frequent,
+    )
 
 
 def _sample(rows: pl.LazyFrame, count: int) -> pl.LazyFrame:
@@ -72,7 +82,8 @@ def _sample(rows: pl.LazyFrame, count: int) -> pl.LazyFrame:
 
 
 def _frequencies(texts: pl.DataFrame) -> tuple[int, int, list[tuple[str, float]]]:
-    """Different words, words, and the most frequent with the share of texts that have them; a part of the texts at a time."""
+    """Different words, words, and the most frequent with the share of texts that have them; a part of the texts at a
+    time."""
     seen = []
     for start in range(0, texts.height, 20_000):
         found = pl.col("text").str.to_lowercase().str.extract_all(WORD).alias("word")
@@ -82,5 +93,11 @@ def _frequencies(texts: pl.DataFrame) -> tuple[int, int, list[tuple[str, float]]
     if not seen:
         return 0, 0, []
     every = pl.concat(seen).group_by("word").agg(pl.col("times", "texts").sum())
-    top = every.filter(~pl.col("word").is_in(list(COMMON))).sort("texts", "word", descending=[True, False]).head(FREQUENT)
-    return every.height, int(every["times"].sum() or 0), [(word, n / texts.height) for word, n in top.select("word", "texts").iter_rows()]
+    top = (
+        every.filter(~pl.col("word").is_in(list(COMMON))).sort("texts", "word", descending=[True, False]).head(FREQUENT)
+    )
+    return (
+        every.height,
+        int(every["times"].sum() or 0),
+        [(word, n / texts.height) for word, n in top.select("word", "texts").iter_rows()],
+    )

@@ -24,5 +24,7 @@ def open_bytes(uri: str):
         return open(local_path(uri), "rb")
     import fsspec
 
-    fs, path = fsspec.core.url_to_fs(uri)  # not fsspec.open: its options go to the file system, and S3's refuses this one
+    fs, path = fsspec.core.url_to_fs(
+        uri
+    )  # not fsspec.open: its options go to the file system, and S3's refuses this one
     return fs.open(path, "rb", block_size=4 << 20)

@@ -95,8 +95,13 @@ def swscale_tables(colour: Colour) -> tuple[np.ndarray, ...]:
     def table(coefficient: float, zero: int) -> np.ndarray:
         return ((8 * (codes - zero) * round(coefficient * 8192)) >> 16).astype(np.int16)
 
-    return (table(matrix[0, 0], low), table(matrix[2, 1], 128), table(matrix[1, 1], 128),
-            table(matrix[1, 2], 128), table(matrix[0, 2], 128))
+    return (
+        table(matrix[0, 0], low),
+        table(matrix[2, 1], 128),
+        table(matrix[1, 1], 128),
+        table(matrix[1, 2], 128),
+        table(matrix[0, 2], 128),
+    )
 
 
 RGB_TO_LUMA_CODES = np.array([[0.2126, 0.7152, 0.0722]], np.float32) * (219 / 255)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator
 
 import av
 import av.container
@@ -13,6 +13,7 @@ import av.video.stream
 
 from datakit.errors import ErrorKind, MediaError
 from datakit.video.address import is_remote, local_path, open_bytes
+
 
 @contextmanager
 def open_container(uri: str) -> Iterator[av.container.InputContainer]:
@@ -51,7 +52,10 @@ def video_stream(container: av.container.InputContainer) -> av.video.stream.Vide
     decodable = [s for s in moving if s.codec_context is not None]
     if not decodable:
         raise MediaError(ErrorKind.UNSUPPORTED, f"no decoder for video stream {moving[0].index}")
-    return max(decodable, key=lambda s: (s.codec_context.width * s.codec_context.height, s.codec_context.bit_rate or 0, -s.index))
+    return max(
+        decodable,
+        key=lambda s: (s.codec_context.width * s.codec_context.height, s.codec_context.bit_rate or 0, -s.index),
+    )
 
 
 @contextmanager

@@ -6,9 +6,9 @@ same ones: presentation order, strictly rising timestamps, damaged packets skipp
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Iterable, Iterator
 
 import av
 import av.error

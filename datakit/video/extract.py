@@ -8,9 +8,9 @@ frames do not agree (hidden frames, fields, damage) the span is decoded whole.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Callable, Container, Iterator, Sequence
 
 import av
 import av.error
@@ -26,8 +26,9 @@ from datakit.video.decode import VideoReader
 from datakit.video.picture import Geometry, Picture
 
 SCALER = "swscale-bicubic-1"
-"""The resize filter: FFmpeg's bicubic (widened by the scale, so that shrinking does not alias; exact rounding, the same bits
-on every processor), on Y'CbCr planes at native depth, before the colour matrix. The number changes when pixels do."""
+"""The resize filter: FFmpeg's bicubic (widened by the scale, so that shrinking does not alias; exact rounding, the same
+bits on every processor), on Y'CbCr planes at native depth, before the colour matrix. The number changes when pixels
+do."""
 _SCALE_FLAGS = "bicubic+accurate_rnd+bitexact"
 _SAME_COLOUR = "in_range=full:out_range=full:in_color_matrix=bt709:out_color_matrix=bt709"
 """Equal on both sides, so that codes pass as they are, whatever they mean."""
@@ -61,8 +62,8 @@ class ChosenFrames(VideoReader):
             until: timestamp after which no frame can be chosen (an optimisation); None: the span's end.
 
         Raises:
-            MediaError: `unreadable` when reading fails (it may pass), `decode` when a chosen frame lies on damaged data,
-                and what `choose` raises.
+            MediaError: `unreadable` when reading fails (it may pass), `decode` when a chosen frame lies on damaged
+                data, and what `choose` raises.
         """
         end = min((e for e in (until, span.end_pts if span else None) if e is not None), default=None)
         start = span.start_pts if span else None
@@ -94,7 +95,9 @@ class ChosenFrames(VideoReader):
     def _packets(self, start: int | None, end: int | None) -> list[av.Packet]:
         """In stored order, from the key frame at or before `start` until none shown before `end` can follow."""
         try:
-            for back_s in (0, 10) if start is not None else (None,):  # some containers seek past what they are asked for
+            for back_s in (
+                (0, 10) if start is not None else (None,)
+            ):  # some containers seek past what they are asked for
                 if back_s is not None:
                     self._seek(start - int(back_s / self.time_base))
                 packets = list(self._demuxed(end))
@@ -116,7 +119,8 @@ class ChosenFrames(VideoReader):
                 return
 
     def _by_decoding(self, start: int | None, end: int | None, choose: Choose) -> Iterator[tuple[int, Picture]]:
-        """As `VideoReader.span` gives them. Where seeking leads to damage that is not in the file, from its beginning."""
+        """As `VideoReader.span` gives them. Where seeking leads to damage that is not in the file, from its
+        beginning."""
         try:
             yield from self._twice(lambda: _before(end, self.frames() if start is None else self.since(start)), choose)
         except MediaError as e:
@@ -141,7 +145,10 @@ class ChosenFrames(VideoReader):
                 found += 1
         touched = [d for d in self.damage if d.touches(Span(min(places), max(places) + 1, self.time_base))]
         if touched or found < len(places):
-            raise MediaError(ErrorKind.DECODE, f"damaged data: {touched[0].message}" if touched else "frames vanish between two reads")
+            raise MediaError(
+                ErrorKind.DECODE,
+                f"damaged data: {touched[0].message}" if touched else "frames vanish between two reads",
+            )
 
     def _note_damage(self, pts: int | None, message: str) -> None:
         """Called while an error is handled. One of reading, not of the data, is raised: it may pass."""
@@ -199,7 +206,11 @@ class Scaler:
         graph = av.filter.Graph()
         graph.threads = 1
         node = graph.add_buffer(width=g.stored_width, height=g.stored_height, format=fmt, time_base=Fraction(1, 1000))
-        steps = [("crop", f"{width}:{height}:{x}:{y}:exact=1")] if (width, height) != (g.stored_width, g.stored_height) else []
+        steps = (
+            [("crop", f"{width}:{height}:{x}:{y}:exact=1")]
+            if (width, height) != (g.stored_width, g.stored_height)
+            else []
+        )
         steps.append(("scale", f"{target[0]}:{target[1]}:flags={_SCALE_FLAGS}:{_SAME_COLOUR}"))
         steps.append(("format", _full_chroma(g, fmt)))
         for name, arguments in [*steps, ("buffersink", None)]:
@@ -263,8 +274,10 @@ def _stored_box(box: Box, g: Geometry, fmt: av.VideoFormat) -> tuple[int, int, i
     left, right = box.x / g.width, (box.x + box.width) / g.width
     top, bottom = box.y / g.height, (box.y + box.height) / g.height
     left, right, top, bottom = {
-        0: (left, right, top, bottom), 90: (1 - bottom, 1 - top, left, right),
-        180: (1 - right, 1 - left, 1 - bottom, 1 - top), 270: (top, bottom, 1 - right, 1 - left),
+        0: (left, right, top, bottom),
+        90: (1 - bottom, 1 - top, left, right),
+        180: (1 - right, 1 - left, 1 - bottom, 1 - top),
+        270: (top, bottom, 1 - right, 1 - left),
     }[g.rotation]
     x0, x1 = _whole(left, right, g.stored_width, 16 // fmt.chroma_width(16))
     y0, y1 = _whole(top, bottom, g.stored_height, 16 // fmt.chroma_height(16))

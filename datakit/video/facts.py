@@ -61,13 +61,26 @@ def video_columns(info: VideoInfo, rhythm: Rhythm, first_pts: int, time_base: Fr
     fps = info.fps or (None if info.kind == "image" else rhythm.rate(time_base))
     pixels_per_s = info.width * info.height * (fps or 0)
     return {
-        "kind": info.kind, "container": info.container, "codec": info.codec, "profile": info.profile,
-        "pix_fmt": info.pix_fmt, "bit_depth": info.bit_depth, "color_space": info.color_space,
-        "color_range": info.color_range, "color_transfer": info.color_transfer,
-        "color_primaries": info.color_primaries, "width": info.width, "height": info.height,
-        "rotation": info.rotation, "fps": fps, "vfr": rhythm.varies(),
-        "time_base": f"{time_base.numerator}/{time_base.denominator}", "start_pts": first_pts,
-        "num_frames": rhythm.count, "duration_s": duration, "bit_rate": info.bit_rate,
+        "kind": info.kind,
+        "container": info.container,
+        "codec": info.codec,
+        "profile": info.profile,
+        "pix_fmt": info.pix_fmt,
+        "bit_depth": info.bit_depth,
+        "color_space": info.color_space,
+        "color_range": info.color_range,
+        "color_transfer": info.color_transfer,
+        "color_primaries": info.color_primaries,
+        "width": info.width,
+        "height": info.height,
+        "rotation": info.rotation,
+        "fps": fps,
+        "vfr": rhythm.varies(),
+        "time_base": f"{time_base.numerator}/{time_base.denominator}",
+        "start_pts": first_pts,
+        "num_frames": rhythm.count,
+        "duration_s": duration,
+        "bit_rate": info.bit_rate,
         "bits_per_pixel": info.bit_rate / pixels_per_s if info.bit_rate and pixels_per_s else None,
         "has_audio": info.has_audio,
     }
@@ -111,13 +124,17 @@ def check_whole(info: VideoInfo, duration_s: float) -> None:
     """
     expected = info.expected_s
     if info.kind == "video" and expected and expected - duration_s > SHORTFALL * expected + 1.0:
-        raise MediaError(ErrorKind.TRUNCATED, f"the header promises {expected:.1f} s of video, {duration_s:.1f} s could be decoded")
+        raise MediaError(
+            ErrorKind.TRUNCATED, f"the header promises {expected:.1f} s of video, {duration_s:.1f} s could be decoded"
+        )
 
 
 def damage_errors(damage: list[Damage], span: Span) -> list[dict[str, str]]:
     """An entry of the `errors` column when a clip lies on damaged data."""
     touching = [d for d in damage if d.touches(span)]
-    return [{"stage": "decode", "kind": str(ErrorKind.DECODE), "message": touching[0].message[:500]}] if touching else []
+    return (
+        [{"stage": "decode", "kind": str(ErrorKind.DECODE), "message": touching[0].message[:500]}] if touching else []
+    )
 
 
 def frame_end(picture: Picture, nominal: int) -> int:

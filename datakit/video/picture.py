@@ -23,7 +23,13 @@ LUMA_LINES = 360
 """Height of the luma picture that the motion (VMAF) and sharpness measurements see."""
 
 # Formats that are not planar Y'CbCr in native byte order, and the lossless planar twin they are read as.
-_PLANAR_TWIN = {"nv12": "yuv420p", "nv21": "yuv420p", "p010le": "yuv420p10le", "yuyv422": "yuv422p", "uyvy422": "yuv422p"}
+_PLANAR_TWIN = {
+    "nv12": "yuv420p",
+    "nv21": "yuv420p",
+    "p010le": "yuv420p10le",
+    "yuyv422": "yuv422p",
+    "uyvy422": "yuv422p",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,12 @@ JPEG_QUALITY = 82
 
 
 def thumbnail(
-    uri: str, stream: int | None, start_pts: int, end_pts: int, side: int = 320, at: float = 0.5,
+    uri: str,
+    stream: int | None,
+    start_pts: int,
+    end_pts: int,
+    side: int = 320,
+    at: float = 0.5,
 ) -> bytes:
     """A JPEG of one frame of a span.
 
@@ -53,4 +58,3 @@ def clip_thumbnail(root: str, clip: dict, side: int = 320) -> bytes:
     if file is not None:
         return thumbnail(file, None, 0, 0, side)
     return thumbnail(clip["uri"], clip["stream"], clip["start_pts"], clip["end_pts"], side)
-

@@ -25,16 +25,27 @@ class VideoWriter:
         rate: average frames per second, a hint for rate control.
         crf: x264's constant rate factor; 16 is visually lossless.
         preset: x264's.
-        lossless: R'G'B' by FFV1 in place of H.264; every size, and no colour is lost. (Matroska, told to be exact, leaves out the
-            random numbers by which it names files: the same pictures give the same file.)
+        lossless: R'G'B' by FFV1 in place of H.264; every size, and no colour is lost. (Matroska, told to be exact,
+            leaves out the random numbers by which it names files: the same pictures give the same file.)
     """
 
     def __init__(
-        self, path: str | Path, width: int, height: int, time_base: Fraction, rate: float, crf: int = 16, preset: str = "veryfast",
+        self,
+        path: str | Path,
+        width: int,
+        height: int,
+        time_base: Fraction,
+        rate: float,
+        crf: int = 16,
+        preset: str = "veryfast",
         lossless: bool = False,
     ):
-        self._container = av.open(str(path), "w", options={"fflags": "+bitexact"} if lossless else {"movflags": "+faststart"})
-        stream = self._container.add_stream("ffv1" if lossless else "libx264", rate=Fraction(rate).limit_denominator(1001))
+        self._container = av.open(
+            str(path), "w", options={"fflags": "+bitexact"} if lossless else {"movflags": "+faststart"}
+        )
+        stream = self._container.add_stream(
+            "ffv1" if lossless else "libx264", rate=Fraction(rate).limit_denominator(1001)
+        )
         stream.width, stream.height = (width, height) if lossless else (width // 2 * 2, height // 2 * 2)
         stream.pix_fmt = "bgr0" if lossless else "yuv420p"
         stream.time_base = time_base

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 from pipelines.backends import EngineDown, Request
 from pipelines.backends.messages import conversation, one_line
@@ -34,7 +35,9 @@ class LocalModel:
         self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
         self._templated = self.processor if getattr(self.processor, "chat_template", None) else self.tokenizer
         if not getattr(self._templated, "chat_template", None):
-            raise EngineDown(f"model {self.folder} has no chat template: a model tuned to follow instructions is needed")
+            raise EngineDown(
+                f"model {self.folder} has no chat template: a model tuned to follow instructions is needed"
+            )
         self.takes_pictures = self._shows("image")
         self.takes_video = getattr(self.processor, "video_processor", None) is not None and self._shows("video")
         if options.get("frames") and not self.takes_pictures:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from pipelines.backends import Request
 
@@ -11,7 +12,9 @@ CLOCK_HZ = 1000
 """Frame numbers of a clip are told to models as milliseconds, so that any times can be said exactly."""
 
 
-def conversation(request: Request, pictures: Sequence[dict[str, Any]] = (), in_parts: bool = False) -> list[dict[str, Any]]:
+def conversation(
+    request: Request, pictures: Sequence[dict[str, Any]] = (), in_parts: bool = False
+) -> list[dict[str, Any]]:
     """The messages: system, the question (pictures first, as the models were trained), what was said since.
 
     Args:
@@ -36,7 +39,10 @@ def video_metadata(request: Request) -> dict[str, Any]:
     ticks = [round(time * CLOCK_HZ) for time in request.times]
     total = max(round(request.duration_s * CLOCK_HZ), ticks[-1] + 1)
     return {
-        "fps": float(CLOCK_HZ), "duration": total / CLOCK_HZ, "total_num_frames": total, "frames_indices": ticks,
+        "fps": float(CLOCK_HZ),
+        "duration": total / CLOCK_HZ,
+        "total_num_frames": total,
+        "frames_indices": ticks,
         "video_backend": "opencv",
     }
 

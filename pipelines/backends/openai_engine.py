@@ -8,8 +8,9 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Mapping
+from typing import Any
 
 from pipelines.backends import EngineDown, Reply, Request
 from pipelines.backends.messages import conversation, one_line
@@ -119,7 +120,9 @@ class OpenaiEngine:
             return replies
 
     def _spawn(self, target) -> threading.Thread:
-        thread = threading.Thread(target=target, daemon=True, name="openai")  # daemon: the process may end before the reply
+        thread = threading.Thread(
+            target=target, daemon=True, name="openai"
+        )  # daemon: the process may end before the reply
         thread.start()
         return thread
 
@@ -152,7 +155,9 @@ class OpenaiEngine:
                 self._jobs.clear()
             self._outbox.put(outcome)
         elif job.last and outcome.own:
-            self._outbox.put(Reply(job.request.key, error=f"failed {job.tries + 1} times, while others did not: {outcome.problem}"))
+            self._outbox.put(
+                Reply(job.request.key, error=f"failed {job.tries + 1} times, while others did not: {outcome.problem}")
+            )
         else:
             self._put_off(job, outcome)
 
@@ -191,7 +196,9 @@ class OpenaiEngine:
                 self._probe = None
                 self._changed.notify_all()
             else:
-                self._outbox.put(self._down(f"nothing answered for {self._options['patience_s']:g} s; last: {self._pace.problem}"))
+                self._outbox.put(
+                    self._down(f"nothing answered for {self._options['patience_s']:g} s; last: {self._pace.problem}")
+                )
 
     def _ask(self, request: Request, **changes: Any) -> Reply | _Failure | EngineDown:
         """One try."""
@@ -215,18 +222,24 @@ class OpenaiEngine:
         status = error.status_code
         problem = f"{status} {error.response.reason_phrase}: {_said(error)}"
         if status in FATAL:
-            with_key = f" (key from {self._options['api_key_env']})" if status != 404 else f" (model {self._options['model']})"
+            with_key = (
+                f" (key from {self._options['api_key_env']})" if status != 404 else f" (model {self._options['model']})"
+            )
             return self._down(problem + with_key)
         if status not in PASSING and status < 500:
             return Reply(key, error=problem)
-        return _Failure(problem, retry_after_s(error.response.headers), throttled=status == 429, own=status not in (429, 503))
+        return _Failure(
+            problem, retry_after_s(error.response.headers), throttled=status == 429, own=status not in (429, 503)
+        )
 
     def _down(self, problem: str) -> EngineDown:
         return EngineDown(f"endpoint {self._options['base_url']}: {problem}")
 
 
 def _messages(request: Request) -> list[dict[str, Any]]:
-    return conversation(request, [{"type": "image_url", "image_url": {"url": _data_url(frame)}} for frame in request.frames])
+    return conversation(
+        request, [{"type": "image_url", "image_url": {"url": _data_url(frame)}} for frame in request.frames]
+    )
 
 
 def _data_url(frame) -> str:
@@ -252,7 +265,10 @@ def _reply(key: str, completion) -> Reply:
         return Reply(key, error=f"the endpoint ended it: {refusal or choice.finish_reason}")
     usage = completion.usage
     return Reply(
-        key, text=text or "", finish=choice.finish_reason, input_tokens=usage.prompt_tokens if usage else 0,
+        key,
+        text=text or "",
+        finish=choice.finish_reason,
+        input_tokens=usage.prompt_tokens if usage else 0,
         output_tokens=usage.completion_tokens if usage else 0,
     )
 

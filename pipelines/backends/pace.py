@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from datetime import datetime, timezone
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Mapping
 
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 15.0
@@ -54,14 +54,17 @@ class Pace:
 
 
 def delay_s(tries: int) -> float:
-    """Before the next try of what has failed so often: exponential, with jitter that keeps retries from marching in step."""
+    """Before the next try of what has failed so often: exponential, with jitter that keeps retries from marching in
+    step."""
     return min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(tries - 1, 16)) * random.uniform(0.5, 1.0)
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """The wait that a reply asks for: `Retry-After` in seconds or as a date (RFC 9110, 10.2.3), `retry-after-ms`."""
     try:
-        seconds = float(headers["retry-after-ms"]) / 1000 if "retry-after-ms" in headers else float(headers["retry-after"])
+        seconds = (
+            float(headers["retry-after-ms"]) / 1000 if "retry-after-ms" in headers else float(headers["retry-after"])
+        )
     except KeyError:
         return None
     except ValueError:
@@ -76,5 +79,5 @@ def _until(text: str) -> float | None:
     except ValueError:
         return None
     if date.tzinfo is None:
-        date = date.replace(tzinfo=timezone.utc)
-    return (date - datetime.now(timezone.utc)).total_seconds()
+        date = date.replace(tzinfo=UTC)
+    return (date - datetime.now(UTC)).total_seconds()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from pipelines.backends import EngineDown, Reply, Request
 from pipelines.backends.local import LocalModel
 from pipelines.backends.messages import one_line, video_metadata
 
-
 BAD_VIDEO = frozenset({"qwen2_vl", "qwen2_5_vl"})
-"""Models whose video transformers 5.3 to 5.19 gets wrong: text after a video of more time steps than its picture has rows or
-columns gets positions inside the video (`get_rope_index`). They see frames as images here."""
+"""Models whose video transformers 5.3 to 5.19 gets wrong: text after a video of more time steps than its picture has
+rows or columns gets positions inside the video (`get_rope_index`). They see frames as images here."""
 
 
 class TransformersEngine:
@@ -67,13 +67,19 @@ class TransformersEngine:
         if request.as_video:
             import numpy as np
 
-            pictures = {"videos": [np.stack(request.frames)], "video_metadata": [video_metadata(request)], "do_sample_frames": False}
+            pictures = {
+                "videos": [np.stack(request.frames)],
+                "video_metadata": [video_metadata(request)],
+                "do_sample_frames": False,
+            }
         elif len(request.frames):
             from PIL import Image
 
             pictures = {"images": [[Image.fromarray(frame) for frame in request.frames]]}
         inputs = self._model.processor(
-            text=[self._model.prompt(request)], **pictures, return_tensors="pt",
+            text=[self._model.prompt(request)],
+            **pictures,
+            return_tensors="pt",
             add_special_tokens=False,  # the template has put them in
         )
         return inputs.to(self._network.device, dtype=self._network.dtype)
@@ -86,7 +92,9 @@ class TransformersEngine:
         """
         if self._longest and length >= self._longest:
             raise ValueError(f"the prompt has {length} tokens, the model takes {self._longest} with the answer")
-        return min(self._options["max_tokens"], self._longest - length if self._longest else self._options["max_tokens"])
+        return min(
+            self._options["max_tokens"], self._longest - length if self._longest else self._options["max_tokens"]
+        )
 
     def _generate(self, key: str, inputs, room: int) -> Reply:
         import torch
@@ -94,13 +102,18 @@ class TransformersEngine:
         torch.manual_seed(self._options["seed"])
         with torch.inference_mode():
             output = self._network.generate(
-                **inputs, **_sampling(self._options, self._network), max_new_tokens=room, eos_token_id=self._ends,
+                **inputs,
+                **_sampling(self._options, self._network),
+                max_new_tokens=room,
+                eos_token_id=self._ends,
                 pad_token_id=self._ends[0] if self._ends else None,
             )
         length = inputs["input_ids"].shape[1]
         tokens = output[0, length:].tolist()
         finish = "stop" if tokens and tokens[-1] in self._ends else "length"
-        text = self._model.tokenizer.decode(tokens, skip_special_tokens=True).rstrip("\ufffd")  # half a character, as vLLM leaves it out
+        text = self._model.tokenizer.decode(tokens, skip_special_tokens=True).rstrip(
+            "\ufffd"
+        )  # half a character, as vLLM leaves it out
         return Reply(key, text=text, input_tokens=length, output_tokens=len(tokens), finish=finish)
 
 

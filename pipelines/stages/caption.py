@@ -11,9 +11,9 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Iterable, Sequence
 
 import numpy as np
 
@@ -49,7 +49,9 @@ class Captioner:
         stall_s: seconds without any progress after which the process gives itself up.
     """
 
-    def __init__(self, options: dict, questions: dict[str, Question], language: str | None, as_video: bool, stall_s: float):
+    def __init__(
+        self, options: dict, questions: dict[str, Question], language: str | None, as_video: bool, stall_s: float
+    ):
         self._name, self._backend = options["name"], options["backend"]
         self._questions = questions
         self._language = language
@@ -67,7 +69,9 @@ class Captioner:
         """
         asked = [
             (number, self._questions[style], self._request(row, frames, self._questions[style]))
-            for number, (row, frames) in enumerate(zip(rows, images)) if not row["errors"] for style in row["styles"]
+            for number, (row, frames) in enumerate(zip(rows, images))
+            if not row["errors"]
+            for style in row["styles"]
         ]
         replies = self._desk.ask([request for _, _, request in asked])
         answers: list[dict] = [{"captions": None if row["errors"] else []} for row in rows]
@@ -78,9 +82,13 @@ class Captioner:
 
     def _request(self, row: dict, frames: Sequence[np.ndarray], question: Question) -> Request:
         return Request(
-            key=f"{row['clip_id']}/{question.style}/{next(self._numbers)}", prompt=question.prompt.render(**row["facts"]),
-            system=question.prompt.system, frames=tuple(frames), times=tuple(row.get("times", ())),
-            duration_s=row.get("duration_s", 0.0), as_video=self._as_video and len(frames) > 1,
+            key=f"{row['clip_id']}/{question.style}/{next(self._numbers)}",
+            prompt=question.prompt.render(**row["facts"]),
+            system=question.prompt.system,
+            frames=tuple(frames),
+            times=tuple(row.get("times", ())),
+            duration_s=row.get("duration_s", 0.0),
+            as_video=self._as_video and len(frames) > 1,
         )
 
     def _ask_again(self, asked: list[tuple[int, Question, Request]], replies: list[Reply]) -> dict[str, Reply]:
@@ -97,15 +105,33 @@ class Captioner:
 
     def _caption(self, question: Question, reply: Reply, row: dict) -> dict[str, object]:
         common = {
-            "style": question.style, "model": self._name, "backend": self._backend, "prompt_hash": question.prompt.hash,
-            "fingerprint": row.get("fingerprint") or question.fingerprint, "made_from": row.get("made_from"),
-            "input_tokens": reply.input_tokens, "output_tokens": reply.output_tokens,
+            "style": question.style,
+            "model": self._name,
+            "backend": self._backend,
+            "prompt_hash": question.prompt.hash,
+            "fingerprint": row.get("fingerprint") or question.fingerprint,
+            "made_from": row.get("made_from"),
+            "input_tokens": reply.input_tokens,
+            "output_tokens": reply.output_tokens,
         }
         if reply.error is not None:
-            return {**common, "text": None, "original": None, "flags": [], "error_kind": str(ErrorKind.STAGE), "error": reply.error[:500]}
+            return {
+                **common,
+                "text": None,
+                "original": None,
+                "flags": [],
+                "error_kind": str(ErrorKind.STAGE),
+                "error": reply.error[:500],
+            }
         verdict = judge(reply.text, reply.finish, question.prompt, self._language)
-        return {**common, "text": verdict.text, "original": verdict.original, "flags": sorted(verdict.flags),
-                "error_kind": None, "error": None}
+        return {
+            **common,
+            "text": verdict.text,
+            "original": verdict.original,
+            "flags": sorted(verdict.flags),
+            "error_kind": None,
+            "error": None,
+        }
 
 
 class Desk:
@@ -150,7 +176,11 @@ class Desk:
                     self._progress = time.monotonic()
                     self._waiting.pop(reply.key).set_result(reply)
         except BaseException as e:  # every call that waits gets it
-            self._down = e if isinstance(e, EngineDown) else EngineDown(f"the language model failed: {type(e).__name__}: {e}"[:500])
+            self._down = (
+                e
+                if isinstance(e, EngineDown)
+                else EngineDown(f"the language model failed: {type(e).__name__}: {e}"[:500])
+            )
             self._refuse_all()
 
     def _take_in(self, engine: Engine) -> None:

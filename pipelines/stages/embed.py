@@ -7,7 +7,7 @@ exactly, and no picture has to be looked at twice.
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -53,7 +53,9 @@ class CaptionMatch:
 
     def run(self, rows: Sequence[dict], images: Sequence) -> list[dict[str, object]]:
         texts = self._encoder.texts([row["caption"] for row in rows])
-        return [{"caption_match": float(row["norm"] * text @ np.asarray(row["vector"]))} for row, text in zip(rows, texts)]
+        return [
+            {"caption_match": float(row["norm"] * text @ np.asarray(row["vector"]))} for row, text in zip(rows, texts)
+        ]
 
 
 def mean_of(vectors: np.ndarray) -> dict[str, object]:

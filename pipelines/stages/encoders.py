@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Literal, Protocol, Sequence
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -98,10 +99,14 @@ class OpenClip:
         else:
             known = open_clip.get_pretrained_cfg(architecture, tag) if tag else {}
             wanted = {key: known[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in known}
-            name, options = architecture, dict(pretrained=weights, force_quick_gelu=known.get("quick_gelu", False),
-                                               force_preprocess_cfg=wanted)
+            name, options = (
+                architecture,
+                dict(pretrained=weights, force_quick_gelu=known.get("quick_gelu", False), force_preprocess_cfg=wanted),
+            )
         with _quiet():
-            self._model = open_clip.create_model(name, precision=precision, device=device, require_pretrained=True, **options).eval()
+            self._model = open_clip.create_model(
+                name, precision=precision, device=device, require_pretrained=True, **options
+            ).eval()
         self._tokenizer = open_clip.get_tokenizer(name)
         self._preprocess = _preprocess_of(open_clip.get_model_preprocess_cfg(self._model))
         self._device, self._batch = device, batch
@@ -121,7 +126,13 @@ class OpenClip:
         parts = []
         with torch.inference_mode():
             for start in range(0, len(texts), self._batch):
-                parts.append(_unit(self._model.encode_text(self._tokenizer(list(texts[start : start + self._batch])).to(self._device))))
+                parts.append(
+                    _unit(
+                        self._model.encode_text(
+                            self._tokenizer(list(texts[start : start + self._batch])).to(self._device)
+                        )
+                    )
+                )
         return _numpy(parts, parts[0].shape[1] if parts else self.dimensions)
 
 

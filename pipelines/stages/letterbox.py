@@ -7,13 +7,12 @@ straight, or is everything.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import numpy as np
 
 from datakit.video.picture import Geometry, Picture
-
 
 BLACK_CODE = 16 + 16
 """Highest luma code (16..235 scale) still black: FFmpeg's cropdetect uses 24 on the mean of a line; a
@@ -61,8 +60,14 @@ class Letterbox:
         if not frames:
             return dict.fromkeys(self.columns)
         g = frames[0][1]
-        sides = [_stable_bar([b.width[i] for b, _ in frames], [b.coverage[i] for b, _ in frames],
-                             g.stored_height if i < 2 else g.stored_width) for i in range(4)]
+        sides = [
+            _stable_bar(
+                [b.width[i] for b, _ in frames],
+                [b.coverage[i] for b, _ in frames],
+                g.stored_height if i < 2 else g.stored_width,
+            )
+            for i in range(4)
+        ]
         return dict(zip(self.columns, _crop_box(sides, g)))
 
 
@@ -105,8 +110,12 @@ def _stable_bar(widths: list[int], coverages: list[float], side: int) -> int:
 def _crop_box(sides: list[int], g: Geometry) -> tuple[int, int, int, int]:
     """x, y, width, height in display pixels, even numbers, from bars in stored pixels."""
     top, bottom, left, right = sides
-    turned = {0: (top, bottom, left, right), 90: (right, left, top, bottom), 180: (bottom, top, right, left),
-              270: (left, right, bottom, top)}[g.rotation]
+    turned = {
+        0: (top, bottom, left, right),
+        90: (right, left, top, bottom),
+        180: (bottom, top, right, left),
+        270: (left, right, bottom, top),
+    }[g.rotation]
     top, bottom, left, right = turned
     lines, columns = (g.stored_width, g.stored_height) if g.rotation % 180 else (g.stored_height, g.stored_width)
     y_scale, x_scale = g.height / lines, g.width / columns

@@ -7,16 +7,16 @@ real time difference, so that one threshold fits every resolution and frame rate
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
-from typing import Literal, Sequence
+from typing import Literal
 
 import cv2
 import numpy as np
 
 from datakit.video.picture import Picture, fit
-
 
 FLOW_SIDE = 256
 """Longer side, in pixels, of the luma pictures that flow is computed on."""
@@ -127,12 +127,14 @@ def camera_moves(pairs: Sequence[FlowSample]) -> list[CameraMove]:
     moves = []
     for size, group in groupby(pairs, key=lambda p: p.size):
         group = list(group)
-        solutions, explained = _fit_similarity(np.stack([p.vectors for p in group]).astype(np.float64), _similarity_design(*size))
+        solutions, explained = _fit_similarity(
+            np.stack([p.vectors for p in group]).astype(np.float64), _similarity_design(*size)
+        )
         for p, (dx, dy, zoom, roll), share in zip(group, solutions.tolist(), explained.tolist()):
             scale = p.percent_per_second
-            moves.append(CameraMove(
-                p.length * scale, dx * scale, dy * scale, zoom * 100 / p.seconds, roll / p.seconds, share
-            ))
+            moves.append(
+                CameraMove(p.length * scale, dx * scale, dy * scale, zoom * 100 / p.seconds, roll / p.seconds, share)
+            )
     return moves
 
 

@@ -9,11 +9,10 @@ Big Buck Bunny), so it is not done.
 from __future__ import annotations
 
 import os
-from typing import Sequence
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
-
 
 CONFIDENCE = 0.7
 """Open-Sora 2.0 (arXiv:2503.09642): total area of boxes with confidence above 0.7."""
@@ -111,14 +110,21 @@ def crop(image: np.ndarray, row: dict) -> np.ndarray:
 def first_of_kind(images: Sequence[np.ndarray]) -> list[int | None]:
     """For each frame of a clip, the first frame that shows the same picture; None: too flat to hold text."""
     greys = [cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY) for image in images]
-    thumbs = [cv2.resize(g, (max(1, g.shape[1] // 16), max(1, g.shape[0] // 16)), interpolation=cv2.INTER_AREA) for g in greys]
+    thumbs = [
+        cv2.resize(g, (max(1, g.shape[1] // 16), max(1, g.shape[0] // 16)), interpolation=cv2.INTER_AREA) for g in greys
+    ]
     kinds: list[int | None] = []
     for i, grey in enumerate(greys):
         if is_flat(grey):
             kinds.append(None)
             continue
-        same = (k for k in dict.fromkeys(kinds) if k is not None and thumbs[k].shape == thumbs[i].shape
-                and cv2.norm(thumbs[k], thumbs[i], cv2.NORM_INF) <= SAME_PICTURE)
+        same = (
+            k
+            for k in dict.fromkeys(kinds)
+            if k is not None
+            and thumbs[k].shape == thumbs[i].shape
+            and cv2.norm(thumbs[k], thumbs[i], cv2.NORM_INF) <= SAME_PICTURE
+        )
         kinds.append(next(same, i))
     return kinds
 

@@ -12,9 +12,9 @@ apart (3 bits between different cards, against 27).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Sequence
 
 import cv2
 import numpy as np
@@ -56,11 +56,15 @@ class PHash:
         return FrameHash(digest.digest(), _thumbnail(luma), picture.geometry.width, picture.geometry.height)
 
     def summarise(
-        self, frames: Sequence[FrameHash], crop_x: int | None = None, crop_y: int | None = None,
-        crop_width: int | None = None, crop_height: int | None = None,
+        self,
+        frames: Sequence[FrameHash],
+        crop_x: int | None = None,
+        crop_y: int | None = None,
+        crop_width: int | None = None,
+        crop_height: int | None = None,
     ) -> dict[str, object]:
         """Args:
-            crop_x, crop_y, crop_width, crop_height: the picture inside black borders, in display pixels; None: all of it.
+        crop_x, crop_y, crop_width, crop_height: the picture inside black borders, in display pixels; None: all of it.
         """
         if not frames:
             return {"phash": b"", "content_hash": None}
@@ -69,7 +73,9 @@ class PHash:
         return {"phash": b"".join(_hash(f, box) for f in frames), "content_hash": content}
 
 
-def picture_hash(thumbnail: np.ndarray, left: float = 0.0, top: float = 0.0, right: float = 1.0, bottom: float = 1.0) -> bytes:
+def picture_hash(
+    thumbnail: np.ndarray, left: float = 0.0, top: float = 0.0, right: float = 1.0, bottom: float = 1.0
+) -> bytes:
     """The perceptual hash of a luma picture.
 
     Args:

@@ -5,8 +5,8 @@ Measured on grid frames at a fixed working size, so that thresholds mean the sam
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import cv2
 import numpy as np

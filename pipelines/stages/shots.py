@@ -21,7 +21,6 @@ from scenedetect.detectors import AdaptiveDetector, ContentDetector, ThresholdDe
 from datakit.video.picture import Picture
 from pipelines.jobs import DetectorOptions
 
-
 THUMBNAIL = (48, 27)
 """Width and height of TransNetV2's input."""
 DIM = 64.0
@@ -189,8 +188,10 @@ class _Timecode:
 class _Adaptive(AdaptiveDetector):
     def __init__(self, options: DetectorOptions, min_scene: int):
         super().__init__(
-            adaptive_threshold=_either(options.threshold, 3.0), min_scene_len=min_scene,
-            window_width=options.window, min_content_val=options.min_content,
+            adaptive_threshold=_either(options.threshold, 3.0),
+            min_scene_len=min_scene,
+            window_width=options.window,
+            min_content_val=options.min_content,
         )
         self.stats_manager = self  # receives the ratio that `process_frame` keeps to itself
         self._ratio = 0.0

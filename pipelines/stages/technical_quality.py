@@ -1,13 +1,16 @@
-"""How natural a clip's pixels are: BRISQUE, weights in the package `brisque` (Apache-2.0; only its two data files are read).
+"""How natural a clip's pixels are: BRISQUE, weights in the package `brisque` (Apache-2.0; only its two data files are
+read).
 
-A. Mittal, A. K. Moorthy, A. C. Bovik, "No-Reference Image Quality Assessment in the Spatial Domain", IEEE TIP 21(12), 2012.
-Blur, noise, blocks and other damage change the statistics of locally normalised luma; a support vector regression, trained on
-opinions of people about the LIVE images, turns 36 of these statistics into a score. What to know when setting a threshold:
-it learned from photographs of about 768x512, drawings score by other standards; damage finer than a pixel of the 640 that image
+A. Mittal, A. K. Moorthy, A. C. Bovik, "No-Reference Image Quality Assessment in the Spatial Domain", IEEE TIP 21(12),
+2012. Blur, noise, blocks and other damage change the statistics of locally normalised luma; a support vector
+    regression, trained on
+opinions of people about the LIVE images, turns 36 of these statistics into a score. What to know when setting a
+threshold: it learned from photographs of about 768x512, drawings score by other standards; damage finer than a pixel of
+    the 640 that image
 stages see is not seen; faint grain (up to some 8 codes) on a soft picture passes for detail and raises the score.
 
-The 36 numbers are the package's, which differ a little from the authors' MATLAB: zeros beyond the borders, half size with
-aliasing, BT.709 luma.
+The 36 numbers are the package's, which differ a little from the authors' MATLAB: zeros beyond the borders, half size
+with aliasing, BT.709 luma.
 """
 
 from __future__ import annotations
@@ -16,9 +19,9 @@ import functools
 import importlib.util
 import math
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
 
 import cv2
 import numpy as np
@@ -33,8 +36,9 @@ LEAST_SIDE = 2 * WINDOW
 FLAT = 2 / 255
 """A luma range no wider than this, of 1, is what rounding makes of one colour: no contrast at all."""
 ROUNDING = 2.0**16
-"""Added and taken away again, in float64, this leaves multiples of 2⁻³⁶. In flat areas the difference from the local mean is
-rounding noise of 1e-17, and the statistics count signs: without this, a slide's score would hang on how the filter rounds."""
+"""Added and taken away again, in float64, this leaves multiples of 2⁻³⁶. In flat areas the difference from the local
+mean is rounding noise of 1e-17, and the statistics count signs: without this, a slide's score would hang on how the
+filter rounds."""
 LUMA = np.array([[0.2125, 0.7154, 0.0721]]) / 255
 """uint8 RGB to 0..1 as `skimage.color.rgb2gray` weighs it, which the package uses."""
 
@@ -122,7 +126,9 @@ def parse_libsvm(text: str, width: int) -> dict[str, object]:
     head, _, body = text.partition("\nSV\n")
     facts = dict(line.split(" ", 1) for line in head.splitlines())
     if (facts["svm_type"], facts["kernel_type"]) != ("epsilon_svr", "rbf"):
-        raise ValueError(f"an epsilon_svr with rbf kernel is needed, not {facts['svm_type']} with {facts['kernel_type']}")
+        raise ValueError(
+            f"an epsilon_svr with rbf kernel is needed, not {facts['svm_type']} with {facts['kernel_type']}"
+        )
     rows = [line.split() for line in body.splitlines()]
     vectors = np.zeros((len(rows), width))
     for vector, row in zip(vectors, rows):
@@ -203,8 +209,8 @@ def asymmetric_fit(x: np.ndarray) -> tuple[float, float, float, float]:
 
 @functools.cache
 def shape_tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Shapes 0.2 … 10 in the paper's steps of 0.001; for each Γ(2/a)² / (Γ(1/a) Γ(3/a)), which rises with a, and the factor
-    √(Γ(1/a) / Γ(3/a)) · Γ(2/a) / Γ(1/a) of the mean."""
+    """Shapes 0.2 … 10 in the paper's steps of 0.001; for each Γ(2/a)² / (Γ(1/a) Γ(3/a)), which rises with a, and the
+    factor √(Γ(1/a) / Γ(3/a)) · Γ(2/a) / Γ(1/a) of the mean."""
     shapes = np.linspace(0.2, 10, 9801)
     one, two, three = (np.array([math.lgamma(n / a) for a in shapes]) for n in (1, 2, 3))
     return shapes, np.exp(2 * two - one - three), np.exp((one - three) / 2 + two - one)

@@ -1,15 +1,16 @@
-"""What any model should beat: videos of noise, and the mean picture of the footage held still. Made as files of the samples' sizes and
-embedded by the same stages, in a catalog that lives as long as that takes."""
+"""What any model should beat: videos of noise, and the mean picture of the footage held still. Made as files of the
+samples' sizes and embedded by the same stages, in a catalog that lives as long as that takes."""
 
 from __future__ import annotations
 
 import csv
 import tempfile
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
-from typing import Iterator, NamedTuple, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -20,10 +21,10 @@ from catalogs.tables import Catalog
 from datakit.errors import CatalogError, MediaError
 from datakit.video.still import clip_thumbnail
 from datakit.video.write import VideoWriter
+from pipelines.settings import Settings
 from sampler.evaluate.features import RealFeatures
 from sampler.evaluate.scoring import Scorer
 from sampler.evaluate.sets import FACTS, SampleSet
-from pipelines.settings import Settings
 
 NOISE, STILL = "noise", "the mean frame"
 MOST_NOISE = 64
@@ -46,9 +47,15 @@ class Geometry(NamedTuple):
 
 
 def baselines(
-    scorer: Scorer, settings: Settings, stages: list[str], real: RealFeatures, samples: SampleSet, seed: int,
+    scorer: Scorer,
+    settings: Settings,
+    stages: list[str],
+    real: RealFeatures,
+    samples: SampleSet,
+    seed: int,
 ) -> dict[str, np.ndarray]:
-    """Features of as many videos of noise (at most `MOST_NOISE`), and of as many stills, as there are samples, each of a sample's size.
+    """Features of as many videos of noise (at most `MOST_NOISE`), and of as many stills, as there are samples, each of
+    a sample's size.
 
     Args:
         stages: `embed`, and what its pictures depend on.
@@ -64,10 +71,18 @@ def baselines(
     mean = mean_picture(real, samples_aspect(sizes))
     with tempfile.TemporaryDirectory(prefix="datakit-baselines-") as name:
         folder = Path(name)
-        noise = [_write(folder / f"noise-{i}.mp4", size, _noise(size, (seed, i))) for i, size in enumerate(sizes[:MOST_NOISE])]
-        still = {size: _write(folder / f"still-{i}.mp4", size, _still(size, mean)) for i, size in enumerate(Counter(sizes))}
+        noise = [
+            _write(folder / f"noise-{i}.mp4", size, _noise(size, (seed, i)))
+            for i, size in enumerate(sizes[:MOST_NOISE])
+        ]
+        still = {
+            size: _write(folder / f"still-{i}.mp4", size, _still(size, mean)) for i, size in enumerate(Counter(sizes))
+        }
         vectors = _embedded(folder, [*noise, *still.values()], scorer, settings, stages, real.fingerprint)
-    return {NOISE: np.stack([vectors[path] for path in noise]), STILL: np.stack([vectors[still[size]] for size in sizes])}
+    return {
+        NOISE: np.stack([vectors[path] for path in noise]),
+        STILL: np.stack([vectors[still[size]] for size in sizes]),
+    }
 
 
 def mean_picture(real: RealFeatures, aspect: float) -> np.ndarray:
@@ -80,7 +95,9 @@ def mean_picture(real: RealFeatures, aspect: float) -> np.ndarray:
         CatalogError: none of the clips can be read.
     """
     ids = real.rows["clip_id"].head(MOST_PICTURES)
-    clips = real.catalog.clips(columns=["clip_id", "path", *FACTS]).filter(pl.col("clip_id").is_in(ids.to_list())).collect()
+    clips = (
+        real.catalog.clips(columns=["clip_id", "path", *FACTS]).filter(pl.col("clip_id").is_in(ids.to_list())).collect()
+    )
     width = PICTURE_SIDE if aspect <= 1 else max(1, round(PICTURE_SIDE / aspect))
     size = (width, max(1, round(width * aspect)))
 
@@ -89,13 +106,18 @@ def mean_picture(real: RealFeatures, aspect: float) -> np.ndarray:
             jpeg = clip_thumbnail(real.catalog.root, clip, PICTURE_SIDE)
         except MediaError:  # one of many: the mean is that of the others
             return None
-        return cut_to(cv2.cvtColor(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), size)
+        return cut_to(
+            cv2.cvtColor(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), size
+        )
 
     with ThreadPoolExecutor(THREADS) as pool:
         pictures = [picture for picture in pool.map(look, clips.to_dicts()) if picture is not None]
     if not pictures:
-        raise CatalogError(f"no clip of {real.catalog.root} can be read: their sources are gone; `datakit catalog relink` tells where to, "
-                           "--no-baselines does without")
+        raise CatalogError(
+            f"no clip of {real.catalog.root} can be read: their sources are gone; `datakit catalog relink` tells "
+            f"where to, "
+            "--no-baselines does without"
+        )
     return np.mean(pictures, axis=0, dtype=np.float64)
 
 
@@ -136,7 +158,12 @@ def _write(path: Path, size: Geometry, frames: Iterator[np.ndarray]) -> Path:
 
 
 def _embedded(
-    folder: Path, files: list[Path], scorer: Scorer, settings: Settings, stages: list[str], fingerprint: str,
+    folder: Path,
+    files: list[Path],
+    scorer: Scorer,
+    settings: Settings,
+    stages: list[str],
+    fingerprint: str,
 ) -> dict[Path, np.ndarray]:
     listing, root = folder / "files.csv", folder / "baselines"
     with open(listing, "w", newline="") as file:
@@ -145,7 +172,9 @@ def _embedded(
     scorer.run(str(root), settings, stages)
     catalog = Catalog(root)
     rows = catalog.embeddings().filter(pl.col("fingerprint") == fingerprint).select("clip_id", "vector")
-    found = dict(catalog.clips(columns=["clip_id", "uri"]).join(rows, on="clip_id").select("uri", "vector").collect().iter_rows())
+    found = dict(
+        catalog.clips(columns=["clip_id", "uri"]).join(rows, on="clip_id").select("uri", "vector").collect().iter_rows()
+    )
     lost = [path for path in files if found.get(str(path)) is None]
     if lost:
         raise CatalogError(f"{len(lost)} of {len(files)} baseline videos could not be embedded (first: {lost[0].name})")

@@ -1,12 +1,12 @@
 """A sample's prompt is the caption of its clip: what `caption_match` compares with, and people see.
 
-`datakit sample` enters them itself; this is for result catalogs that lost them, or that somebody decided about by a recipe which
-prefers other captions.
+`datakit sample` enters them itself; this is for result catalogs that lost them, or that somebody decided about by a
+recipe which prefers other captions.
 """
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import polars as pl
 
@@ -22,17 +22,31 @@ RECIPE = "samples"
 
 
 def enter_prompts(catalog: Catalog) -> int:
-    """Make prompts the captions of a result catalog's clips, preferred to others; how many were new. Done again, it does nothing."""
-    done = catalog.scan("samples").filter((pl.col("status") == "done") & pl.col("clip_id").is_not_null() & (pl.col("prompt") != ""))
+    """Make prompts the captions of a result catalog's clips, preferred to others; how many were new. Done again, it
+    does nothing."""
+    done = catalog.scan("samples").filter(
+        (pl.col("status") == "done") & pl.col("clip_id").is_not_null() & (pl.col("prompt") != "")
+    )
     prompts = done.join(catalog.finished_clips().select("clip_id", "shard"), on="clip_id").sort("sample_id")
-    wanted = prompts.select("clip_id", "shard", text="prompt").collect()  # samples of one content may have several prompts: any will do
-    there = catalog.scan("captions").filter((pl.col("style") == STYLE) & (pl.col("model") == MODEL)).select("clip_id", "text").collect()
+    wanted = prompts.select(
+        "clip_id", "shard", text="prompt"
+    ).collect()  # samples of one content may have several prompts: any will do
+    there = (
+        catalog.scan("captions")
+        .filter((pl.col("style") == STYLE) & (pl.col("model") == MODEL))
+        .select("clip_id", "text")
+        .collect()
+    )
     had = wanted.join(there, on=["clip_id", "text"], how="semi")
     new = wanted.join(had, on="clip_id", how="anti").unique("clip_id", keep="first", maintain_order=True)
     if new.height:
         with RunRecord(catalog, "prompts", {}).running() as counts:
             counts["captions"] = _write(catalog, new)
-    shown = catalog.clips(columns=["clip_id", "caption", "caption_style"]).filter(pl.col("caption_style") == STYLE).collect()
+    shown = (
+        catalog.clips(columns=["clip_id", "caption", "caption_style"])
+        .filter(pl.col("caption_style") == STYLE)
+        .collect()
+    )
     if wanted.join(shown, on="clip_id", how="anti").height:
         decide_and_record(catalog, _preferring_prompts(current_recipe(catalog) or load_recipe(RECIPE)))
     return new.height
@@ -45,11 +59,21 @@ def _preferring_prompts(recipe: Recipe) -> Recipe:
 
 
 def _write(catalog: Catalog, texts: pl.DataFrame) -> int:
-    now = datetime.now(timezone.utc)
-    rows = [{
-        "caption_id": caption_id(row["clip_id"], STYLE, MODEL), **row, "style": STYLE, "model": MODEL, "flags": [], "backend": MODEL,
-        "fingerprint": MODEL, "run_id": catalog.signature["run_id"], "created_at": now,
-    } for row in texts.to_dicts()]
+    now = datetime.now(UTC)
+    rows = [
+        {
+            "caption_id": caption_id(row["clip_id"], STYLE, MODEL),
+            **row,
+            "style": STYLE,
+            "model": MODEL,
+            "flags": [],
+            "backend": MODEL,
+            "fingerprint": MODEL,
+            "run_id": catalog.signature["run_id"],
+            "created_at": now,
+        }
+        for row in texts.to_dicts()
+    ]
     frame = pl.DataFrame(rows, schema=polars_schema("captions"))
     updates = {name: f"s.{name}" for name in frame.columns}
     written = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -44,59 +44,131 @@ def neighbour_histogram(found: Memorisation, order: Sequence[str]) -> Figure:
     edges = np.linspace(0.0, max(float(every.max()), 1e-6) * 1.02, BINS + 1)
     shares = {label: _shares(values, edges) for label, values in by_label.items() if len(values)}
     sets = [(label, values, *colour(order.index(label))) for label, values in shares.items()]
-    figure = _histogram(edges.tolist(), _shares(found.held, edges), "held-out clips", sets, "distance (1 − cosine)", False)
+    figure = _histogram(
+        edges.tolist(), _shares(found.held, edges), "held-out clips", sets, "distance (1 − cosine)", False
+    )
     if found.threshold is not None:
-        figure["layout"]["shapes"] = [{"type": "line", "x0": found.threshold, "x1": found.threshold, "yref": "paper", "y0": 0, "y1": 1,
-                                       "line": {"color": LINE, "width": 1.5, "dash": "dash"}}]
+        figure["layout"]["shapes"] = [
+            {
+                "type": "line",
+                "x0": found.threshold,
+                "x1": found.threshold,
+                "yref": "paper",
+                "y0": 0,
+                "y1": 1,
+                "line": {"color": LINE, "width": 1.5, "dash": "dash"},
+            }
+        ]
     figure["layout"]["height"] = 260
     return figure
 
 
 def distance_dots(found: FeatureComparison, order: Sequence[str]) -> Figure:
-    """Fréchet distance of each set, the nearest on top, and for each its noise floor as a bar with the floor's spread."""
+    """Fréchet distance of each set, the nearest on top, and for each its noise floor as a bar with the floor's
+    spread."""
     rows = sorted((d for d in found.distances if d.frechet), key=lambda d: -d.frechet.value.mean)
     ids = list(range(len(rows)))
     floors = {
-        "type": "bar", "orientation": "h", "name": "noise floor", "y": ids, "x": [d.frechet.floor.mean for d in rows], "width": 0.5,
+        "type": "bar",
+        "orientation": "h",
+        "name": "noise floor",
+        "y": ids,
+        "x": [d.frechet.floor.mean for d in rows],
+        "width": 0.5,
         "marker": {"color": REAL, "line": {"width": 0}},
         "customdata": [f"{d.frechet.floor.mean:.4g} ± {d.frechet.floor.std:.2g}" for d in rows],
-        "hovertemplate": "noise floor %{customdata}<extra></extra>"}
+        "hovertemplate": "noise floor %{customdata}<extra></extra>",
+    }
     dots = {
-        "type": "scatter", "mode": "markers", "name": "distance", "y": ids, "x": [d.frechet.value.mean for d in rows],
-        "marker": {"size": 11, "color": [colour(order.index(d.label))[0] if d.kind == "samples" else BASELINE for d in rows]},
-        "error_x": {"type": "data", "array": [d.frechet.value.std for d in rows], "color": BASELINE, "thickness": 1.5, "width": 0},
+        "type": "scatter",
+        "mode": "markers",
+        "name": "distance",
+        "y": ids,
+        "x": [d.frechet.value.mean for d in rows],
+        "marker": {
+            "size": 11,
+            "color": [colour(order.index(d.label))[0] if d.kind == "samples" else BASELINE for d in rows],
+        },
+        "error_x": {
+            "type": "data",
+            "array": [d.frechet.value.std for d in rows],
+            "color": BASELINE,
+            "thickness": 1.5,
+            "width": 0,
+        },
         "text": [f"{plain(d.label)}<br>{d.frechet.value.mean:.4g} ± {d.frechet.value.std:.2g}" for d in rows],
-        "hovertemplate": "%{text}<extra></extra>"}
+        "hovertemplate": "%{text}<extra></extra>",
+    }
     longest = max((len(d.label) for d in rows), default=0)
-    return {"data": [floors, dots], "layout": {
-        "height": 70 + ROW_PX * len(rows), "margin": {"l": 24 + 6.4 * min(longest, 40), "r": 16, "t": 8, "b": 44}, "showlegend": False,
-        "xaxis": {"rangemode": "tozero", "title": {"text": "squared Fréchet distance", "standoff": 6}},
-        "yaxis": {"tickvals": ids, "ticktext": [plain(d.label[:40]) for d in rows], "showgrid": False, "range": [-0.7, len(rows) - 0.3]}}}
+    return {
+        "data": [floors, dots],
+        "layout": {
+            "height": 70 + ROW_PX * len(rows),
+            "margin": {"l": 24 + 6.4 * min(longest, 40), "r": 16, "t": 8, "b": 44},
+            "showlegend": False,
+            "xaxis": {"rangemode": "tozero", "title": {"text": "squared Fréchet distance", "standoff": 6}},
+            "yaxis": {
+                "tickvals": ids,
+                "ticktext": [plain(d.label[:40]) for d in rows],
+                "showgrid": False,
+                "range": [-0.7, len(rows) - 0.3],
+            },
+        },
+    }
 
 
 def _histogram(
-    edges: list[float], real: list[float], whose: str, sets: Sequence[tuple[str, list[float], str, str]], unit: str, log: bool,
+    edges: list[float],
+    real: list[float],
+    whose: str,
+    sets: Sequence[tuple[str, list[float], str, str]],
+    unit: str,
+    log: bool,
 ) -> Figure:
     """Args:
     real: of the bars, per cent; `whose` they are.
     sets: label, shares, colour and dash of each line.
     """
     centres = [(a + b) / 2 for a, b in zip(edges, edges[1:])]
-    names = [f"{number(10 ** a if log else a)} … {number(10 ** b if log else b)}" for a, b in zip(edges, edges[1:])]
+    names = [f"{number(10**a if log else a)} … {number(10**b if log else b)}" for a, b in zip(edges, edges[1:])]
     bars = {
-        "type": "bar", "x": centres, "y": real, "customdata": names, "marker": {"color": REAL, "line": {"width": 0}},
-        "hovertemplate": f"%{{customdata}}<br>%{{y:.1f}} % of {whose}<extra></extra>"}
-    lines = [{
-        "type": "scatter", "mode": "lines", "name": plain(label), "x": _twice(edges), "y": [0.0, *_twice(shares), 0.0],
-        "line": {"color": tint, "width": 2, "dash": dash}, "customdata": [names[0], *_twice(names), names[-1]],
-        "hovertemplate": f"%{{customdata}}<br>%{{y:.1f}} % of {plain(label)}<extra></extra>",
-    } for label, shares, tint, dash in sets]
-    axis = {"range": [edges[0], edges[-1]], "showgrid": False, "title": {"text": unit + (" (log)" if log else ""), "standoff": 6}}
+        "type": "bar",
+        "x": centres,
+        "y": real,
+        "customdata": names,
+        "marker": {"color": REAL, "line": {"width": 0}},
+        "hovertemplate": f"%{{customdata}}<br>%{{y:.1f}} % of {whose}<extra></extra>",
+    }
+    lines = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": plain(label),
+            "x": _twice(edges),
+            "y": [0.0, *_twice(shares), 0.0],
+            "line": {"color": tint, "width": 2, "dash": dash},
+            "customdata": [names[0], *_twice(names), names[-1]],
+            "hovertemplate": f"%{{customdata}}<br>%{{y:.1f}} % of {plain(label)}<extra></extra>",
+        }
+        for label, shares, tint, dash in sets
+    ]
+    axis = {
+        "range": [edges[0], edges[-1]],
+        "showgrid": False,
+        "title": {"text": unit + (" (log)" if log else ""), "standoff": 6},
+    }
     if log:
         axis |= log_ticks(edges[0], edges[-1])
-    return {"data": [bars, *lines], "layout": {
-        "bargap": 0, "height": HEIGHT, "xaxis": axis, "yaxis": {"rangemode": "tozero", "nticks": 4, "ticksuffix": " %"},
-        "margin": {"l": 46, "r": 12, "t": 12, "b": 42}}}
+    return {
+        "data": [bars, *lines],
+        "layout": {
+            "bargap": 0,
+            "height": HEIGHT,
+            "xaxis": axis,
+            "yaxis": {"rangemode": "tozero", "nticks": 4, "ticksuffix": " %"},
+            "margin": {"l": 46, "r": 12, "t": 12, "b": 42},
+        },
+    }
 
 
 def _twice(values: list) -> list:

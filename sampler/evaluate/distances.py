@@ -1,13 +1,14 @@
-"""How far apart two sets are: of vectors (Fréchet, kernel), of numbers (Kolmogorov-Smirnov, Wasserstein); and the noise floor.
+"""How far apart two sets are: of vectors (Fréchet, kernel), of numbers (Kolmogorov-Smirnov, Wasserstein); and the noise
+floor.
 
-A distance between finite sets is not zero where the distributions are the same, and the fewer there are the larger it is. So
-each is measured beside its floor: as many real clips, held out, against the same other real clips.
+A distance between finite sets is not zero where the distributions are the same, and the fewer there are the larger it
+is. So each is measured beside its floor: as many real clips, held out, against the same other real clips.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import numpy as np
 
@@ -48,9 +49,11 @@ class KernelDistance:
     blocks: int
 
 
-def against_floor(values: np.ndarray, real: np.ndarray, distance: Distance, splits: int, seed: int, least: int = 1) -> Measured | None:
-    """A distance to real ones, with its noise floor. In each split as many real ones as there are values (at most half) are
-    held out; both they and the values (a draw of them, if they are more) are compared with the real ones left.
+def against_floor(
+    values: np.ndarray, real: np.ndarray, distance: Distance, splits: int, seed: int, least: int = 1
+) -> Measured | None:
+    """A distance to real ones, with its noise floor. In each split as many real ones as there are values (at most half)
+    are held out; both they and the values (a draw of them, if they are more) are compared with the real ones left.
 
     Args:
         values, real: numbers [n] or vectors [n, d].
@@ -77,8 +80,8 @@ def frechet(x: np.ndarray, y: np.ndarray) -> float:
     """Squared Fréchet distance of Gaussians fitted to two sets of vectors: |μx − μy|² + tr(Σx + Σy − 2 (Σx Σy)^½)
     (Dowson and Landau 1982; of features of networks: Heusel et al. 2017, arXiv:1706.08500).
 
-    With AᵀA = Σx and BᵀB = Σy the last trace is the sum of the singular values of A Bᵀ: no root of a matrix, and singular
-    covariances (fewer vectors than dimensions) do no harm. Few vectors make it too large: see `against_floor`.
+    With AᵀA = Σx and BᵀB = Σy the last trace is the sum of the singular values of A Bᵀ: no root of a matrix, and
+    singular covariances (fewer vectors than dimensions) do no harm. Few vectors make it too large: see `against_floor`.
 
     Args:
         x: [n, d], n at least 2; y: [m, d], m at least 2.
@@ -97,8 +100,9 @@ def _root(x: np.ndarray) -> np.ndarray:
 
 
 def kernel_distance(x: np.ndarray, y: np.ndarray, seed: int = 0) -> KernelDistance:
-    """KID (Bińkowski et al. 2018, arXiv:1801.01401): unbiased MMD² with the kernel (x·y/d + 1)³, mean over disjoint blocks of at
-    most `MOST_IN_BLOCK` vectors. May be below zero; its expectation is zero where the distributions are the same.
+    """KID (Bińkowski et al. 2018, arXiv:1801.01401): unbiased MMD² with the kernel (x·y/d + 1)³, mean over disjoint
+    blocks of at most `MOST_IN_BLOCK` vectors. May be below zero; its expectation is zero where the distributions are
+    the same.
 
     Args:
         x: [n, d]; y: [m, d], at least 2 of each.

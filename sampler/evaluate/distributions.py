@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import numpy as np
 import polars as pl
@@ -27,8 +27,8 @@ class Compared:
 
     Attributes:
         values: of the samples, float64 [n].
-        ks: Kolmogorov-Smirnov statistic, 0..1; `shift`: first Wasserstein distance over the standard deviation of the training clips'
-            scores (None: those are all equal, or too few).
+        ks: Kolmogorov-Smirnov statistic, 0..1; `shift`: first Wasserstein distance over the standard deviation of the
+            training clips' scores (None: those are all equal, or too few).
     """
 
     label: str
@@ -52,7 +52,8 @@ class ScoreComparison:
     sets: list[Compared]
 
     def histogram(self) -> dict:
-        """Edges and, for the training clips and each checkpoint, the share of each bin: see `numbers.binned` for the axis."""
+        """Edges and, for the training clips and each checkpoint, the share of each bin: see `numbers.binned` for the
+        axis."""
         real = self.real[:MOST_DRAWN]
         every = np.concatenate([real, *(s.values for s in self.sets)])
         bins = binned(every, np.zeros(len(every), bool), [], whole=self.column.name == "ocr_boxes")
@@ -71,7 +72,12 @@ class NotCompared:
 
 
 def compare_scores(
-    catalog: Catalog, condition: pl.Expr, planned: Sequence[Planned], sets: Sequence[SampleSet], splits: int, seed: int,
+    catalog: Catalog,
+    condition: pl.Expr,
+    planned: Sequence[Planned],
+    sets: Sequence[SampleSet],
+    splits: int,
+    seed: int,
 ) -> tuple[list[ScoreComparison], list[NotCompared]]:
     """Every score that the training clips have, over the clips at the fingerprint that most of them have."""
     by_stage = {p.stage: p for p in planned}
@@ -95,8 +101,11 @@ def compare_scores(
     return compared, left
 
 
-def _scores(catalog: Catalog, condition: pl.Expr, columns: Sequence[Column], clip_ids: pl.Series | None = None) -> pl.DataFrame:
-    """Scores and, as `mark_STAGE`, the fingerprints they were made at; by clip id. With `clip_ids` a row for each of them."""
+def _scores(
+    catalog: Catalog, condition: pl.Expr, columns: Sequence[Column], clip_ids: pl.Series | None = None
+) -> pl.DataFrame:
+    """Scores and, as `mark_STAGE`, the fingerprints they were made at; by clip id. With `clip_ids` a row for each of
+    them."""
     names, stages = [c.name for c in columns], {c.filled_by for c in columns}
     wanted = {"clip_id", "stage_versions", *names, *condition.meta.root_names()}
     marks = [mark_of(stage).alias(f"mark_{stage}") for stage in sorted(stages)]
@@ -121,7 +130,10 @@ def _why(rows: pl.DataFrame, column: Column, plan: Planned) -> str:
     marks = plain_marks(rows[f"mark_{column.filled_by}"]).drop_nulls()
     other = sorted(set(marks) - {plan.fingerprint})
     if other:
-        return f"samples have it at fingerprint {other[0]}, training clips at {plan.fingerprint}: {plan.problem or 'not the same number'}"
+        return (
+            f"samples have it at fingerprint {other[0]}, training clips at {plan.fingerprint}: "
+            f"{plan.problem or 'not the same number'}"
+        )
     if plan.settings is None:
         return f"stage {column.filled_by} cannot run here as it ran on the training clips: {plan.problem}"
     errors = f"stage {column.filled_by} gave no number" if len(marks) else f"stage {column.filled_by} did not run"
@@ -136,7 +148,8 @@ def _compared(label: str, values: np.ndarray, real: np.ndarray, splits: int, see
 
 
 def _shares(values: np.ndarray, edges: np.ndarray, log: bool) -> list[float]:
-    """Per cent of the values in each bin; those beyond the ends, and zeros on a logarithmic axis, count in the outermost."""
+    """Per cent of the values in each bin; those beyond the ends, and zeros on a logarithmic axis, count in the
+    outermost."""
     shown = np.log10(np.maximum(values, 1e-300)) if log else values
     counts, _ = np.histogram(np.clip(shown, edges[0], edges[-1]), edges)
     return [float(c) for c in 100 * counts / max(1, len(values))]

@@ -1,12 +1,14 @@
-"""`datakit eval samples`: score result catalogs with the stages of the training catalog, compare, and write the page."""
+"""`datakit eval samples`: score result catalogs with the stages of the training catalog, compare, and write the
+page."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -39,7 +41,8 @@ class Evaluation:
     Attributes:
         clips: selected training clips.
         stages_not_run: stage and why.
-        left_out: stage, and how many training clips have it at another fingerprint than most: their scores do not count.
+        left_out: stage, and how many training clips have it at another fingerprint than most: their scores do not
+            count.
         page: file and bytes, where one was written.
     """
 
@@ -63,35 +66,76 @@ class Evaluation:
         """For JSON."""
         memory = self.memorisation
         return {
-            "catalog": self.catalog, "where": self.where, "clips": self.clips, "splits": self.splits, "seed": self.seed,
-            "samples": [{"label": s.label, "root": s.root, "checkpoint": s.checkpoint, "checkpoint_hash": s.checkpoint_hash,
-                         "finished": s.rows.height, "videos": s.videos.height} for s in self.sets],
-            "scores": [{
-                "score": c.column.name, "unit": c.column.unit, "clips": len(c.real), "median": c.median,
-                "sets": [{"label": s.label, "samples": len(s.values), "median": s.median, "ks": _plain(s.ks), "shift": _plain(s.shift)}
-                         for s in c.sets]} for c in self.scores],
+            "catalog": self.catalog,
+            "where": self.where,
+            "clips": self.clips,
+            "splits": self.splits,
+            "seed": self.seed,
+            "samples": [
+                {
+                    "label": s.label,
+                    "root": s.root,
+                    "checkpoint": s.checkpoint,
+                    "checkpoint_hash": s.checkpoint_hash,
+                    "finished": s.rows.height,
+                    "videos": s.videos.height,
+                }
+                for s in self.sets
+            ],
+            "scores": [
+                {
+                    "score": c.column.name,
+                    "unit": c.column.unit,
+                    "clips": len(c.real),
+                    "median": c.median,
+                    "sets": [
+                        {
+                            "label": s.label,
+                            "samples": len(s.values),
+                            "median": s.median,
+                            "ks": _plain(s.ks),
+                            "shift": _plain(s.shift),
+                        }
+                        for s in c.sets
+                    ],
+                }
+                for c in self.scores
+            ],
             "not_compared": [asdict(n) for n in self.not_compared],
             "stages_not_run": [{"stage": stage, "why": why} for stage, why in self.stages_not_run],
             "left_out": [{"stage": stage, "clips": clips} for stage, clips in self.left_out],
             "features": _plain(self.features) | {"nearer": {s.label: self.features.nearer(s.label) for s in self.sets}},
             "memorisation": {
-                "trained": memory.trained, "held_out": len(memory.held), "held_from": memory.held_from, "threshold": memory.threshold,
-                "problem": memory.problem, "flagged": [asdict(n) for n in memory.flagged],
-                "neighbours": [asdict(n) for n in memory.neighbours]},
+                "trained": memory.trained,
+                "held_out": len(memory.held),
+                "held_from": memory.held_from,
+                "threshold": memory.threshold,
+                "problem": memory.problem,
+                "flagged": [asdict(n) for n in memory.flagged],
+                "neighbours": [asdict(n) for n in memory.neighbours],
+            },
             "preferences": [asdict(t) for t in self.preferences],
             "page": str(self.page[0]) if self.page else None,
         }
 
 
 def evaluate_samples(
-    samples: Sequence[str], catalog: str, out: str | Path | None = None, where: str | None = KEPT, settings: Settings = Settings(),
-    ray: str = "local", with_baselines: bool = True, splits: int = SPLITS, seed: int = 0, prompts: int = PROMPTS,
+    samples: Sequence[str],
+    catalog: str,
+    out: str | Path | None = None,
+    where: str | None = KEPT,
+    settings: Settings = Settings(),
+    ray: str = "local",
+    with_baselines: bool = True,
+    splits: int = SPLITS,
+    seed: int = 0,
+    prompts: int = PROMPTS,
     on_progress: Progress = lambda what, done, of: None,
 ) -> Evaluation:
     """Judge samples beside the footage that their model was trained on.
 
-    Writes scores, embeddings and prompts (as captions) into the result catalogs; into the training catalog only embeddings, where the
-    selected clips have none of the model that is compared by.
+    Writes scores, embeddings and prompts (as captions) into the result catalogs; into the training catalog only
+    embeddings, where the selected clips have none of the model that is compared by.
 
     Args:
         samples: result catalogs of `datakit sample`.
@@ -122,11 +166,26 @@ def evaluate_samples(
             enter_prompts(Catalog(root))
             score_samples(scorer, root, [p for p in planned if p.stage != "embed"] + [embed])
         sets = read_sets(samples)
-        compared, memory = _features(scorer, training, condition, where, embed, sets, planned, with_baselines, splits, seed)
+        compared, memory = _features(
+            scorer, training, condition, where, embed, sets, planned, with_baselines, splits, seed
+        )
     scores, left = compare_scores(training, condition, planned, sets, splits, seed)
     found = Evaluation(
-        training.root, where, clips, sets, scores, left, stages_not_run(planned), _left_out(planned), compared, memory,
-        _preferences(sets), splits, seed, datetime.now(timezone.utc))
+        training.root,
+        where,
+        clips,
+        sets,
+        scores,
+        left,
+        stages_not_run(planned),
+        _left_out(planned),
+        compared,
+        memory,
+        _preferences(sets),
+        splits,
+        seed,
+        datetime.now(UTC),
+    )
     if out is None:
         return found
     from sampler.evaluate.page import write_page
@@ -140,16 +199,33 @@ def _left_out(planned: list[Planned]) -> list[tuple[str, int]]:
 
 def _count(catalog: Catalog, condition: pl.Expr, where: str | None) -> int:
     with catalog.reading():
-        count = catalog.clips(columns=sorted({"clip_id", *condition.meta.root_names()})).filter(condition).select(pl.len()).collect().item()
+        count = (
+            catalog.clips(columns=sorted({"clip_id", *condition.meta.root_names()}))
+            .filter(condition)
+            .select(pl.len())
+            .collect()
+            .item()
+        )
     if not count:
-        raise CatalogError(f"no clip of {catalog.root} matches {where!r}: there is nothing to compare samples with" if where
-                           else f"{catalog.root} has no clips: there is nothing to compare samples with")
+        raise CatalogError(
+            f"no clip of {catalog.root} matches {where!r}: there is nothing to compare samples with"
+            if where
+            else f"{catalog.root} has no clips: there is nothing to compare samples with"
+        )
     return count
 
 
 def _features(
-    scorer: Scorer, training: Catalog, condition: pl.Expr, where: str | None, embed: Planned, sets: list[SampleSet], planned: list[Planned],
-    with_baselines: bool, splits: int, seed: int,
+    scorer: Scorer,
+    training: Catalog,
+    condition: pl.Expr,
+    where: str | None,
+    embed: Planned,
+    sets: list[SampleSet],
+    planned: list[Planned],
+    with_baselines: bool,
+    splits: int,
+    seed: int,
 ) -> tuple[FeatureComparison, Memorisation]:
     """Both need features of both sides."""
     if embed.settings is None:
@@ -158,7 +234,10 @@ def _features(
         scorer.run(training.root, embed.settings, ["embed"], where or EVERYTHING)
     real = features.read_real(training, condition, embed.fingerprint)
     if real is None:
-        why = "no selected training clip has features: stage embed failed on all of them (`datakit catalog funnel` says why)"
+        why = (
+            "no selected training clip has features: stage embed failed on all of them (`datakit catalog funnel` "
+            "says why)"
+        )
         return FeatureComparison(problem=why), Memorisation(problem=why)
     read = [(s, *features.read_samples(s, embed.fingerprint)) for s in sets]
     if not sum(rows.height for _, rows, _ in read):
@@ -168,8 +247,10 @@ def _features(
     if with_baselines:
         largest = max((s for s, _, vectors in read if len(vectors)), key=lambda s: s.videos.height)
         distances += _baselines(scorer, embed, planned, real, largest, splits, seed)
-    return (FeatureComparison(real.model, real.rows.height, distances),
-            memorisation(real, [(s.label, rows, vectors) for s, rows, vectors in read], seed))
+    return (
+        FeatureComparison(real.model, real.rows.height, distances),
+        memorisation(real, [(s.label, rows, vectors) for s, rows, vectors in read], seed),
+    )
 
 
 def _without_features(catalog: Catalog, condition: pl.Expr, mark: str) -> bool:
@@ -180,7 +261,13 @@ def _without_features(catalog: Catalog, condition: pl.Expr, mark: str) -> bool:
 
 
 def _baselines(
-    scorer: Scorer, embed: Planned, planned: list[Planned], real: RealFeatures, samples: SampleSet, splits: int, seed: int,
+    scorer: Scorer,
+    embed: Planned,
+    planned: list[Planned],
+    real: RealFeatures,
+    samples: SampleSet,
+    splits: int,
+    seed: int,
 ) -> list[features.FeatureDistance]:
     boxes = [p.stage for p in planned if p.stage == "letterbox" and p.settings is not None]
     made = baselines(scorer, embed.settings, [*boxes, "embed"], real, samples, seed)

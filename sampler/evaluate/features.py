@@ -1,9 +1,10 @@
-"""Features of both sides, from the tables `embeddings`: how far samples are from the training footage, beside noise and a still."""
+"""Features of both sides, from the tables `embeddings`: how far samples are from the training footage, beside noise and
+a still."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Iterator
 
 import numpy as np
 import polars as pl
@@ -49,7 +50,12 @@ class RealFeatures:
             return
         with self.catalog.reading():
             for shard in sorted(set(self.rows["shard"])):
-                vectors = _vectors(self.catalog, self.fingerprint).filter(pl.col("shard") == shard).select("clip_id", "vector").collect()
+                vectors = (
+                    _vectors(self.catalog, self.fingerprint)
+                    .filter(pl.col("shard") == shard)
+                    .select("clip_id", "vector")
+                    .collect()
+                )
                 rows = self.rows.filter(pl.col("shard") == shard).join(vectors, on="clip_id")
                 yield rows.drop("vector").with_row_index("row"), _stacked(rows)
 
@@ -61,7 +67,8 @@ class FeatureDistance:
     Attributes:
         kind: samples, noise, still.
         frechet: squared Fréchet distance; None: not enough.
-        kernel: kernel distance of all of the set to all of the footage; `kernel_splits`: the same in splits, with its floor.
+        kernel: kernel distance of all of the set to all of the footage; `kernel_splits`: the same in splits, with its
+            floor.
     """
 
     label: str
@@ -105,8 +112,8 @@ def read_real(catalog: Catalog, condition: pl.Expr, fingerprint: str) -> RealFea
 
 
 def read_samples(s: SampleSet, fingerprint: str) -> tuple[pl.DataFrame, np.ndarray]:
-    """Rows of the samples that are embedded at a fingerprint, and their vectors, float32 [n, d]. Samples with one file between them
-    have its vector each."""
+    """Rows of the samples that are embedded at a fingerprint, and their vectors, float32 [n, d]. Samples with one file
+    between them have its vector each."""
     catalog = Catalog(s.root)
     with catalog.reading():
         found = _vectors(catalog, fingerprint).select("clip_id", "vector").collect()
@@ -114,13 +121,22 @@ def read_samples(s: SampleSet, fingerprint: str) -> tuple[pl.DataFrame, np.ndarr
     return rows.drop("vector"), _stacked(rows)
 
 
-def distance_to(real: RealFeatures, label: str, kind: str, vectors: np.ndarray, splits: int, seed: int) -> FeatureDistance:
+def distance_to(
+    real: RealFeatures, label: str, kind: str, vectors: np.ndarray, splits: int, seed: int
+) -> FeatureDistance:
     """How far a set of vectors is from the footage."""
     enough = len(vectors) >= LEAST and len(real.vectors) >= LEAST
     kernel = kernel_distance(scaled(vectors), scaled(real.vectors), seed) if enough else None
     return FeatureDistance(
-        label, kind, len(vectors), against_floor(vectors, real.vectors, frechet, splits, seed, LEAST), kernel,
-        against_floor(scaled(vectors), scaled(real.vectors), lambda x, y: kernel_distance(x, y, seed).mean, splits, seed, LEAST))
+        label,
+        kind,
+        len(vectors),
+        against_floor(vectors, real.vectors, frechet, splits, seed, LEAST),
+        kernel,
+        against_floor(
+            scaled(vectors), scaled(real.vectors), lambda x, y: kernel_distance(x, y, seed).mean, splits, seed, LEAST
+        ),
+    )
 
 
 def scaled(vectors: np.ndarray) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Sequence
 
 import cv2
 import numpy as np
@@ -61,7 +61,9 @@ def make_grid(sets: Sequence[SampleSet], most: int) -> Grid:
     for i, s in enumerate(sets):
         for row in s.rows.iter_rows(named=True):
             found.setdefault(key_of(row), [None] * len(sets))[i] = row
-    order = sorted(found, key=lambda key: (sum(row is None for row in found[key]), key[0] or "", key[1] or 0, key[2] or 0, key[3]))
+    order = sorted(
+        found, key=lambda key: (sum(row is None for row in found[key]), key[0] or "", key[1] or 0, key[2] or 0, key[3])
+    )
     shown = order[:most]
     asked = [(s, row) for key in shown for s, row in zip(sets, found[key])]
     with ThreadPoolExecutor(THREADS) as pool:
@@ -102,6 +104,10 @@ def _cell(s: SampleSet, row: dict) -> Cell:
     if row["uri"] is None:
         return Cell(row["sample_id"], file, None, "not a video file")
     try:
-        return Cell(row["sample_id"], file, strip(row["uri"], row["stream"], row["start_pts"], row["end_pts"], row["num_frames"]))
+        return Cell(
+            row["sample_id"],
+            file,
+            strip(row["uri"], row["stream"], row["start_pts"], row["end_pts"], row["num_frames"]),
+        )
     except MediaError as e:
         return Cell(row["sample_id"], file, None, e.message[:200])

@@ -1,9 +1,10 @@
-"""Memorisation: how near each sample is to its nearest training clip, beside how near real clips are that were not trained on."""
+"""Memorisation: how near each sample is to its nearest training clip, beside how near real clips are that were not
+trained on."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Iterable, Iterator, Sequence
 
 import numpy as np
 import polars as pl
@@ -21,7 +22,8 @@ CHUNK = 4096
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A sample and its nearest training clip. `distance`: 1 − cosine; `is_source`: that clip's caption is the sample's prompt."""
+    """A sample and its nearest training clip. `distance`: 1 − cosine; `is_source`: that clip's caption is the sample's
+    prompt."""
 
     label: str
     sample_id: str
@@ -34,11 +36,11 @@ class Neighbour:
 @dataclass(frozen=True)
 class Memorisation:
     """Attributes:
-        neighbours: of every sample, the nearest first.
-        held: distances of held-out clips to their nearest training clips, rising, float64 [n].
-        held_from: what they are, in words.
-        threshold: the 1st percentile of `held`, None: too few to say.
-        problem: why there is nothing.
+    neighbours: of every sample, the nearest first.
+    held: distances of held-out clips to their nearest training clips, rising, float64 [n].
+    held_from: what they are, in words.
+    threshold: the 1st percentile of `held`, None: too few to say.
+    problem: why there is nothing.
     """
 
     neighbours: list[Neighbour] = field(default_factory=list)
@@ -53,7 +55,9 @@ class Memorisation:
         return [n for n in self.neighbours if n.flagged]
 
 
-def memorisation(real: RealFeatures, samples: Sequence[tuple[str, pl.DataFrame, np.ndarray]], seed: int) -> Memorisation:
+def memorisation(
+    real: RealFeatures, samples: Sequence[tuple[str, pl.DataFrame, np.ndarray]], seed: int
+) -> Memorisation:
     """Look for every sample among the training clips.
 
     Args:
@@ -73,13 +77,20 @@ def memorisation(real: RealFeatures, samples: Sequence[tuple[str, pl.DataFrame, 
     found = []
     for label, these, vectors in samples:
         near, clips = nearest(vectors, _batches(real, trained))
-        found += [Neighbour(label, sample, clip, float(d), threshold is not None and bool(d < threshold), clip == source)
-                  for sample, source, clip, d in zip(these["sample_id"], these["source_clip"], clips, near) if clip is not None]
-    return Memorisation(sorted(found, key=lambda n: (n.distance, n.sample_id)), distances, held_from, trained.height, threshold)
+        found += [
+            Neighbour(label, sample, clip, float(d), threshold is not None and bool(d < threshold), clip == source)
+            for sample, source, clip, d in zip(these["sample_id"], these["source_clip"], clips, near)
+            if clip is not None
+        ]
+    return Memorisation(
+        sorted(found, key=lambda n: (n.distance, n.sample_id)), distances, held_from, trained.height, threshold
+    )
 
 
 def nearest(
-    queries: np.ndarray, batches: Iterable[tuple[np.ndarray, np.ndarray, Sequence[str]]], groups: np.ndarray | None = None,
+    queries: np.ndarray,
+    batches: Iterable[tuple[np.ndarray, np.ndarray, Sequence[str]]],
+    groups: np.ndarray | None = None,
 ) -> tuple[np.ndarray, list[str | None]]:
     """The nearest of many unit vectors to each of some.
 
@@ -107,14 +118,16 @@ def nearest(
 
 
 def _held_out(rows: pl.DataFrame, trained: pl.DataFrame, seed: int) -> tuple[pl.DataFrame, str]:
-    """Clips that were not trained on; where there are few, also a seeded tenth of those that were (at least as many as are lacking,
-    at most half)."""
+    """Clips that were not trained on; where there are few, also a seeded tenth of those that were (at least as many as
+    are lacking, at most half)."""
     apart = rows.join(trained, on="clip_id", how="anti")
     if apart.height >= LEAST_HELD:
         return apart.head(MOST_HELD), "clips of the splits val and test"
     wanted = min(max(round(trained.height * TENTH), LEAST_HELD - apart.height), trained.height // 2, MOST_HELD)
     drawn = trained[np.sort(np.random.default_rng(seed).permutation(trained.height)[:wanted])]
-    told = f"{wanted} clips drawn from those trained on" + (f", and {apart.height} of the splits val and test" if apart.height else "")
+    told = f"{wanted} clips drawn from those trained on" + (
+        f", and {apart.height} of the splits val and test" if apart.height else ""
+    )
     return pl.concat([apart, drawn]), told
 
 

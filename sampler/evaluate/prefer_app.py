@@ -1,4 +1,5 @@
-"""`datakit eval prefer`: a page that shows two videos of one prompt and asks which is better. It serves this machine only."""
+"""`datakit eval prefer`: a page that shows two videos of one prompt and asks which is better. It serves this machine
+only."""
 
 from __future__ import annotations
 
@@ -10,10 +11,10 @@ import socket
 import sys
 import tempfile
 import threading
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import AsyncIterator, Sequence
 
 import anyio
 import uvicorn
@@ -60,7 +61,9 @@ def serve(samples: Sequence[str], port: int = 0, seed: int = 0, author: str | No
     left = len({pair.pair_id for pair in pairs} - votes.done(author))
     print(f"{left} of {len(pairs)} pairs to judge: http://{HOST}:{port}/ (Ctrl-C ends it)", flush=True)
     with listening, contextlib.suppress(KeyboardInterrupt):  # that is how it ends
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, server_header=False)).run(sockets=[listening])
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, server_header=False)).run(
+            sockets=[listening]
+        )
     show(votes_of(sets), sets)
 
 
@@ -90,7 +93,10 @@ def make_app(pairs: Sequence[Pair], votes: Votes, author: str, port: int) -> Sta
 
     app = Starlette(
         routes=[Route("/", page), Route("/favicon.ico", _icon), Route("/static/{name}", _asset), *api.routes()],
-        middleware=[Middleware(Guard, token=token, host=HOST, port=port)], exception_handlers=FAILURES, lifespan=lifespan)
+        middleware=[Middleware(Guard, token=token, host=HOST, port=port)],
+        exception_handlers=FAILURES,
+        lifespan=lifespan,
+    )
     app.state.token = token
     return app
 
@@ -106,12 +112,18 @@ class _Api:
         self._folder.cleanup()
 
     def routes(self) -> list[Route]:
-        return [Route("/api/pairs", self.pairs), Route("/video/{pair}/{side}", self.video), Route("/api/vote", self.vote, methods=["POST"])]
+        return [
+            Route("/api/pairs", self.pairs),
+            Route("/video/{pair}/{side}", self.video),
+            Route("/api/vote", self.vote, methods=["POST"]),
+        ]
 
     def pairs(self, request: Request) -> Response:
         """What is left to judge, in order, and how many there are in all."""
         done = self._votes.done(self._author)
-        left = [{"pair": pair.pair_id, "prompt": pair.prompt} for pair in self._pairs.values() if pair.pair_id not in done]
+        left = [
+            {"pair": pair.pair_id, "prompt": pair.prompt} for pair in self._pairs.values() if pair.pair_id not in done
+        ]
         return JSONResponse({"pairs": left, "all": len(self._pairs)}, headers={"Cache-Control": "no-store"})
 
     def video(self, request: Request) -> Response:
@@ -126,7 +138,11 @@ class _Api:
             body = await request.json()
         except ValueError as e:
             raise HTTPException(400, "this is no JSON") from e
-        if not isinstance(body, dict) or not isinstance(body.get("pair"), str) or not isinstance(body.get("choice"), str):
+        if (
+            not isinstance(body, dict)
+            or not isinstance(body.get("pair"), str)
+            or not isinstance(body.get("choice"), str)
+        ):
             raise HTTPException(400, "send {pair, choice}")
         pair = self._pair(body["pair"])
         await anyio.to_thread.run_sync(partial(self._votes.add, pair, body["choice"], self._author))
@@ -174,4 +190,6 @@ def _bind(port: int) -> socket.socket:
     try:
         return socket.create_server((HOST, port))
     except OSError as e:
-        raise ConfigError(f"cannot serve on {HOST} port {port}: {os.strerror(e.errno or 0)} (--port 0 takes any that is free)") from e
+        raise ConfigError(
+            f"cannot serve on {HOST} port {port}: {os.strerror(e.errno or 0)} (--port 0 takes any that is free)"
+        ) from e

@@ -8,11 +8,12 @@ import math
 import os
 import threading
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
-from typing import Iterable, Literal, Sequence, get_args
+from typing import Literal, get_args
 
 from datakit.errors import CatalogError, ConfigError
 from sampler.evaluate.sets import SampleSet, file_of, key_of
@@ -89,9 +90,16 @@ def make_pairs(sets: Sequence[SampleSet], seed: int) -> list[Pair]:
         for row in s.videos.iter_rows(named=True):
             place = (row["uri"], row["stream"], row["start_pts"], row["end_pts"])
             groups[key_of(row)].append(Shown(row["sample_id"], s.label, file_of(s.root, row), place))
-    pairs = [_pair(key[0] or "", a, b, seed) for key, shown in groups.items() for a, b in combinations(shown, 2) if a.label != b.label]
+    pairs = [
+        _pair(key[0] or "", a, b, seed)
+        for key, shown in groups.items()
+        for a, b in combinations(shown, 2)
+        if a.label != b.label
+    ]
     if not pairs:
-        raise ConfigError("no two checkpoints have a video of the same prompt, seed and number: sample both with the same prompts")
+        raise ConfigError(
+            "no two checkpoints have a video of the same prompt, seed and number: sample both with the same prompts"
+        )
     return sorted(pairs, key=lambda pair: _draw(seed, "order", pair.pair_id))
 
 
@@ -114,7 +122,9 @@ class Votes:
         """
         if choice not in get_args(Choice):
             raise ConfigError(f"a choice is {', '.join(get_args(Choice))}, not {choice!r}")
-        vote = Vote(pair.pair_id, pair.left.sample_id, pair.right.sample_id, choice, author, datetime.now(timezone.utc).isoformat())
+        vote = Vote(
+            pair.pair_id, pair.left.sample_id, pair.right.sample_id, choice, author, datetime.now(UTC).isoformat()
+        )
         with self._lock:
             self._append(json.dumps(asdict(vote), ensure_ascii=False))
             self._votes.append(vote)
@@ -184,7 +194,9 @@ def _tally(a: str, b: str, wins_a: int, wins_b: int, ties: int) -> Tally:
 
 def _pair(prompt: str, a: Shown, b: Shown, seed: int) -> Pair:
     a, b = sorted((a, b), key=lambda shown: shown.sample_id)
-    pair_id = hashlib.blake2b(f"{a.sample_id}/{b.sample_id}".encode(), digest_size=12, person=b"datakit-prefer").hexdigest()
+    pair_id = hashlib.blake2b(
+        f"{a.sample_id}/{b.sample_id}".encode(), digest_size=12, person=b"datakit-prefer"
+    ).hexdigest()
     return Pair(pair_id, prompt, *((b, a) if _draw(seed, "sides", pair_id)[0] & 1 else (a, b)))
 
 
@@ -207,7 +219,9 @@ def _read(path: Path) -> list[Vote]:
         except (ValueError, TypeError) as e:
             if line.startswith(b"{") and not line.endswith(b"}"):
                 continue  # what a crash cut off; the next vote began a new line
-            raise CatalogError(f"{path}, line {number} is no vote: {str(e)[:100]}; remove it or move the file away") from e
+            raise CatalogError(
+                f"{path}, line {number} is no vote: {str(e)[:100]}; remove it or move the file away"
+            ) from e
     return votes
 
 

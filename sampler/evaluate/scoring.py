@@ -1,15 +1,16 @@
 """The same stages on both sides: which settings gave the training clips their scores, and running those on the samples.
 
-A number of another stage version, other settings or other weights is another number. So a stage runs on samples only under settings
-that give the fingerprint which most of the selected training clips have; where no settings do, its columns are not compared.
+A number of another stage version, other settings or other weights is another number. So a stage runs on samples only
+under settings that give the fingerprint which most of the selected training clips have; where no settings do, its
+columns are not compared.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Callable, Iterator
 
 import polars as pl
 from pydantic import ValidationError
@@ -49,7 +50,8 @@ class Planned:
 
 
 class Scorer:
-    """Runs `pipelines.score.score` where something is lacking; Ray starts with the first run. Use as a context manager."""
+    """Runs `pipelines.score.score` where something is lacking; Ray starts with the first run. Use as a context
+    manager."""
 
     def __init__(self, ray: str, on_progress: Progress = lambda what, done, of: None):
         self._ray, self._tell = ray, on_progress
@@ -68,7 +70,14 @@ class Scorer:
             self._stack.enter_context(RaySession(self._ray))
             self._started = True
         name = root.rstrip("/").rsplit("/", 1)[-1]
-        score(root, settings, stages, where, ray=self._ray, on_progress=lambda done, of: self._tell(f"scoring {name}", done, of))
+        score(
+            root,
+            settings,
+            stages,
+            where,
+            ray=self._ray,
+            on_progress=lambda done, of: self._tell(f"scoring {name}", done, of),
+        )
 
 
 def plan_stages(catalog: Catalog, condition: pl.Expr, settings: Settings) -> list[Planned]:
@@ -79,22 +88,29 @@ def plan_stages(catalog: Catalog, condition: pl.Expr, settings: Settings) -> lis
     """
     candidates = [settings, *_recorded(catalog)]
     with catalog.reading():
-        marks = catalog.clips(columns=list({"stage_versions", *condition.meta.root_names()})).filter(condition).select(
-            mark_of(name).alias(name) for name in STAGES if name not in LEFT_OUT).collect()
+        marks = (
+            catalog.clips(columns=list({"stage_versions", *condition.meta.root_names()}))
+            .filter(condition)
+            .select(mark_of(name).alias(name) for name in STAGES if name not in LEFT_OUT)
+            .collect()
+        )
     planned = []
     for stage in marks.columns:
         counted = plain_marks(marks[stage]).drop_nulls().value_counts().sort("count", stage, descending=[True, False])
         if counted.height:
             mark, clips = counted.row(0)
-            late = stage in EMBEDDING and settings.embed == Settings().embed  # nobody asked for it: what the catalog has comes first
+            late = (
+                stage in EMBEDDING and settings.embed == Settings().embed
+            )  # nobody asked for it: what the catalog has comes first
             found, problem = settings_for(stage, mark, [*candidates[1:], settings] if late else candidates)
             planned.append(Planned(stage, mark, clips, int(counted["count"].sum()) - clips, found, problem))
     return planned
 
 
 def plan_embedding(settings: Settings, planned: list[Planned]) -> Planned:
-    """Whose features both sides are compared by: what the settings ask for; else what most training clips have, if it can be had
-    here; else what there is here (the package's features without any weights). `problem`: none can be had."""
+    """Whose features both sides are compared by: what the settings ask for; else what most training clips have, if it
+    can be had here; else what there is here (the package's features without any weights). `problem`: none can be
+    had."""
     had = next((p for p in planned if p.stage == "embed"), None)
     asked = settings.embed != Settings().embed
     if had and had.settings and not asked:
@@ -121,7 +137,9 @@ def _runs(planned: list[Planned]) -> list[tuple[Settings, list[str]]]:
         return []
     merged = planned[0].settings
     for p in planned:
-        sections = {p.stage, "embed" if p.stage in EMBEDDING else p.stage, "images", "models"} & set(Settings.model_fields)
+        sections = {p.stage, "embed" if p.stage in EMBEDDING else p.stage, "images", "models"} & set(
+            Settings.model_fields
+        )
         merged = merged.model_copy(update={name: getattr(p.settings, name) for name in sections})
     if _gives(merged, planned):
         return [(merged, _with_embed([p.stage for p in planned]))]
@@ -162,16 +180,18 @@ def settings_for(stage: str, mark: str, candidates: list[Settings]) -> tuple[Set
 
 
 def _named(settings: Settings, resolved: Settings) -> Settings:
-    """Settings that ask for the model which was found in place of one whose weights are not here: nobody looks for those again, and says
-    so again."""
+    """Settings that ask for the model which was found in place of one whose weights are not here: nobody looks for
+    those again, and says so again."""
     if resolved.embed.model != EFFICIENTNET:
         return settings
-    return settings.model_copy(update={"embed": settings.embed.model_copy(update={"model": EFFICIENTNET, "weights": None})})
+    return settings.model_copy(
+        update={"embed": settings.embed.model_copy(update={"model": EFFICIENTNET, "weights": None})}
+    )
 
 
 def _variants(settings: Settings) -> Iterator[Settings]:
-    """Settings as a run recorded them, after it had found weights, and as they may have been given: a folder of weights gave its name
-    to the model."""
+    """Settings as a run recorded them, after it had found weights, and as they may have been given: a folder of weights
+    gave its name to the model."""
     yield settings
     embed = settings.embed
     if embed.weights and "/" not in embed.model:
@@ -180,7 +200,9 @@ def _variants(settings: Settings) -> Iterator[Settings]:
 
 def _recorded(catalog: Catalog) -> Iterator[Settings]:
     """Different settings of the catalog's ingests and scorings, the newest first."""
-    runs = catalog.scan("runs").filter(pl.col("pipeline").is_in(["ingest", "score"])).sort("started_at", descending=True)
+    runs = (
+        catalog.scan("runs").filter(pl.col("pipeline").is_in(["ingest", "score"])).sort("started_at", descending=True)
+    )
     seen = set()
     for text in runs.select("config").collect()["config"]:
         values = {name: value for name, value in json.loads(text).items() if name in Settings.model_fields}
@@ -201,7 +223,12 @@ def _lack(catalog: Catalog, planned: Planned) -> bool:
         return catalog.finished_clips().join(there, on="clip_id", how="anti").select(pl.len()).collect().item() > 0
     clips = catalog.clips(columns=["clip_id", "stage_versions", "caption"])
     if planned.stage in FROM_EMBEDDINGS:  # nothing can be said of clips without a frame, or a caption
-        blank = catalog.embeddings().group_by("clip_id").agg(pl.col("vector").is_null().all().alias("blank")).filter("blank")
+        blank = (
+            catalog.embeddings()
+            .group_by("clip_id")
+            .agg(pl.col("vector").is_null().all().alias("blank"))
+            .filter("blank")
+        )
         clips = clips.join(blank, on="clip_id", how="anti")
     if planned.stage == "caption_match":
         clips = clips.filter(pl.col("caption").is_not_null())

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Iterable, Iterator, Sequence
 
 import polars as pl
 
@@ -15,7 +15,8 @@ from datakit.video.address import local_path
 KEY = ("prompt", "seed", "number", "references")
 """What samples of different checkpoints must share to be compared with each other."""
 FACTS = ("uri", "stream", "start_pts", "end_pts")
-"""Columns of the view that say where a sample's pixels are; its size, `num_frames` and `fps` are those of the file, too."""
+"""Columns of the view that say where a sample's pixels are; its size, `num_frames` and `fps` are those of the file,
+too."""
 SIZE = ("width", "height", "num_frames", "fps")
 NAMED = 12
 """Hex digits of a checkpoint's hash that stand for a name."""
@@ -27,8 +28,8 @@ class SampleSet:
 
     Attributes:
         label: short name of the checkpoint, another for each set.
-        rows: by prompt, seed, number: columns of the table `samples`, and `FACTS` and `SIZE` of their clips (null: the file is in a form
-            that no stage reads).
+        rows: by prompt, seed, number: columns of the table `samples`, and `FACTS` and `SIZE` of their clips (null: the
+            file is in a form that no stage reads).
     """
 
     root: str
@@ -49,7 +50,11 @@ def read_sets(roots: Sequence[str]) -> list[SampleSet]:
     Raises:
         CatalogError: no catalog there, or one without a finished sample (how many there are in other states is said).
     """
-    found = [each for root in dict.fromkeys(os.path.abspath(r) if "://" not in r else r for r in roots) for each in _of_catalog(root)]
+    found = [
+        each
+        for root in dict.fromkeys(os.path.abspath(r) if "://" not in r else r for r in roots)
+        for each in _of_catalog(root)
+    ]
     labels = _labels(found)
     return [SampleSet(s.root, label, s.checkpoint, s.checkpoint_hash, s.rows) for s, label in zip(found, labels)]
 
@@ -71,7 +76,9 @@ def _of_catalog(root: str) -> Iterator[SampleSet]:
         rows = every.filter(pl.col("status") == "done")
         if rows.is_empty():
             states = ", ".join(f"{n} {state}" for state, n in every.group_by("status").len().sort("status").iter_rows())
-            raise CatalogError(f"{root} has no finished samples ({states or 'nor any others'}): `datakit sample` makes them")
+            raise CatalogError(
+                f"{root} has no finished samples ({states or 'nor any others'}): `datakit sample` makes them"
+            )
         known = pl.col("clip_id").is_in(rows["clip_id"].drop_nulls().to_list())
         clips = catalog.clips(columns=["clip_id", *FACTS, *SIZE]).filter(known).collect()
     order = ("checkpoint", "checkpoint_hash", "prompt", "seed", "number", "sample_id")
@@ -81,7 +88,8 @@ def _of_catalog(root: str) -> Iterator[SampleSet]:
 
 
 def _labels(sets: Sequence[SampleSet]) -> list[str]:
-    """The shortest ends of the checkpoints' paths that tell them apart; with the folder of the samples where they are the same."""
+    """The shortest ends of the checkpoints' paths that tell them apart; with the folder of the samples where they are
+    the same."""
     names = [(s.checkpoint or s.checkpoint_hash[:NAMED] or "samples").rstrip("/") for s in sets]
     deepest = max((name.count("/") + 1 for name in names), default=1)
     for parts in range(1, deepest + 1):

@@ -6,12 +6,11 @@ import random
 import shutil
 import signal
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from rows import clip, video
 
 from catalogs.check import problems
 from catalogs.funnel import funnel
@@ -27,6 +26,7 @@ from pipelines.caption import Captioned, _Writer
 from pipelines.columns import write_columns
 from pipelines.decide import decide
 from pipelines.recipe import load_recipe
+from rows import clip, video
 
 VIDEOS = [f"{n:x}{m}" + "0" * 30 for n in range(16) for m in range(2)]
 CLIPS = 10
@@ -66,13 +66,27 @@ def _caption(root: str, model: str) -> None:
 
 
 def _answer(clip_id: str, model: str) -> dict:
-    return {"caption_id": caption_id(clip_id, "dense", model), "clip_id": clip_id, "shard": SHARD[clip_id], "style": "dense",
-            "model": model, "text": f"{model} about {clip_id}", "flags": [], "backend": "openai", "run_id": "run", "created_at": datetime.now(timezone.utc)}
+    return {
+        "caption_id": caption_id(clip_id, "dense", model),
+        "clip_id": clip_id,
+        "shard": SHARD[clip_id],
+        "style": "dense",
+        "model": model,
+        "text": f"{model} about {clip_id}",
+        "flags": [],
+        "backend": "openai",
+        "run_id": "run",
+        "created_at": datetime.now(UTC),
+    }
 
 
 def _score(root: str, column: str, stage: str) -> None:
     for n in range(ROUNDS):
-        rows = [{"clip_id": c, "run_id": "r", "shard": SHARD[c], "errors": [], column: float(i)} for i, c in enumerate(IDS) if i % ROUNDS == n]
+        rows = [
+            {"clip_id": c, "run_id": "r", "shard": SHARD[c], "errors": [], column: float(i)}
+            for i, c in enumerate(IDS)
+            if i % ROUNDS == n
+        ]
         write_columns(Catalog(root), rows, {stage: f"{stage} fingerprint"})
 
 
@@ -98,7 +112,10 @@ def _read(root: str, stop, found) -> None:
             selection = Selection(catalog, where=None, columns=("clip_id", "video_id", "caption", "mark", "status"))
             rows = selection.read()
             assert rows.height == len(IDS) and rows["clip_id"].is_unique().all() and rows["status"].null_count() == 0
-            assert Selection(catalog, selection.versions, where=None, columns=selection.columns).content_hash == selection.content_hash
+            assert (
+                Selection(catalog, selection.versions, where=None, columns=selection.columns).content_hash
+                == selection.content_hash
+            )
             looks += 1
         found.put(looks)
     except BaseException as e:
@@ -115,11 +132,20 @@ def test_many_writers_and_a_reader(catalog):
     context = multiprocessing.get_context("spawn")
     stop, found = context.Event(), context.Queue()
     reader = start(context, _read, catalog.root, stop, found)
-    writers = [start(context, *work) for work in (
-        (_decide, catalog.root, "technical"), (_decide, catalog.root, "svd"),
-        (_caption, catalog.root, "one"), (_caption, catalog.root, "two"),
-        (_score, catalog.root, "blur", "quality"), (_score, catalog.root, "aesthetic", "aesthetic"), (_mark, catalog.root, "keep"),
-        (_mark, catalog.root, "reject"), (_tag, catalog.root, "tag"))]
+    writers = [
+        start(context, *work)
+        for work in (
+            (_decide, catalog.root, "technical"),
+            (_decide, catalog.root, "svd"),
+            (_caption, catalog.root, "one"),
+            (_caption, catalog.root, "two"),
+            (_score, catalog.root, "blur", "quality"),
+            (_score, catalog.root, "aesthetic", "aesthetic"),
+            (_mark, catalog.root, "keep"),
+            (_mark, catalog.root, "reject"),
+            (_tag, catalog.root, "tag"),
+        )
+    ]
     for writer in writers:
         writer.join(WAIT_S)
     stop.set()
@@ -151,11 +177,19 @@ class Killed(BaseException):
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_a_restore_that_is_killed_between_tables(catalog, monkeypatch, after):
     """Readers see the state before, writers are told, and the same restore completes."""
-    write_columns(catalog, [{"clip_id": c, "run_id": "r", "shard": SHARD[c], "errors": [], "blur": 1.0} for c in IDS], {"quality": "f"})
+    write_columns(
+        catalog,
+        [{"clip_id": c, "run_id": "r", "shard": SHARD[c], "errors": [], "blur": 1.0} for c in IDS],
+        {"quality": "f"},
+    )
     tag(catalog, "good")
     good = funnel(catalog).as_dict()
     mark(catalog, IDS[:7], "reject")
-    write_columns(catalog, [{"clip_id": c, "run_id": "r", "shard": SHARD[c], "errors": [], "blur": 2.0} for c in IDS], {"quality": "g"})
+    write_columns(
+        catalog,
+        [{"clip_id": c, "run_id": "r", "shard": SHARD[c], "errors": [], "blur": 2.0} for c in IDS],
+        {"quality": "g"},
+    )
     decide(catalog, load_recipe("svd"))
     before, selected = funnel(catalog).as_dict(), Selection(catalog, where=None).content_hash
     calls, original = [0], Catalog.restore_table
@@ -199,15 +233,21 @@ def test_a_restore_under_way_while_others_read(catalog):
 
 def commits(catalog: Catalog) -> int:
     """Of all tables that hold data; cheap to ask, so that who waits leaves the processors to the writers."""
-    return sum(1 for name in TABLES if name not in RECORDS for _ in Path(catalog.root, name, "_delta_log").glob("*.json"))
+    return sum(
+        1 for name in TABLES if name not in RECORDS for _ in Path(catalog.root, name, "_delta_log").glob("*.json")
+    )
 
 
 def test_writers_that_are_killed(catalog):
     """At random moments, a few rounds; then the same work once more, to its end."""
     context = multiprocessing.get_context("spawn")
     random.seed(11)
-    work = [(_decide, catalog.root, "svd"), (_caption, catalog.root, "one"), (_score, catalog.root, "blur", "quality"),
-            (_mark, catalog.root, "keep")]
+    work = [
+        (_decide, catalog.root, "svd"),
+        (_caption, catalog.root, "one"),
+        (_score, catalog.root, "blur", "quality"),
+        (_mark, catalog.root, "keep"),
+    ]
     for _ in range(3):
         before = commits(catalog)
         writers = [start(context, *w) for w in work]
@@ -224,6 +264,9 @@ def test_writers_that_are_killed(catalog):
     _caption(catalog.root, "two")
     _score(catalog.root, "blur", "quality")
     _decide(catalog.root, "svd")
-    assert catalog.captions().collect().height == 2 * len(IDS) and catalog.finished_clips().collect()["blur"].null_count() == 0
+    assert (
+        catalog.captions().collect().height == 2 * len(IDS)
+        and catalog.finished_clips().collect()["blur"].null_count() == 0
+    )
     assert sorted(catalog.scan("decisions").collect()["clip_id"]) == sorted(IDS)
     assert list(problems(catalog, sources=False)) == []

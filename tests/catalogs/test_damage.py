@@ -10,7 +10,6 @@ from pathlib import Path
 import polars as pl
 import pytest
 from deltalake import DeltaTable
-from rows import clip, video
 
 from catalogs.check import problems
 from catalogs.damage import damaged, newest_whole, set_aside
@@ -21,6 +20,7 @@ from catalogs.snapshots import resolve, restore
 from catalogs.storage import Storage
 from catalogs.tables import Catalog
 from datakit.errors import CatalogError
+from rows import clip, video
 
 IDS = [f"{n:x}" * 32 for n in range(4)]
 
@@ -37,7 +37,14 @@ def catalog(tmp_path) -> Catalog:
 
 
 def decision(video_id: str) -> dict:
-    return {"clip_id": clip(video_id)["clip_id"], "shard": video_id[0], "status": "kept", "reasons": [], "recipe": "hand", "level": 1}
+    return {
+        "clip_id": clip(video_id)["clip_id"],
+        "shard": video_id[0],
+        "status": "kept",
+        "reasons": [],
+        "recipe": "hand",
+        "level": 1,
+    }
 
 
 def file_of(catalog: Catalog, table: str, version: int) -> Path:
@@ -68,12 +75,22 @@ def datakit(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "datakit.cli", *arguments], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("harm,word", [(Path.unlink, "missing"), (tear, "torn"), (empty, "torn"), (scribble, "damaged")])
+@pytest.mark.parametrize(
+    "harm,word", [(Path.unlink, "missing"), (tear, "torn"), (empty, "torn"), (scribble, "damaged")]
+)
 def test_a_broken_file_is_named_with_the_way_back(catalog, harm, word):
     path = file_of(catalog, "decisions", 4)
     harm(path)
-    told = rf"decisions/{re.escape(path.name)} is {word}.* decisions=3; `datakit catalog restore {re.escape(catalog.root)} decisions=3`"
-    for read in (funnel, lambda c: query(c, "SELECT status FROM clips"), lambda c: Selection(c).read(), lambda c: restore(c, "decisions=4")):
+    told = (
+        rf"decisions/{re.escape(path.name)} is {word}.* decisions=3; `datakit catalog restore "
+        rf"{re.escape(catalog.root)} decisions=3`"
+    )
+    for read in (
+        funnel,
+        lambda c: query(c, "SELECT status FROM clips"),
+        lambda c: Selection(c).read(),
+        lambda c: restore(c, "decisions=4"),
+    ):
         with pytest.raises(CatalogError, match=told):
             read(catalog)
     lines = list(problems(catalog))
@@ -95,8 +112,9 @@ def test_clips_and_videos_go_back_to_one_moment(catalog):
 
 def test_a_broken_video_table_takes_the_clips_along_only_as_far_as_needed(catalog):
     tear(file_of(catalog, "videos", 4))
-    assert newest_whole(Storage(catalog.root), {"videos"}) == {"clips": 4, "videos": 3} or \
-        newest_whole(Storage(catalog.root), {"videos"}) == {"videos": 3}
+    assert newest_whole(Storage(catalog.root), {"videos"}) == {"clips": 4, "videos": 3} or newest_whole(
+        Storage(catalog.root), {"videos"}
+    ) == {"videos": 3}
     restore(catalog, "videos=3")
     assert (funnel(catalog).clips, funnel(catalog).videos) == (3, 3)
 
@@ -106,7 +124,10 @@ def test_without_a_whole_version_the_sources_remain(catalog):
     with pytest.raises(CatalogError, match=r"is missing: the newest snapshot .* clips=0,videos=0;"):
         funnel(catalog)
     entry(catalog, "clips", 0).unlink()
-    with pytest.raises(CatalogError, match="_delta_log/0{20}.json is missing: no older version is whole; the sources can be ingested again"):
+    with pytest.raises(
+        CatalogError,
+        match="_delta_log/0{20}.json is missing: no older version is whole; the sources can be ingested again",
+    ):
         funnel(catalog)
 
 
@@ -121,13 +142,23 @@ def _raise(error):
     raise error
 
 
-@pytest.mark.parametrize("harm,word,table,back", [
-    (tear, "torn", "decisions", "decisions=3"), (empty, "empty", "decisions", "decisions=3"), (tear, "torn", "clips", "clips=3,videos=3"),
-    (empty, "empty", "clips", "clips=3,videos=2"),  # when it was written cannot be known
-    (tear, "torn", "videos", "videos=3"), (empty, "empty", "videos", "clips=3,videos=3")])
+@pytest.mark.parametrize(
+    "harm,word,table,back",
+    [
+        (tear, "torn", "decisions", "decisions=3"),
+        (empty, "empty", "decisions", "decisions=3"),
+        (tear, "torn", "clips", "clips=3,videos=3"),
+        (empty, "empty", "clips", "clips=3,videos=2"),  # when it was written cannot be known
+        (tear, "torn", "videos", "videos=3"),
+        (empty, "empty", "videos", "clips=3,videos=3"),
+    ],
+)
 def test_a_broken_newest_log_entry(catalog, harm, word, table, back):
     harm(entry(catalog, table, 4))
-    with pytest.raises(CatalogError, match=rf"{table}/_delta_log/0+4.json is {word}: .*restore {re.escape(catalog.root)} {back}` goes back") as told:
+    with pytest.raises(
+        CatalogError,
+        match=rf"{table}/_delta_log/0+4.json is {word}: .*restore {re.escape(catalog.root)} {back}` goes back",
+    ) as told:
         funnel(Catalog(catalog.root))
     assert ("--snapshot" in str(told.value)) == (table != "videos")
     clips = {"decisions=3": 4, "clips=3,videos=2": 2}.get(back, 3)
@@ -135,7 +166,10 @@ def test_a_broken_newest_log_entry(catalog, harm, word, table, back):
         assert funnel(catalog.at(resolve(catalog, back))).clips == clips
     done = datakit("catalog", "restore", catalog.root, back)
     assert done.returncode == 0 and f"given up: {table}/_delta_log/{4:020d}.json" in done.stderr
-    assert entry(catalog, table, 4).with_suffix(".json.torn").exists() and Catalog(catalog.root).table(table).version() >= 4
+    assert (
+        entry(catalog, table, 4).with_suffix(".json.torn").exists()
+        and Catalog(catalog.root).table(table).version() >= 4
+    )
     assert list(problems(Catalog(catalog.root), sources=False)) == []
     counted = funnel(Catalog(catalog.root))
     assert (counted.clips, counted.kept) == (clips, min(clips, 3))
@@ -165,6 +199,7 @@ def killed_after(changes: int, monkeypatch):
     """Dies before the next change to a file, after so many."""
     left = [changes]
     for name in ("move", "replace", "delete"):
+
         def change(self, *arguments, original=getattr(Storage, name)):
             if not left[0]:
                 raise KeyboardInterrupt

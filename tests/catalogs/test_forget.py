@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
-from rows import clip, video
 
 from catalogs.check import problems
 from catalogs.forget import Forgetting, Request
@@ -30,11 +29,12 @@ from catalogs.storage import Storage
 from catalogs.tables import Catalog
 from datakit.errors import CatalogError
 from pipelines.columns import write_columns
+from rows import clip, video
 
 IDS = [f"{n:x}" * 32 for n in range(4)]
 GONE = IDS[1]
 CLIPS = 5
-NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def ids_of(video_id: str) -> list[str]:
@@ -42,7 +42,8 @@ def ids_of(video_id: str) -> list[str]:
 
 
 def build(root: Path) -> Catalog:
-    """Four videos of five clips; scored, captioned, decided, marked, with losses, embeddings, a tag and a training run."""
+    """Four videos of five clips; scored, captioned, decided, marked, with losses, embeddings, a tag and a training
+    run."""
     catalog = Catalog.create(root)
     for v in IDS:
         rows = [clip(v, n * 100, motion=float(n), path=f"clip_files/{v}/{n}.mp4") for n in range(CLIPS)]
@@ -53,17 +54,64 @@ def build(root: Path) -> Catalog:
         catalog.append("videos", [video(v, clip_count=CLIPS)])
     everything = [c for v in IDS for c in ids_of(v)]
     shard = {c: v[0] for v in IDS for c in ids_of(v)}
-    catalog.append("runs", [{"run_id": "ingested", "pipeline": "ingest", "status": "finished", "started_at": NOW, "counts": "{}",
-                             "config": json.dumps({"sources": [f"/v/{GONE}.mp4", "/v"]})}])
-    catalog.append("captions", [{"caption_id": f"caption {c}", "clip_id": c, "shard": shard[c], "style": "dense", "model": "m",
-                                 "text": f"secret {c}", "flags": [], "created_at": NOW} for c in everything])
-    catalog.append("embeddings", [{"clip_id": c, "video_id": v, "shard": v[0], "model": "m", "vector": [0.6, 0.8], "run_id": "r"}
-                                  for v in IDS for c in ids_of(v)])
-    catalog.append("losses", [{"clip_id": c, "shard": shard[c], "run_id": "t", "excess": 1.0, "count": 2} for c in everything])
+    catalog.append(
+        "runs",
+        [
+            {
+                "run_id": "ingested",
+                "pipeline": "ingest",
+                "status": "finished",
+                "started_at": NOW,
+                "counts": "{}",
+                "config": json.dumps({"sources": [f"/v/{GONE}.mp4", "/v"]}),
+            }
+        ],
+    )
+    catalog.append(
+        "captions",
+        [
+            {
+                "caption_id": f"caption {c}",
+                "clip_id": c,
+                "shard": shard[c],
+                "style": "dense",
+                "model": "m",
+                "text": f"secret {c}",
+                "flags": [],
+                "created_at": NOW,
+            }
+            for c in everything
+        ],
+    )
+    catalog.append(
+        "embeddings",
+        [
+            {"clip_id": c, "video_id": v, "shard": v[0], "model": "m", "vector": [0.6, 0.8], "run_id": "r"}
+            for v in IDS
+            for c in ids_of(v)
+        ],
+    )
+    catalog.append(
+        "losses", [{"clip_id": c, "shard": shard[c], "run_id": "t", "excess": 1.0, "count": 2} for c in everything]
+    )
     for recipe in ("one", "two", "three"):
-        catalog.replace("decisions", pl.DataFrame([
-            {"clip_id": c, "shard": shard[c], "status": "kept", "reasons": [], "recipe": recipe, "level": 1, "caption_id": f"caption {c}"}
-            for c in everything]))
+        catalog.replace(
+            "decisions",
+            pl.DataFrame(
+                [
+                    {
+                        "clip_id": c,
+                        "shard": shard[c],
+                        "status": "kept",
+                        "reasons": [],
+                        "recipe": recipe,
+                        "level": 1,
+                        "caption_id": f"caption {c}",
+                    }
+                    for c in everything
+                ]
+            ),
+        )
     mark(catalog, everything, "keep")
     tag(catalog, "before")
     for v in IDS:  # rewrites files of clips
@@ -98,7 +146,9 @@ def versions_of(catalog: Catalog, name: str) -> dict[int, pl.DataFrame]:
     found = {}
     for version in range(newest + 1):
         rows = pl.scan_delta(catalog.table(name, version)).collect()
-        found[version] = rows.sort([c for c in ("clip_id", "mark_id", "video_id", "run_id", "name") if c in rows.columns])
+        found[version] = rows.sort(
+            [c for c in ("clip_id", "mark_id", "video_id", "run_id", "name") if c in rows.columns]
+        )
     return found
 
 
@@ -118,7 +168,9 @@ def without(rows: pl.DataFrame, name: str, gone: set[str], videos: set[str], les
     return rows
 
 
-def assert_forgotten(catalog, before, gone: set[str], videos: set[str] = frozenset(), less: dict[str, int] = {}) -> None:
+def assert_forgotten(
+    catalog, before, gone: set[str], videos: set[str] = frozenset(), less: dict[str, int] = {}
+) -> None:
     after = everything(catalog)
     for name, versions in before.items():
         assert set(after[name]) == set(versions), name
@@ -157,14 +209,25 @@ def test_a_source_leaves_every_version(catalog):
     plan = forget(catalog, sources=(f"/v/{GONE}.mp4",)).plan
     assert (plan.videos, plan.clips, plan.captions, plan.sources) == ([GONE], 5, 5, [f"/v/{GONE}.mp4"])
     assert plan.hours == pytest.approx(10 / 3600)
-    assert plan.versions == {"decisions": 3, "captions": 1, "embeddings": 1, "marks": 1, "losses": 1, "clips": 7, "videos": 3, "runs": 7}
+    assert plan.versions == {
+        "decisions": 3,
+        "captions": 1,
+        "embeddings": 1,
+        "marks": 1,
+        "losses": 1,
+        "clips": 7,
+        "videos": 3,
+        "runs": 7,
+    }
     assert plan.checkpoints == ["/checkpoints/7"]
     assert sorted(name.split()[0] for name in plan.selections) == ["run", "tag"] and plan.selections["tag chosen"] == 3
     assert_forgotten(catalog, before, set(ids_of(GONE)), {GONE})
     assert list(problems(catalog, sources=False)) == []
     assert Selection(catalog, "innocent", where=f"video_id = '{IDS[0]}'").content_hash == innocent
     rows = catalog.scan("forgotten").collect().to_dicts()
-    assert [(r["video_id"], r["stream"], r["seen_by"], r["reason"]) for r in rows] == [(GONE, None, ["/checkpoints/7"], "asked to")]
+    assert [(r["video_id"], r["stream"], r["seen_by"], r["reason"]) for r in rows] == [
+        (GONE, None, ["/checkpoints/7"], "asked to")
+    ]
     config = catalog.scan("runs").filter(pl.col("run_id") == "ingested").collect()["config"][0]
     assert json.loads(config)["sources"] == ["(forgotten)", "/v"]
     assert {p.parent.name for p in Path(catalog.root, "clip_files").rglob("*.mp4")} == {v for v in IDS if v != GONE}
@@ -179,14 +242,19 @@ def test_clips_leave_and_the_accounts_of_every_version_add_up(catalog):
         assert funnel(catalog.at({**catalog.versions(), "videos": version})).clips == sum([5, 3, 5, 4][:version])
     restore(catalog, "before")
     assert (funnel(catalog).clips, funnel(catalog).kept) == (17, 17)
-    assert not Path(catalog.root, "clip_files", GONE, "2.mp4").exists() and Path(catalog.root, "clip_files", GONE, "3.mp4").exists()
+    assert (
+        not Path(catalog.root, "clip_files", GONE, "2.mp4").exists()
+        and Path(catalog.root, "clip_files", GONE, "3.mp4").exists()
+    )
 
 
 def test_a_condition_and_a_second_time(catalog):
     before = everything(catalog)
     forget(catalog, where=f"motion = 4 and video_id <> '{IDS[0]}'")
     forget(catalog, sources=(GONE,))
-    assert_forgotten(catalog, before, {ids_of(v)[4] for v in IDS[1:]} | set(ids_of(GONE)), {GONE}, {IDS[2]: 1, IDS[3]: 1})
+    assert_forgotten(
+        catalog, before, {ids_of(v)[4] for v in IDS[1:]} | set(ids_of(GONE)), {GONE}, {IDS[2]: 1, IDS[3]: 1}
+    )
     assert Forgetting(catalog, Request()).is_empty and Forgetting(catalog, Request(sources=(GONE,))).is_empty
 
 
@@ -226,7 +294,10 @@ def test_statistics_stay_true(catalog):
         assert adds["num_records"].sum() == 15
         for row in adds.iter_rows(named=True):
             rows = pl.read_parquet(f"{catalog.root}/{name}/{row['path']}", hive_partitioning=False)
-            assert rows.height == row["num_records"] and os.path.getsize(f"{catalog.root}/{name}/{row['path']}") == row["size_bytes"]
+            assert (
+                rows.height == row["num_records"]
+                and os.path.getsize(f"{catalog.root}/{name}/{row['path']}") == row["size_bytes"]
+            )
             if rows.height and name == "decisions":
                 assert (row["min.clip_id"], row["max.clip_id"]) == (rows["clip_id"].min(), rows["clip_id"].max())
 
@@ -265,6 +336,7 @@ def killing(monkeypatch, after: int):
     """Storage that dies before its change number `after`."""
     left = [after]
     for name in ("replace", "delete"):
+
         def change(self, *arguments, original=getattr(Storage, name)):
             if not left[0]:
                 raise Killed
@@ -275,7 +347,9 @@ def killing(monkeypatch, after: int):
     return left
 
 
-def test_a_kill_at_any_point_leaves_every_version_readable_and_the_same_command_completes(catalog, tmp_path, monkeypatch):
+def test_a_kill_at_any_point_leaves_every_version_readable_and_the_same_command_completes(
+    catalog, tmp_path, monkeypatch
+):
     catalog.table("clips").create_checkpoint()
     before = everything(catalog)
     gone = {ids_of(IDS[3])[0], *ids_of(GONE)}
@@ -349,22 +423,46 @@ def test_a_writer_that_commits_in_between_loses_nothing_and_brings_nothing_back(
     keep = ids_of(GONE)[0]
     forget(catalog, clips=tuple(ids_of(GONE)[1:3]))
     log = Path(catalog.root, "clips/_delta_log")
-    newest = json.loads([line for line in sorted(log.glob("*.json"))[-1].read_text().splitlines() if '"add"' in line][0])["add"]
+    newest = json.loads(
+        [line for line in sorted(log.glob("*.json"))[-1].read_text().splitlines() if '"add"' in line][0]
+    )["add"]
     # what such a writer leaves behind: its entry removes a file by the name that it had before
     state = {p: None for p in catalog.table("clips").file_uris() if f"shard={GONE[0]}" in p}
     (path,) = state
     original = path.rsplit("/", 1)[1].replace(path.rsplit("-forgot-", 1)[1].split(".")[0], "").replace("-forgot-", "")
     added = clip(GONE, 100)
     now = pl.read_parquet(path, hive_partitioning=False)
-    rewritten = pl.concat([now, now.head(1).with_columns(
-        clip_id=pl.lit(added["clip_id"]), start_pts=pl.lit(100, pl.Int64), end_pts=pl.lit(200, pl.Int64))])
+    rewritten = pl.concat(
+        [
+            now,
+            now.head(1).with_columns(
+                clip_id=pl.lit(added["clip_id"]), start_pts=pl.lit(100, pl.Int64), end_pts=pl.lit(200, pl.Int64)
+            ),
+        ]
+    )
     rewritten.write_parquet(f"{catalog.root}/clips/shard={GONE[0]}/late.snappy.parquet")
     size = os.path.getsize(f"{catalog.root}/clips/shard={GONE[0]}/late.snappy.parquet")
-    entry = [{"commitInfo": {"timestamp": 1, "operation": "MERGE"}},
-             {"remove": {"path": f"shard={GONE[0]}/{original}", "dataChange": True, "deletionTimestamp": 1,
-                         "partitionValues": {"shard": GONE[0]}, "size": 1}},
-             {"add": {**newest, "path": f"shard={GONE[0]}/late.snappy.parquet", "partitionValues": {"shard": GONE[0]}, "size": size,
-                      "stats": None}}]
+    entry = [
+        {"commitInfo": {"timestamp": 1, "operation": "MERGE"}},
+        {
+            "remove": {
+                "path": f"shard={GONE[0]}/{original}",
+                "dataChange": True,
+                "deletionTimestamp": 1,
+                "partitionValues": {"shard": GONE[0]},
+                "size": 1,
+            }
+        },
+        {
+            "add": {
+                **newest,
+                "path": f"shard={GONE[0]}/late.snappy.parquet",
+                "partitionValues": {"shard": GONE[0]},
+                "size": size,
+                "stats": None,
+            }
+        },
+    ]
     number = DeltaTable(f"{catalog.root}/clips").version() + 1
     (log / f"{number:020d}.json").write_text("\n".join(json.dumps(a) for a in entry))
     assert catalog.scan("clips").filter(pl.col("clip_id") == keep).collect().height == 2  # doubled, for now
@@ -376,9 +474,18 @@ def test_a_writer_that_commits_in_between_loses_nothing_and_brings_nothing_back(
 
 def test_what_a_span_covers():
     forgotten = Forgotten(spans(pl.DataFrame({"video_id": ["a"], "stream": [0], "start_pts": [100], "end_pts": [200]})))
-    rows = [{"video_id": v, "stream": s, "start_pts": a, "end_pts": b} for v, s, a, b in [
-        ("a", 0, 0, 100), ("a", 0, 0, 101), ("a", 0, 199, 300), ("a", 0, 200, 300), ("a", 1, 100, 200), ("b", 0, 100, 200),
-        ("a", 0, 120, 130)]]
+    rows = [
+        {"video_id": v, "stream": s, "start_pts": a, "end_pts": b}
+        for v, s, a, b in [
+            ("a", 0, 0, 100),
+            ("a", 0, 0, 101),
+            ("a", 0, 199, 300),
+            ("a", 0, 200, 300),
+            ("a", 1, 100, 200),
+            ("b", 0, 100, 200),
+            ("a", 0, 120, 130),
+        ]
+    ]
     assert forgotten.covers(pl.DataFrame(rows)).to_list() == [False, True, True, False, False, False, True]
     assert len(forgotten.without([r for r in rows if r["video_id"] == "a"])) == 3
     whole = Forgotten(spans(pl.DataFrame({"video_id": ["b"]})))
@@ -393,7 +500,9 @@ def datakit(*arguments: str) -> subprocess.CompletedProcess:
 def test_the_command(catalog):
     before = everything(catalog)
     refused = datakit(catalog.root, "--source", GONE)
-    assert refused.returncode == 2 and "--yes" in refused.stderr and "to be forgotten: 1 videos, 5 clips" in refused.stdout
+    assert (
+        refused.returncode == 2 and "--yes" in refused.stderr and "to be forgotten: 1 videos, 5 clips" in refused.stdout
+    )
     assert "tag chosen: its selection loses 3 clips" in refused.stdout and "/checkpoints/7" in refused.stdout
     dry = datakit(catalog.root, "--source", GONE, "--dry-run", "--json")
     assert json.loads(dry.stdout)["clips"] == 5 and everything(catalog)["clips"].keys() == before["clips"].keys()
@@ -412,8 +521,13 @@ def test_an_ingest_brings_nothing_back(footage, tmp_path, ray_address):
     first = ingest([bikes, bunny], root, settings, ray_address)
     catalog = Catalog(root)
     rows = catalog.finished_clips().collect().sort("start_pts")
-    of_bikes = rows.filter(pl.col("video_id") == catalog.scan("videos").filter(pl.col("codec") == "h264").collect().filter(
-        pl.col("uris").list.first().struct.field("uri").str.contains("bikes"))["video_id"][0])
+    of_bikes = rows.filter(
+        pl.col("video_id")
+        == catalog.scan("videos")
+        .filter(pl.col("codec") == "h264")
+        .collect()
+        .filter(pl.col("uris").list.first().struct.field("uri").str.contains("bikes"))["video_id"][0]
+    )
     gone = of_bikes["clip_id"][1]
     forget(catalog, clips=(gone,), sources=(bunny,))
     shorter = Settings.model_validate({**settings.model_dump(), "shots": {"min_s": 1.0, "max_s": 4.0}})

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-import tinyvideos
 
+import tinyvideos
 from catalogs import schema
 from catalogs.check import problems
 from catalogs.funnel import funnel
@@ -46,13 +46,24 @@ def test_rows_of_every_kind(tiny, tmp_path):
         "in/broken.mp4,x,,,,,,,,,,\nin/empty.mp4,x,,,,,,,,,,\n"
     )
     done = import_dataset(str(table), str(tmp_path / "catalog"))
-    assert (done.rows, done.entered, done.same_content, done.quarantined, done.discrepancies, done.captions) == (7, 3, 1, 3, 1, 2)
+    assert (done.rows, done.entered, done.same_content, done.quarantined, done.discrepancies, done.captions) == (
+        7,
+        3,
+        1,
+        3,
+        1,
+        2,
+    )
     assert done.kinds == {"unreadable": 1, "not_media": 1, "empty": 1}
     catalog = Catalog(tmp_path / "catalog")
     assert not list(problems(catalog)) and funnel(catalog).videos_quarantined == 3
     rows = {Path(row["uri"]).stem: row for row in catalog.clips().collect().to_dicts()}
     assert [rows[n]["num_frames"] for n in "abc"] == [20, 21, 22] and math.isclose(rows["a"]["fps"], 25)
-    assert (rows["a"]["aesthetic"], rows["a"]["motion"], rows["a"]["license"]) == (5.5, None, "MIT")  # their motion is not ours
+    assert (rows["a"]["aesthetic"], rows["a"]["motion"], rows["a"]["license"]) == (
+        5.5,
+        None,
+        "MIT",
+    )  # their motion is not ours
     assert json.loads(rows["a"]["extra"]) == {"flow": "1.25", "motion": "9"} and rows["c"]["extra"] is None
     assert json.loads(rows["b"]["extra"]) == {"stated": {"num_frames": "999"}}
     assert len(catalog.scan("videos").filter(video_id=rows["a"]["video_id"]).collect()["uris"][0]) == 2
@@ -83,11 +94,17 @@ def test_what_was_forgotten_does_not_come_back(tiny, tmp_path):
     clips = catalog.clips().sort("uri").select("video_id", "stream", "start_pts", "end_pts").collect()
     export(catalog.root, str(tmp_path / "x.parquet"), "parquet", None)
     own = Catalog.create(tmp_path / "own")
-    own.append("forgotten", [{"video_id": clips["video_id"][0]}, {**clips.row(1, named=True), "end_pts": clips["start_pts"][1] + 1}])
+    own.append(
+        "forgotten",
+        [{"video_id": clips["video_id"][0]}, {**clips.row(1, named=True), "end_pts": clips["start_pts"][1] + 1}],
+    )
     done = import_dataset(str(tmp_path / "table.csv"), own.root)
     assert (done.rows, done.forgotten, done.entered) == (3, 2, 1) and not list(problems(own))
     again = Catalog.create(tmp_path / "again")
-    again.append("forgotten", [{"video_id": clips["video_id"][0]}, {**clips.row(1, named=True), "end_pts": clips["start_pts"][1] + 1}])
+    again.append(
+        "forgotten",
+        [{"video_id": clips["video_id"][0]}, {**clips.row(1, named=True), "end_pts": clips["start_pts"][1] + 1}],
+    )
     restored = import_dataset(str(tmp_path / "x.parquet"), again.root)
     assert (restored.rows, restored.forgotten, restored.entered) == (3, 2, 1) and not list(problems(again))
 
@@ -95,17 +112,29 @@ def test_what_was_forgotten_does_not_come_back(tiny, tmp_path):
 def test_malformed_tables_are_told_before_anything_is_written(tmp_path):
     cases = {
         "few.csv": ("path,text\na.mp4,x\nb.mp4\n", "few.csv, line 3: 1 fields, the header has 2"),
-        "quote.csv": ('path,text\na.mp4,"x\n', "quote.csv, line 2: "), "bytes.csv": (b"path\n\xff\xfe\n", "bytes.csv, line"),
+        "quote.csv": ('path,text\na.mp4,"x\n', "quote.csv, line 2: "),
+        "bytes.csv": (b"path\n\xff\xfe\n", "bytes.csv, line"),
         "nopath.csv": ("text\nx\n", "no column with paths"),
         "blank.csv": ("path,text\n,x\n", "blank.csv, line 2: the column path is empty"),
-        "x.jsonl": ('{"path": "a.mp4"}\n{"path"\n', "x.jsonl, line 2: no JSON"), "x.parquet": (b"PAR1 nothing", "cannot read .*x.parquet"),
+        "x.jsonl": ('{"path": "a.mp4"}\n{"path"\n', "x.jsonl, line 2: no JSON"),
+        "x.parquet": (b"PAR1 nothing", "cannot read .*x.parquet"),
     }
     for name, (content, message) in cases.items():
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         with pytest.raises(ConfigError, match=message):
             import_dataset(str(tmp_path / name), str(tmp_path / "c"))
-    span = {"video_id": "ab" * 16, "stream": 0, "start_pts": 5, "end_pts": 5, "time_base": "1/25", "uri": "/a.mp4", "start_frame": 0,
-            "end_frame": 1, "num_frames": 1, "fps": None}
+    span = {
+        "video_id": "ab" * 16,
+        "stream": 0,
+        "start_pts": 5,
+        "end_pts": 5,
+        "time_base": "1/25",
+        "uri": "/a.mp4",
+        "start_frame": 0,
+        "end_frame": 1,
+        "num_frames": 1,
+        "fps": None,
+    }
     (tmp_path / "x.jsonl").write_text(json.dumps(span) + "\n")
     with pytest.raises(ConfigError, match="row 1: an empty span"):
         import_dataset(str(tmp_path / "x.jsonl"), str(tmp_path / "c"))
@@ -135,7 +164,7 @@ def test_shards_of_others(tiny, tmp_path):
     folder.mkdir()
     with tarfile.open(folder / "s-0.tar", "w") as tar:
         add(tar, "x/one.mp4", (tiny / "a.mp4").read_bytes())
-        add(tar, "x/one.txt", "a caption".encode())
+        add(tar, "x/one.txt", b"a caption")
         add(tar, "x/one.json", json.dumps({"aes": 5.25, "clip_score": 0.3}).encode())
         add(tar, "../../out.mp4", (tiny / "b.mp4").read_bytes())
         add(tar, "/abs.mp4", (tiny / "b.mp4").read_bytes())
@@ -149,10 +178,16 @@ def test_shards_of_others(tiny, tmp_path):
     files = sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "c-media").rglob("*") if path.is_file())
     assert files == ["c-media/s-0/two.mp4", "c-media/s-0/x/one.mp4", "c-media/s-1/x/one.mp4"]
     assert not list(tmp_path.rglob("out.mp4")) + list(tmp_path.rglob("abs.mp4"))
-    assert done.entered == 2 and done.kinds["unreadable"] >= 3 and done.kinds["truncated"] == 1 and done.same_content == 1
+    assert (
+        done.entered == 2 and done.kinds["unreadable"] >= 3 and done.kinds["truncated"] == 1 and done.same_content == 1
+    )
     catalog = Catalog(tmp_path / "c")
     one = catalog.clips().filter(pl.col("uri").str.ends_with("one.mp4")).collect().row(0, named=True)
-    assert one["aesthetic"] == 5.25 and json.loads(one["extra"]) == {"clip_score": 0.3, "key": "x/one", "shard": "s-0.tar"}
+    assert one["aesthetic"] == 5.25 and json.loads(one["extra"]) == {
+        "clip_score": 0.3,
+        "key": "x/one",
+        "shard": "s-0.tar",
+    }
     assert catalog.captions().collect()["text"].to_list() == ["a caption"] and not list(problems(catalog))
     again = import_dataset(str(folder), str(tmp_path / "c"))
     assert (again.entered, again.in_catalog) == (0, 2)
@@ -168,7 +203,9 @@ def test_folders_of_hugging_face(tiny, tmp_path):
     bare = import_dataset(str(tmp_path / "hf"), str(tmp_path / "bare"))
     assert (bare.form, bare.entered) == ("huggingface", 2)
     assert [json.loads(e) for e in Catalog(tmp_path / "bare").clips().collect()["extra"]] == [{"folder": "train"}] * 2
-    (tmp_path / "hf" / "train" / "metadata.jsonl").write_text('{"file_name": "a.mp4", "caption": "hello", "tags": ["x", 1]}\n')
+    (tmp_path / "hf" / "train" / "metadata.jsonl").write_text(
+        '{"file_name": "a.mp4", "caption": "hello", "tags": ["x", 1]}\n'
+    )
     told = import_dataset(str(tmp_path / "hf"), str(tmp_path / "told"))
     row = Catalog(tmp_path / "told").clips().collect().row(0, named=True)
     assert (told.entered, told.captions, json.loads(row["extra"])) == (1, 1, {"tags": ["x", 1]})

@@ -1,4 +1,5 @@
-"""Exports load with the libraries they are for, and come back without loss; other data sets come in whole or quarantined."""
+"""Exports load with the libraries they are for, and come back without loss; other data sets come in whole or
+quarantined."""
 
 import json
 import math
@@ -8,13 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
 import pytest
-import tinyvideos
 
+import tinyvideos
 from catalogs.check import problems
 from catalogs.funnel import funnel
 from catalogs.interop import EXPORT_FORMATS, export, import_dataset, media
@@ -32,7 +33,15 @@ from pipelines.ingest import ingest
 from pipelines.recipe import load_recipe
 from pipelines.settings import Settings
 
-TEXTS = ['a "quoted", comma', "two\nlines, and\r\nmore", "ünïcode 名 😀🎬", "=1+1; 'x'", " spaces ", "tab\there", "plain"]
+TEXTS = [
+    'a "quoted", comma',
+    "two\nlines, and\r\nmore",
+    "ünïcode 名 😀🎬",
+    "=1+1; 'x'",
+    " spaces ",
+    "tab\there",
+    "plain",
+]
 FAST = config.load(Settings, None, ["ocr.enabled=false", "recipe=technical"])
 ALL = "status in ('kept', 'rejected')"
 FILE_FORMS = ("open-sora-csv", "open-sora-parquet", "webdataset", "huggingface")
@@ -43,11 +52,15 @@ def root(tmp_path_factory, footage, ray_address) -> str:
     """A catalog of two real videos, with awkward captions, a mark, scores that need models, licences."""
     folder = tmp_path_factory.mktemp("interop")
     listing = folder / "list.csv"
-    listing.write_text("path,license,camera\n" + "".join(f"{path},CC-BY,{name[:4]}\n" for name, path in footage.items()))
+    listing.write_text(
+        "path,license,camera\n" + "".join(f"{path},CC-BY,{name[:4]}\n" for name, path in footage.items())
+    )
     ingest([str(listing)], str(folder / "catalog"), FAST, ray_address)
     catalog = Catalog(folder / "catalog")
     clips = catalog.finished_clips().select("clip_id", "shard").sort("clip_id").collect()
-    catalog.append("captions", [caption(clip, shard, text) for (clip, shard), text in zip(clips.iter_rows(), TEXTS, strict=True)])
+    catalog.append(
+        "captions", [caption(clip, shard, text) for (clip, shard), text in zip(clips.iter_rows(), TEXTS, strict=True)]
+    )
     ids = clips.with_columns(aesthetic=pl.int_range(pl.len()).cast(pl.Float32) / 7 + 4)
     for (shard,), group in ids.group_by("shard"):
         how = {"on": f"t.shard = '{shard}' AND t.clip_id = s.clip_id", "set": {"aesthetic": "s.aesthetic"}}
@@ -58,8 +71,16 @@ def root(tmp_path_factory, footage, ray_address) -> str:
 
 
 def caption(clip: str, shard: str, text: str, style: str = "dense") -> dict:
-    return {"caption_id": caption_id(clip, style, "m"), "clip_id": clip, "shard": shard, "style": style, "model": "m", "text": text,
-            "flags": ["boilerplate"], "created_at": datetime.now(timezone.utc)}
+    return {
+        "caption_id": caption_id(clip, style, "m"),
+        "clip_id": clip,
+        "shard": shard,
+        "style": style,
+        "model": "m",
+        "text": text,
+        "flags": ["boilerplate"],
+        "created_at": datetime.now(UTC),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +120,12 @@ def assert_same_rows(expected: pl.DataFrame, found: pl.DataFrame, columns, key: 
     ours = {row[key]: row for row in expected.to_dicts()}
     theirs = {row[key]: row for row in found.to_dicts()}
     assert set(ours) == set(theirs) and len(ours) == expected.height == found.height
-    wrong = [(name, ours[k][name], theirs[k][name]) for k in ours for name in columns if not alike(ours[k][name], theirs[k][name])]
+    wrong = [
+        (name, ours[k][name], theirs[k][name])
+        for k in ours
+        for name in columns
+        if not alike(ours[k][name], theirs[k][name])
+    ]
     assert not wrong, wrong[:5]
 
 
@@ -110,13 +136,34 @@ def test_open_sora_reads_its_csv_and_parquet(exported, view):
     """As opensora/datasets/utils.py does: pandas.read_csv, pandas.read_parquet; videos by their path."""
     import pandas
 
-    tables = pandas.read_csv(exported["open-sora-csv"] / "meta.csv"), pandas.read_parquet(exported["open-sora-parquet"] / "meta.parquet")
+    tables = (
+        pandas.read_csv(exported["open-sora-csv"] / "meta.csv"),
+        pandas.read_parquet(exported["open-sora-parquet"] / "meta.parquet"),
+    )
     for table in tables:
         assert list(table.columns[:9]) == [*OPEN_SORA, "aes"]
         rows = pl.DataFrame(table.to_dict("records"), infer_schema_length=None)
         renamed = rows.rename({"text": "caption", "aes": "aesthetic"})
-        assert_same_rows(view, renamed, ["caption", "num_frames", "height", "width", "aspect_ratio", "resolution", "fps", "aesthetic",
-                                         "motion", "blur", "split", "license", "start_s", "uri"])
+        assert_same_rows(
+            view,
+            renamed,
+            [
+                "caption",
+                "num_frames",
+                "height",
+                "width",
+                "aspect_ratio",
+                "resolution",
+                "fps",
+                "aesthetic",
+                "motion",
+                "blur",
+                "split",
+                "license",
+                "start_s",
+                "uri",
+            ],
+        )
         for row in rows.to_dicts():
             assert os.path.isabs(row["path"]) and frames_of(row["path"]) == row["num_frames"]
 
@@ -134,13 +181,17 @@ def test_webdataset_reads_its_shards(exported, view):
         row = by_id[sample["__key__"]]
         assert sample["txt"] == row["caption"] and sample["mp4"][4:8] == b"ftyp"
         assert sample["json"]["num_frames"] == row["num_frames"] and sample["json"]["phash"] == row["phash"].hex()
-        assert sample["json"]["stage_versions"] == row["stage_versions"] and alike(row["motion"], sample["json"]["motion"])
+        assert sample["json"]["stage_versions"] == row["stage_versions"] and alike(
+            row["motion"], sample["json"]["motion"]
+        )
 
 
 def test_hugging_face_reads_its_folder(root, exported, view, tmp_path):
     import datasets
 
-    loaded = datasets.load_dataset("videofolder", data_dir=str(exported["huggingface"]), cache_dir=str(tmp_path / "cache"))
+    loaded = datasets.load_dataset(
+        "videofolder", data_dir=str(exported["huggingface"]), cache_dir=str(tmp_path / "cache")
+    )
     names = {"train": "train", "val": "validation", "test": "test"}
     assert set(loaded) == {names[split] for split in view["split"]}
     for split, rows in loaded.items():
@@ -149,7 +200,9 @@ def test_hugging_face_reads_its_folder(root, exported, view, tmp_path):
             ours = view.filter(clip_id=row["clip_id"]).row(0, named=True)
             assert names[ours["split"]] == split and row["text"] == ours["caption"] and row["phash"] == ours["phash"]
             assert frames_of(row["video"]["path"]) == ours["num_frames"] == row["num_frames"]
-    decoded = datasets.load_dataset("videofolder", data_dir=str(exported["huggingface"]), cache_dir=str(tmp_path / "cache"))
+    decoded = datasets.load_dataset(
+        "videofolder", data_dir=str(exported["huggingface"]), cache_dir=str(tmp_path / "cache")
+    )
     assert decoded["train"].features["video"] == datasets.Video()
 
 
@@ -160,7 +213,8 @@ def test_parquet_jsonl_and_lance_hold_the_whole_view(exported, view):
 
     path = exported["parquet"] / "clips.parquet"
     found = {
-        "pyarrow": pl.from_arrow(pyarrow.parquet.read_table(path)), "polars": pl.read_parquet(path),
+        "pyarrow": pl.from_arrow(pyarrow.parquet.read_table(path)),
+        "polars": pl.read_parquet(path),
         "duckdb": pl.from_arrow(duckdb.sql(f"SELECT * FROM read_parquet('{path}')").arrow().read_all()),
         "lance": pl.from_arrow(lance.dataset(str(exported["lance"] / "clips.lance")).to_table()),
     }
@@ -199,7 +253,19 @@ def test_our_own_tables_restore_the_very_clips(root, exported, view, tmp_path, f
     restored = catalog.clips().sort("video_id", "start_pts").collect()
     assert_same_rows(view, restored, [name for name in view.columns if name not in differ])
     assert restored["caption_flags"].to_list() == view["caption_flags"].to_list()
-    facts = ["video_id", "start_pts", "num_frames", "duration_s", "fps", "width", "height", "codec", "time_base", "vfr", "uris"]
+    facts = [
+        "video_id",
+        "start_pts",
+        "num_frames",
+        "duration_s",
+        "fps",
+        "width",
+        "height",
+        "codec",
+        "time_base",
+        "vfr",
+        "uris",
+    ]
     videos = Catalog(root).scan("videos").select(facts).collect()
     assert_same_rows(videos, catalog.scan("videos").select(facts).collect(), facts, key="video_id")
 
@@ -220,22 +286,52 @@ def test_files_come_back_with_frames_scores_and_captions(root, exported, view, t
     origin = [json.loads(extra)["exported"]["clip_id"] for extra in rows["extra"]]
     rows = rows.with_columns(pl.Series("clip_id", origin))
     held = [name for name in SCORES if form in ("webdataset", "huggingface") or name != "phash"]
-    assert_same_rows(view, rows, [*held, "caption", "caption_style", "caption_model", "num_frames", "width", "height", "aspect_ratio",
-                                  "resolution", "license"])
-    assert all(math.isclose(a, b, rel_tol=0.03) for a, b in zip(rows.sort("clip_id")["fps"], view.sort("clip_id")["fps"]))
+    assert_same_rows(
+        view,
+        rows,
+        [
+            *held,
+            "caption",
+            "caption_style",
+            "caption_model",
+            "num_frames",
+            "width",
+            "height",
+            "aspect_ratio",
+            "resolution",
+            "license",
+        ],
+    )
+    assert all(
+        math.isclose(a, b, rel_tol=0.03) for a, b in zip(rows.sort("clip_id")["fps"], view.sort("clip_id")["fps"])
+    )
     assert all(json.loads(extra)["camera"] in ("bike", "bigb") for extra in rows["extra"])
     assert rows["start_frame"].to_list() == [0] * 7 and frames_of(rows["uri"][0]) == rows["num_frames"][0]
     assert import_dataset(str(exported[form]), back).in_catalog == 7
 
 
 def test_few_columns_and_sources_that_are_gone(exported, view, tmp_path):
-    """What a table does not say is decoded; clips of a missing or another source are quarantined, and come when it is back."""
+    """What a table does not say is decoded; clips of a missing or another source are quarantined, and come when it is
+    back."""
     rows = pl.read_parquet(exported["parquet"] / "clips.parquet")
-    few = rows.select("video_id", "stream", "start_pts", "end_pts", "time_base", "uri", "start_frame", "end_frame", "num_frames", "fps")
+    few = rows.select(
+        "video_id",
+        "stream",
+        "start_pts",
+        "end_pts",
+        "time_base",
+        "uri",
+        "start_frame",
+        "end_frame",
+        "num_frames",
+        "fps",
+    )
     few.write_parquet(tmp_path / "few.parquet")
     assert import_dataset(str(tmp_path / "few.parquet"), str(tmp_path / "few")).entered == 7
     found = Catalog(tmp_path / "few").clips().collect()
-    assert_same_rows(view, found, ["start_s", "end_s", "width", "height", "codec", "bit_rate", "clip_id", "aspect_ratio"])
+    assert_same_rows(
+        view, found, ["start_s", "end_s", "width", "height", "codec", "bit_rate", "clip_id", "aspect_ratio"]
+    )
 
     bikes, bunny = (view.filter(pl.col("uri").str.ends_with(name))["uri"][0] for name in ("bikes.mp4", "bunny.mp4"))
     media_root = tmp_path / "moved"
@@ -286,7 +382,9 @@ def test_a_file_with_clips_beside_it_and_overwriting(root, tmp_path):
     out = tmp_path / "set.csv"
     export(root, str(out), "open-sora-csv", "start_frame > 0 and num_frames < 50", columns=["motion", "reasons"])
     table = pl.read_csv(out)
-    assert table.columns == [*OPEN_SORA, "motion", "reasons"] and all(path.startswith(f"{tmp_path}/set-clips/") for path in table["path"])
+    assert table.columns == [*OPEN_SORA, "motion", "reasons"] and all(
+        path.startswith(f"{tmp_path}/set-clips/") for path in table["path"]
+    )
     assert json.loads(table["reasons"][0]) is not None
     with pytest.raises(ConfigError, match="set.csv exists.*--overwrite"):
         export(root, str(out), "open-sora-csv", ALL)
@@ -311,8 +409,16 @@ def test_stream_copies_say_what_they_hold(root, view, tmp_path):
     rows = pl.read_parquet(tmp_path / "x" / "meta.parquet")
     assert rows.height == 7 and not done.failed and done.made == 6
     assert all(frames_of(path) == frames for path, frames in rows.select("path", "num_frames").iter_rows())
-    clip = view.filter(num_frames=61).row(0, named=True)  # begins at a key frame; from its second frame on there is none
-    wanted = Wanted("x", clip["start_pts"] + 1, clip["start_pts"] + (clip["end_pts"] - clip["start_pts"]) // 8, 7, str(tmp_path / "x"))
+    clip = view.filter(num_frames=61).row(
+        0, named=True
+    )  # begins at a key frame; from its second frame on there is none
+    wanted = Wanted(
+        "x",
+        clip["start_pts"] + 1,
+        clip["start_pts"] + (clip["end_pts"] - clip["start_pts"]) // 8,
+        7,
+        str(tmp_path / "x"),
+    )
     (written,) = cut_clips(CutJob(clip["uri"], None, clip["video_id"], clip["stream"], "copy", (wanted,)))
     assert written.path is None and "no key frame" in written.reason
 
@@ -341,7 +447,18 @@ def test_a_process_that_dies_costs_one_clip(root, tmp_path, monkeypatch):
 
 def test_a_killed_export_leaves_nothing_at_its_place(root, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "datakit.cli", "catalog", "export", root, "--format", "open-sora-csv", "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "datakit.cli",
+        "catalog",
+        "export",
+        root,
+        "--format",
+        "open-sora-csv",
+        "--out",
+        str(out),
+    ]
     command += ["--where", ALL]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
@@ -396,11 +513,17 @@ def test_the_commands(root, view, tiny, tmp_path):
     def run(*words: str) -> subprocess.CompletedProcess:
         return subprocess.run([sys.executable, "-m", "datakit.cli", "catalog", *words], capture_output=True, text=True)
 
-    done = run("export", root, "--format", "jsonl", "--out", str(tmp_path / "x.jsonl"), "--columns", "motion,caption", "--json")
+    done = run(
+        "export", root, "--format", "jsonl", "--out", str(tmp_path / "x.jsonl"), "--columns", "motion,caption", "--json"
+    )
     assert json.loads(done.stdout)["clips"] == view.filter(status="kept").height
     assert set(json.loads((tmp_path / "x.jsonl").read_text().splitlines()[0])) == {"clip_id", "motion", "caption"}
     (tmp_path / "m.csv").write_text("path\nin/a.mp4\nin/none.mp4\n")
     done = run("import", str(tmp_path / "m.csv"), "--catalog", str(tmp_path / "c"))
-    assert done.returncode == 0 and "1 entered, 1 quarantined" in done.stdout and "datakit run decide" in done.stdout.splitlines()[-1]
+    assert (
+        done.returncode == 0
+        and "1 entered, 1 quarantined" in done.stdout
+        and "datakit run decide" in done.stdout.splitlines()[-1]
+    )
     done = run("export", str(tmp_path / "c"), "--format", "webdataset", "--out", str(tmp_path / "x"))
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "matches" in done.stderr

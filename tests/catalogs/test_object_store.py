@@ -11,21 +11,30 @@ import time
 import polars as pl
 import pytest
 
-ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1",
-               "AWS_ALLOW_HTTP": "true"}
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_REGION": "us-east-1",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_ALLOW_HTTP": "true",
+}
 ROOT = "s3://bucket/catalog"
 
 
 @pytest.fixture(scope="module")
 def store():
-    """The server, with an empty bucket; its address is in the environment, as for any user of S3. It is a process of its own:
-    deltalake's restore does not let other threads run while it waits for an answer."""
+    """The server, with an empty bucket; its address is in the environment, as for any user of S3. It is a process of
+    its own: deltalake's restore does not let other threads run while it waits for an answer."""
     import boto3
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", port], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", port],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     before = dict(os.environ)
     os.environ.update(ENVIRONMENT, AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}")
     deadline = time.monotonic() + 60
@@ -43,13 +52,19 @@ def store():
 
 @pytest.fixture(scope="module")
 def catalog(store, footage):
-    """A real film from the bucket, ingested into a catalog in the bucket; the processes of a Ray of its own inherit the address."""
+    """A real film from the bucket, ingested into a catalog in the bucket; the processes of a Ray of its own inherit the
+    address."""
     from catalogs.tables import Catalog
     from pipelines.ingest import ingest
     from pipelines.settings import Settings
 
     store.upload_file(str(footage["bikes.mp4"]), "bucket", "videos/bikes.mp4")
-    report = ingest(["s3://bucket/videos/"], ROOT, Settings.model_validate({"ocr": {"enabled": False}, "recipe": "technical"}), "local")
+    report = ingest(
+        ["s3://bucket/videos/"],
+        ROOT,
+        Settings.model_validate({"ocr": {"enabled": False}, "recipe": "technical"}),
+        "local",
+    )
     assert (report.funnel.videos_ok, report.funnel.clips) == (1, 6) and report.funnel.kept > 0
     return Catalog(ROOT)
 
@@ -105,7 +120,9 @@ def test_two_writers_lose_nothing(catalog):
     clips = sorted(catalog.finished_clips().collect()["clip_id"])
     context = multiprocessing.get_context("spawn")
     before = catalog.scan("marks").collect().height
-    writers = [context.Process(target=_mark, args=(ROOT, clip, 5)) for clip in clips[:2]] + [context.Process(target=_decide, args=(ROOT, 4))]
+    writers = [context.Process(target=_mark, args=(ROOT, clip, 5)) for clip in clips[:2]] + [
+        context.Process(target=_decide, args=(ROOT, 4))
+    ]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -120,8 +137,10 @@ def test_commands(catalog):
     for command in (["show"], ["funnel"], ["select", "--json"], ["history"], ["validate"]):
         done = datakit("catalog", command[0], ROOT, *command[1:])
         assert done.returncode == 0, done.stderr
-    assert json.loads(datakit("catalog", "select", ROOT, "--json").stdout)["clips"] == catalog.clips(columns=["status"]).filter(
-        pl.col("status") == "kept").collect().height
+    assert (
+        json.loads(datakit("catalog", "select", ROOT, "--json").stdout)["clips"]
+        == catalog.clips(columns=["status"]).filter(pl.col("status") == "kept").collect().height
+    )
 
 
 def test_latents(catalog, tmp_path):
@@ -138,19 +157,36 @@ def test_latents(catalog, tmp_path):
     plan = make_plan(Selection(catalog, where="split = 'train'", columns=COLUMNS), chosen, tmp_path / "plan")
     facts = ("clip_id", "video_id", "stream", "start_pts", "end_pts", "geometry", "first", "frames", "fps")
     windows = plan.rows(range(plan.windows.num_rows), facts)
-    rows = [{**w, "shard": "0", "bucket": plan.buckets[0].name, "dtype": "float32", "shape": [1, 1, 1, 250_000], "std": bytes(1_000_000),
-             "mean": i.to_bytes(1) * 1_000_000} for i, w in enumerate(windows)]
+    rows = [
+        {
+            **w,
+            "shard": "0",
+            "bucket": plan.buckets[0].name,
+            "dtype": "float32",
+            "shape": [1, 1, 1, 250_000],
+            "std": bytes(1_000_000),
+            "mean": i.to_bytes(1) * 1_000_000,
+        }
+        for i, w in enumerate(windows)
+    ]
     one, other = Latents(catalog, "ae"), Latents(catalog, "ae")
     assert len(rows) > 2 and one.add(rows) == len(rows) and other.add(rows[1:]) == 0
     (address,) = catalog.table("latents").file_uris()
     keys = windows_of(address, ("geometry",))
-    assert keys["geometry"].to_list() == [w["geometry"] for w in windows] and keys["row"].to_list()[:3] == [0, 1, 0]  # two of 2 MB a group
+    assert keys["geometry"].to_list() == [w["geometry"] for w in windows] and keys["row"].to_list()[:3] == [
+        0,
+        1,
+        0,
+    ]  # two of 2 MB a group
     located = locate(plan, "ae", tmp_path / "latents.arrow")
     assert (located.found, located.missing) == (len(rows), 0)
     reader = LatentReader(located.index, 1 << 20)
     for i, window in enumerate(windows):
         place = reader.find(i)
-        assert place.file == address and bytes(reader.read(place, window["geometry"], window["clip_id"]).mean) == rows[i]["mean"]
+        assert (
+            place.file == address
+            and bytes(reader.read(place, window["geometry"], window["clip_id"]).mean) == rows[i]["mean"]
+        )
 
 
 def test_forgetting(catalog, store):
@@ -174,8 +210,10 @@ def test_damage_is_named(catalog, store):
 
     path = catalog.table("clips").file_uris()[0].removeprefix("s3://bucket/")
     body = store.get_object(Bucket="bucket", Key=path)["Body"].read()
-    for harm, word in ((lambda: store.delete_object(Bucket="bucket", Key=path), "missing"),
-                       (lambda: store.put_object(Bucket="bucket", Key=path, Body=body[: len(body) // 2]), "torn")):
+    for harm, word in (
+        (lambda: store.delete_object(Bucket="bucket", Key=path), "missing"),
+        (lambda: store.put_object(Bucket="bucket", Key=path, Body=body[: len(body) // 2]), "torn"),
+    ):
         harm()
         with pytest.raises(CatalogError, match=rf"{path} is {word}.*restore s3://bucket/catalog"):
             funnel(catalog)
@@ -187,4 +225,6 @@ def test_damage_is_named(catalog, store):
 def test_a_store_that_does_not_answer_is_one_line(catalog, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     done = datakit("catalog", "funnel", ROOT)
-    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and "cannot read the catalog" in done.stderr
+    assert (
+        done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and "cannot read the catalog" in done.stderr
+    )

@@ -1,4 +1,5 @@
-"""The page: numbers known by construction, thresholds read from rules, nothing from data that is markup, nothing from the network."""
+"""The page: numbers known by construction, thresholds read from rules, nothing from data that is markup, nothing from
+the network."""
 
 import base64
 import json
@@ -6,13 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from browsing import until
 from playwright.sync_api import sync_playwright
 
+from browsing import until
 from catalogs.report import Rule, plain_rules, report
 from catalogs.report.content import gather
 from catalogs.report.sheets import pictures
@@ -26,56 +27,162 @@ from pipelines.recipe import load_recipe, shipped_recipes
 
 EVIL = "<script>alert('x')</script>\"&"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "/usr/bin/chromium")
-NOW = datetime(2026, 11, 22, tzinfo=timezone.utc)
-RULES = (Rule("motion", None, "kind = 'image' or motion between 0.3 and 120"), Rule("blur", None, "blur >= quantile_cont(blur, 0.5)"),
-         Rule(f"odd{EVIL}", None, f"caption <> '{EVIL}'"))
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
+RULES = (
+    Rule("motion", None, "kind = 'image' or motion between 0.3 and 120"),
+    Rule("blur", None, "blur >= quantile_cont(blur, 0.5)"),
+    Rule(f"odd{EVIL}", None, f"caption <> '{EVIL}'"),
+)
 
 
 def video(number: int, uri: str, **columns) -> dict:
     video_id = f"{number:032x}"
-    return {"video_id": video_id, "shard": video_id[0], "status": "ok", "run_id": "r", "clip_count": 0, "kind": "video", "duration_s": 36.0,
-            "uris": [{"uri": uri, "size": 1, "etag": "e"}], "codec": "h264", **columns}
+    return {
+        "video_id": video_id,
+        "shard": video_id[0],
+        "status": "ok",
+        "run_id": "r",
+        "clip_count": 0,
+        "kind": "video",
+        "duration_s": 36.0,
+        "uris": [{"uri": uri, "size": 1, "etag": "e"}],
+        "codec": "h264",
+        **columns,
+    }
 
 
 def clip(number: int, start: int, end: int, **columns) -> dict:
     video_id = f"{number:032x}"
-    return {"clip_id": clip_id(video_id, 0, start, end), "video_id": video_id, "shard": video_id[0], "stream": 0, "run_id": "r",
-            "start_pts": start, "end_pts": end, "start_s": start / 12800, "end_s": end / 12800, "num_frames": 25, "fps": 25.0,
-            "width": 1280, "height": 720,
-            "errors": [], "stage_versions": [], "camera_motion": "static", "split": "train", **columns}
+    return {
+        "clip_id": clip_id(video_id, 0, start, end),
+        "video_id": video_id,
+        "shard": video_id[0],
+        "stream": 0,
+        "run_id": "r",
+        "start_pts": start,
+        "end_pts": end,
+        "start_s": start / 12800,
+        "end_s": end / 12800,
+        "num_frames": 25,
+        "fps": 25.0,
+        "width": 1280,
+        "height": 720,
+        "errors": [],
+        "stage_versions": [],
+        "camera_motion": "static",
+        "split": "train",
+        **columns,
+    }
 
 
 @pytest.fixture(scope="module")
 def demo(footage, tmp_path_factory) -> Catalog:
-    """Twelve clips of a real film (0.36 s each) with scores 0 … 11; one of a file that is not there; two videos in quarantine."""
+    """Twelve clips of a real film (0.36 s each) with scores 0 … 11; one of a file that is not there; two videos in
+    quarantine."""
     catalog = Catalog.create(tmp_path_factory.mktemp("report") / "catalog")
     film = str(footage["bigbuckbunny.mp4"])
-    clips = [clip(1, n * 4608, (n + 1) * 4608, motion=float(n), blur=10.0**n / 100, brightness=0.5,
-                  aesthetic=None if n == 3 else 5 + n / 10,
-                  ocr_area=0.0, duplicate_group="g" if n < 3 else f"g{n}", duplicate_of=None if n != 1 else "x",
-                  duplicate_kind="exact" if n == 1 else None) for n in range(12)]
-    clips.append(clip(2, 0, 36000, motion=500.0, blur=1e7, camera_motion=EVIL, errors=[{"stage": "ocr", "kind": "crash", "message": EVIL}]))
-    catalog.append("videos", [
-        video(1, film, clip_count=12, license="CC0", source_url="https://one.example/film"),
-        video(2, f"/gone/{EVIL}.mp4", clip_count=1, license=EVIL, codec="av1"),
-        video(3, f"/v/{EVIL}.mp4", status="quarantined", error_kind="truncated", error=EVIL),
-        video(4, "/v/b.mp4", status="quarantined", error_kind="empty"),
-        video(5, "/v/c.mp4", status="pending")])
+    clips = [
+        clip(
+            1,
+            n * 4608,
+            (n + 1) * 4608,
+            motion=float(n),
+            blur=10.0**n / 100,
+            brightness=0.5,
+            aesthetic=None if n == 3 else 5 + n / 10,
+            ocr_area=0.0,
+            duplicate_group="g" if n < 3 else f"g{n}",
+            duplicate_of=None if n != 1 else "x",
+            duplicate_kind="exact" if n == 1 else None,
+        )
+        for n in range(12)
+    ]
+    clips.append(
+        clip(
+            2,
+            0,
+            36000,
+            motion=500.0,
+            blur=1e7,
+            camera_motion=EVIL,
+            errors=[{"stage": "ocr", "kind": "crash", "message": EVIL}],
+        )
+    )
+    catalog.append(
+        "videos",
+        [
+            video(1, film, clip_count=12, license="CC0", source_url="https://one.example/film"),
+            video(2, f"/gone/{EVIL}.mp4", clip_count=1, license=EVIL, codec="av1"),
+            video(3, f"/v/{EVIL}.mp4", status="quarantined", error_kind="truncated", error=EVIL),
+            video(4, "/v/b.mp4", status="quarantined", error_kind="empty"),
+            video(5, "/v/c.mp4", status="pending"),
+        ],
+    )
     catalog.append("clips", clips)
     status = ["kept"] * 6 + ["rejected"] * 4 + ["pending"] * 2 + ["quarantined"]
     reasons = [[]] * 6 + [["motion"], ["motion", "blur"], ["blur"], ["blur"]] + [["text"]] * 2 + [["ocr"]]
-    catalog.append("captions", [{
-        "caption_id": f"{n:08x}", "clip_id": clips[n]["clip_id"], "shard": "0", "style": "dense", "model": EVIL,
-        "text": f"a dog runs {EVIL} " + "far " * n, "flags": ["length"] if n else [], "created_at": NOW} for n in range(3)])
-    catalog.append("decisions", [{
-        "clip_id": c["clip_id"], "shard": "0", "status": s, "reasons": why, "recipe": "hand@1", "level": int(s == "kept"),
-        "caption_id": f"{n:08x}" if n < 3 else None} for n, (c, s, why) in enumerate(zip(clips, status, reasons))])
-    catalog.append("losses", [{
-        "clip_id": c["clip_id"], "shard": "0", "run_id": "t", "bucket": "b", "noise_level": 1, "excess": n / 10, "count": 2}
-        for n, c in enumerate(clips[:8])])
-    catalog.append("runs", [{
-        "run_id": "r", "pipeline": "ingest", "author": EVIL, "status": "finished", "started_at": NOW, "wall_s": 75.0, "cpu_hours": 0.5,
-        "stage_cpu_s": json.dumps({"motion": 1800.0, EVIL: 3600.0}), "counts": json.dumps({"error": EVIL})}])
+    catalog.append(
+        "captions",
+        [
+            {
+                "caption_id": f"{n:08x}",
+                "clip_id": clips[n]["clip_id"],
+                "shard": "0",
+                "style": "dense",
+                "model": EVIL,
+                "text": f"a dog runs {EVIL} " + "far " * n,
+                "flags": ["length"] if n else [],
+                "created_at": NOW,
+            }
+            for n in range(3)
+        ],
+    )
+    catalog.append(
+        "decisions",
+        [
+            {
+                "clip_id": c["clip_id"],
+                "shard": "0",
+                "status": s,
+                "reasons": why,
+                "recipe": "hand@1",
+                "level": int(s == "kept"),
+                "caption_id": f"{n:08x}" if n < 3 else None,
+            }
+            for n, (c, s, why) in enumerate(zip(clips, status, reasons))
+        ],
+    )
+    catalog.append(
+        "losses",
+        [
+            {
+                "clip_id": c["clip_id"],
+                "shard": "0",
+                "run_id": "t",
+                "bucket": "b",
+                "noise_level": 1,
+                "excess": n / 10,
+                "count": 2,
+            }
+            for n, c in enumerate(clips[:8])
+        ],
+    )
+    catalog.append(
+        "runs",
+        [
+            {
+                "run_id": "r",
+                "pipeline": "ingest",
+                "author": EVIL,
+                "status": "finished",
+                "started_at": NOW,
+                "wall_s": 75.0,
+                "cpu_hours": 0.5,
+                "stage_cpu_s": json.dumps({"motion": 1800.0, EVIL: 3600.0}),
+                "counts": json.dumps({"error": EVIL}),
+            }
+        ],
+    )
     return catalog
 
 
@@ -96,7 +203,10 @@ def test_counts_either_side_of_thresholds(demo):
     c = content(demo)
     scores = {d.column.name: d for d in c.scores}
     motion = scores["motion"]
-    assert [(s.threshold.sign, s.threshold.value, s.failing, s.passing) for s in motion.sides] == [("≥", 0.3, 1, 12), ("≤", 120.0, 1, 12)]
+    assert [(s.threshold.sign, s.threshold.value, s.failing, s.passing) for s in motion.sides] == [
+        ("≥", 0.3, 1, 12),
+        ("≤", 120.0, 1, 12),
+    ]
     assert motion.measured == 13 and motion.missing == 0 and (motion.lowest, motion.highest) == (0.0, 500.0)
     blur = scores["blur"]  # its threshold is the median of the catalog: the 7th of 13
     assert blur.log and [(round(s.threshold.value), s.failing, s.passing) for s in blur.sides] == [(10_000, 6, 7)]
@@ -149,9 +259,15 @@ def test_the_clips_of_the_contact_sheets(demo):
     motion = next(d for d in content(demo).scores if d.column.name == "motion")
     rows = {row.label: [(v, keeps) for _, v, keeps in row.clips] for row in motion.picks}
     assert rows == {
-        "Lowest": [(0.0, None), (1.0, None), (2.0, None), (3.0, None)], "Highest": [(500.0, None), (11.0, None), (10.0, None), (9.0, None)],
-        "Borderline ≥ 0.3": [(0.0, False), (1.0, True), (2.0, True)], "Borderline ≤ 120": [(10.0, True), (11.0, True), (500.0, False)]}
-    assert [row.label for row in next(d for d in content(demo).scores if d.column.name == "aesthetic").picks] == ["Best", "Worst"]
+        "Lowest": [(0.0, None), (1.0, None), (2.0, None), (3.0, None)],
+        "Highest": [(500.0, None), (11.0, None), (10.0, None), (9.0, None)],
+        "Borderline ≥ 0.3": [(0.0, False), (1.0, True), (2.0, True)],
+        "Borderline ≤ 120": [(10.0, True), (11.0, True), (500.0, False)],
+    }
+    assert [row.label for row in next(d for d in content(demo).scores if d.column.name == "aesthetic").picks] == [
+        "Best",
+        "Worst",
+    ]
     assert not next(d for d in content(demo).scores if d.column.name == "brightness").picks  # all the same
     assert not any(d.picks for d in content(demo, thumbnails=0).scores)
 
@@ -165,31 +281,38 @@ def test_equal_scores_are_drawn_from_and_counted(tmp_path):
     assert lowest.tied == 9 and [i for i, _, _ in lowest.clips] == sorted(c["clip_id"] for c in clips[:9])[:4]
 
 
-@pytest.mark.parametrize("text, found, left", [
-    ("motion between 0.3 and 120", [("motion", ">=", 0.3), ("motion", "<=", 120)], 0),
-    ("blur >= 4", [("blur", ">=", 4)], 0),
-    ("4 < blur", [("blur", ">", 4)], 0),
-    ("not (motion < 3)", [("motion", ">=", 3)], 0),
-    ("motion not between 1 and 5", [("motion", "<", 1), ("motion", ">", 5)], 0),
-    ("status = 'kept' and (motion > 1 or (blur>2 and jitter<1e2))", [("motion", ">", 1), ("blur", ">", 2), ("jitter", "<", 100)], 0),
-    ("resolution >= 240 * 320", [("resolution", ">=", 76800)], 0),
-    ("end_s - start_s >= 2", [("duration", ">=", 2)], 0),
-    ("(end_s - start_s) >= 2 and \"motion\" > -.5", [("duration", ">=", 2), ("motion", ">", -0.5)], 0),
-    ("aesthetic is null or aesthetic >= 5", [("aesthetic", ">=", 5)], 0),
-    ("motion >= quantile_cont(motion, 0.25)", [("motion", ">=", None)], 0),
-    ("motion >= quantile_cont(motion, 0.25) * 2", [], 1),
-    ("log(motion) > 1 and blur >= 4", [("blur", ">=", 4)], 1),
-    ("motion * 2 > 3 or jitter < 5", [("jitter", "<", 5)], 1),
-    ("motion >= blur", [], 1),
-    ("ocr_boxes in (0, 1)", [], 1),
-    ("blur >= case when codec = 'av1' then 1 else 2 end", [], 1),
-    ("codec in ('av1', 'vp9')", [], 1),
-    ("case when duplicate_group is null then null else duplicate_of is null end", [], 1),
-    ("vfr", [], 1),
-    ("motion >", [], 1),
-    ("motion > 3 )", [], 1),
-    ("~ motion", [], 1),
-])
+@pytest.mark.parametrize(
+    "text, found, left",
+    [
+        ("motion between 0.3 and 120", [("motion", ">=", 0.3), ("motion", "<=", 120)], 0),
+        ("blur >= 4", [("blur", ">=", 4)], 0),
+        ("4 < blur", [("blur", ">", 4)], 0),
+        ("not (motion < 3)", [("motion", ">=", 3)], 0),
+        ("motion not between 1 and 5", [("motion", "<", 1), ("motion", ">", 5)], 0),
+        (
+            "status = 'kept' and (motion > 1 or (blur>2 and jitter<1e2))",
+            [("motion", ">", 1), ("blur", ">", 2), ("jitter", "<", 100)],
+            0,
+        ),
+        ("resolution >= 240 * 320", [("resolution", ">=", 76800)], 0),
+        ("end_s - start_s >= 2", [("duration", ">=", 2)], 0),
+        ('(end_s - start_s) >= 2 and "motion" > -.5', [("duration", ">=", 2), ("motion", ">", -0.5)], 0),
+        ("aesthetic is null or aesthetic >= 5", [("aesthetic", ">=", 5)], 0),
+        ("motion >= quantile_cont(motion, 0.25)", [("motion", ">=", None)], 0),
+        ("motion >= quantile_cont(motion, 0.25) * 2", [], 1),
+        ("log(motion) > 1 and blur >= 4", [("blur", ">=", 4)], 1),
+        ("motion * 2 > 3 or jitter < 5", [("jitter", "<", 5)], 1),
+        ("motion >= blur", [], 1),
+        ("ocr_boxes in (0, 1)", [], 1),
+        ("blur >= case when codec = 'av1' then 1 else 2 end", [], 1),
+        ("codec in ('av1', 'vp9')", [], 1),
+        ("case when duplicate_group is null then null else duplicate_of is null end", [], 1),
+        ("vfr", [], 1),
+        ("motion >", [], 1),
+        ("motion > 3 )", [], 1),
+        ("~ motion", [], 1),
+    ],
+)
 def test_thresholds_are_read_from_conditions(text, found, left):
     thresholds, unread = extract([Rule("r", "base", text)])
     assert [(t.column, t.operator, t.value) for t in thresholds] == found
@@ -201,7 +324,9 @@ def test_every_shipped_recipe_is_read():
     for name in shipped_recipes():
         rules = plain_rules({rule.name: rule.keep for rule in load_recipe(name).file.rules})
         thresholds, unread = extract(rules)
-        assert {(r.name, r.level) for r in rules} == {(t.rule, t.level) for t in thresholds} | {(u.rule, u.level) for u in unread}
+        assert {(r.name, r.level) for r in rules} == {(t.rule, t.level) for t in thresholds} | {
+            (u.rule, u.level) for u in unread
+        }
         assert {u.rule for u in unread} <= {"bits_per_pixel", "sdr", "profile"}
     pyramid = plain_rules({rule.name: rule.keep for rule in load_recipe("pyramid").file.rules})
     blur = [(t.level, t.operator, t.value) for t in extract(pyramid)[0] if t.column == "blur"]
@@ -267,7 +392,10 @@ def opened(browser, path: Path, scheme: str, width: int = 1200):
     trouble = []
     tab.on("console", lambda message: trouble.append(message.text) if message.type in ("error", "warning") else None)
     tab.on("pageerror", lambda error: trouble.append(str(error)))
-    tab.on("request", lambda request: trouble.append(request.url) if not request.url.startswith(("file:", "data:")) else None)
+    tab.on(
+        "request",
+        lambda request: trouble.append(request.url) if not request.url.startswith(("file:", "data:")) else None,
+    )
     tab.on("dialog", lambda dialog: (trouble.append("a dialog"), dialog.dismiss()))
     tab.goto(path.as_uri())
     until(tab, "document.documentElement.dataset.drawn !== undefined")
@@ -277,7 +405,10 @@ def opened(browser, path: Path, scheme: str, width: int = 1200):
 @pytest.mark.parametrize("scheme, surface", [("light", "rgb(255, 255, 255)"), ("dark", "rgb(26, 28, 31)")])
 def test_it_opens_in_a_browser_in_both_schemes(browser, page, scheme, surface):
     tab, trouble = opened(browser, page, scheme)
-    drawn = "[...document.querySelectorAll('.plot')].map((p) => p.querySelectorAll('.main-svg').length > 0 && p.clientWidth > 100)"
+    drawn = (
+        "[...document.querySelectorAll('.plot')].map((p) => p.querySelectorAll('.main-svg').length > 0 && "
+        "p.clientWidth > 100)"
+    )
     plots = tab.evaluate(drawn)
     assert len(plots) >= 20 and all(plots)
     marked = "p.querySelectorAll('.bars path, .points path, .hm image, .errorbar').length"
@@ -288,7 +419,10 @@ def test_it_opens_in_a_browser_in_both_schemes(browser, page, scheme, surface):
     before = tab.evaluate(bar)
     tab.click("#theme")
     until(tab, "document.documentElement.dataset.drawn !== undefined")
-    assert tab.evaluate("getComputedStyle(document.querySelector('.card')).backgroundColor") != surface and tab.evaluate(bar) != before
+    assert (
+        tab.evaluate("getComputedStyle(document.querySelector('.card')).backgroundColor") != surface
+        and tab.evaluate(bar) != before
+    )
     assert trouble == []
     tab.context.close()
 
@@ -303,19 +437,33 @@ def test_an_empty_catalog_has_a_page_that_says_so(browser, tmp_path):
     done = report(Catalog.create(tmp_path / "empty"), tmp_path / "empty.html")
     assert done.clips == done.pictures == done.failed == 0
     tab, trouble = opened(browser, done.path, "light")
-    assert "no video was ingested" in tab.inner_text("#funnel") and "There are no captions yet." in tab.inner_text("#captions")
+    assert "no video was ingested" in tab.inner_text("#funnel") and "There are no captions yet." in tab.inner_text(
+        "#captions"
+    )
     assert trouble == [] and tab.query_selector("#loss") is None
     tab.context.close()
 
 
 def command(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "datakit.cli", "catalog", "report", *arguments], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "datakit.cli", "catalog", "report", *arguments], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_the_command_says_what_it_wrote(demo, tmp_path):
-    said = command(demo.root, "-o", str(tmp_path / "a.html"), "--recipe", "default", "--where", "status = 'kept'", "--thumbnails", "0")
+    said = command(
+        demo.root,
+        "-o",
+        str(tmp_path / "a.html"),
+        "--recipe",
+        "default",
+        "--where",
+        "status = 'kept'",
+        "--thumbnails",
+        "0",
+    )
     assert re.fullmatch(r"\S+a\.html: [\d.]+ MiB, 6 clips, [\d.]+ s, 0 thumbnails\n", said)
     html = (tmp_path / "a.html").read_text()
     assert "thresholds drawn from <b>default@" in html and "Left out: --thumbnails 0." in html
@@ -328,7 +476,10 @@ def test_the_command_draws_the_recipe_in_force(tmp_path):
     decide_and_record(catalog, load_recipe("technical"))
     command(catalog.root, "-o", str(tmp_path / "b.html"))
     html = (tmp_path / "b.html").read_text()
-    assert "Recipe in force: <b>technical@" in html and "<td>≥ 4</td><td class=\"n\">1 (100 %)</td><td class=\"n\">0</td>" in html
+    assert (
+        "Recipe in force: <b>technical@" in html
+        and '<td>≥ 4</td><td class="n">1 (100 %)</td><td class="n">0</td>' in html
+    )
 
 
 def test_what_cannot_be_done_is_one_clear_line(demo, tmp_path):

@@ -2,11 +2,10 @@
 
 import json
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import polars as pl
 import pytest
-from rows import V, clip, video
 
 from catalogs.diff import diff
 from catalogs.history import history, runs
@@ -18,6 +17,7 @@ from catalogs.tables import RESTORING, Catalog
 from datakit.errors import CatalogError, ConfigError
 from pipelines.decide import decide_and_record
 from pipelines.recipe import load_recipe
+from rows import V, clip, video
 
 OTHER = "cd" + "0" * 30
 MOTIONS = [1.0, 3.0, 5.0, 7.0, 9.0]
@@ -25,8 +25,10 @@ MOTIONS = [1.0, 3.0, 5.0, 7.0, 9.0]
 
 def recipe(tmp_path, least: float):
     path = tmp_path / f"r{least}.yaml"
-    path.write_text(f"name: r\ndescription: d\nrules:\n  - {{name: motion, keep: motion >= {least}, source: test}}\n"
-                    "  - {name: blur, keep: blur >= 10, source: test}\n")
+    path.write_text(
+        f"name: r\ndescription: d\nrules:\n  - {{name: motion, keep: motion >= {least}, source: test}}\n"
+        "  - {name: blur, keep: blur >= 10, source: test}\n"
+    )
     return load_recipe(str(path))
 
 
@@ -46,7 +48,10 @@ def test_a_selection_that_a_training_run_recorded_outlives_ten_decisions_and_a_v
     selection = Selection(catalog, where="status = 'kept' and motion < 9")
     rows, record = selection.read(), RunRecord(catalog, "train", {}, selection=selection).begin()
     record.end("finished", {})
-    assert rows["clip_id"].to_list() == sorted(clip(start=s)["clip_id"] for s in (200, 300)) and selection.size == (2, 4 / 3600)
+    assert rows["clip_id"].to_list() == sorted(clip(start=s)["clip_id"] for s in (200, 300)) and selection.size == (
+        2,
+        4 / 3600,
+    )
     for least in range(10):
         decide_and_record(catalog, recipe(tmp_path, least))
     done = vacuum(catalog, keep_days=0)
@@ -55,7 +60,10 @@ def test_a_selection_that_a_training_run_recorded_outlives_ten_decisions_and_a_v
         Selection(catalog, "decisions=5").read()
     recorded = catalog.scan("runs").filter(pl.col("run_id") == record.run_id).collect()["selection"][0]
     again = Selection.from_dict(Catalog(catalog.root), json.loads(recorded))
-    assert again.read().equals(rows) and again.content_hash == selection.content_hash == json.loads(recorded)["content_hash"]
+    assert (
+        again.read().equals(rows)
+        and again.content_hash == selection.content_hash == json.loads(recorded)["content_hash"]
+    )
     assert vacuum(catalog, keep_days=0).files <= 1  # its own row in `runs` replaced a file; nothing else is left over
 
 
@@ -91,29 +99,48 @@ def test_tags_have_plain_names(catalog, name):
 def test_a_content_hash_is_of_the_rows_and_nothing_else(catalog, tmp_path):
     one = Selection(catalog, where="motion > 4", columns=["motion", "uri"])
     decide_and_record(catalog, recipe(tmp_path, 4))
-    assert Selection(catalog, where="motion > 4.5 and blur = 20", columns=["motion", "uri"]).content_hash == one.content_hash
+    assert (
+        Selection(catalog, where="motion > 4.5 and blur = 20", columns=["motion", "uri"]).content_hash
+        == one.content_hash
+    )
     assert Selection(catalog, where="motion > 6", columns=["motion", "uri"]).content_hash != one.content_hash
     assert Selection(catalog, where="motion > 4", columns=["motion"]).content_hash != one.content_hash
-    catalog.update("clips", lambda table: (
-        pl.DataFrame({"clip_id": [clip(start=400)["clip_id"]]}), {"on": "t.clip_id = s.clip_id", "set": {"motion": "9.5"}}))
+    catalog.update(
+        "clips",
+        lambda table: (
+            pl.DataFrame({"clip_id": [clip(start=400)["clip_id"]]}),
+            {"on": "t.clip_id = s.clip_id", "set": {"motion": "9.5"}},
+        ),
+    )
     assert Selection(catalog, where="motion > 4", columns=["motion", "uri"]).content_hash != one.content_hash
-    assert Selection(catalog, where="motion > 4", columns=["errors", "stage_versions", "phash"]).content_hash  # nested and binary
+    assert Selection(
+        catalog, where="motion > 4", columns=["errors", "stage_versions", "phash"]
+    ).content_hash  # nested and binary
     empty = Selection(catalog, where="motion > 99", columns=["errors", "reasons"])
     assert empty.size == (0, 0.0) and len(empty.content_hash) == 32
 
 
 def test_a_known_content_hash_stays_what_it_is(catalog):
     """Training runs record it: it may not change with versions of libraries."""
-    assert Selection(catalog, where="motion > 4", columns=["motion", "uri", "stage_versions", "end_pts"]).content_hash == KNOWN_HASH
+    assert (
+        Selection(catalog, where="motion > 4", columns=["motion", "uri", "stage_versions", "end_pts"]).content_hash
+        == KNOWN_HASH
+    )
 
 
 KNOWN_HASH = "7d661e3242825572c2ecd64b2912f17b"
 
 
-@pytest.mark.parametrize("where, words", [
-    ("aestetic > 5", "no column 'aestetic': did you mean aesthetic"), ("motion >", "cannot read"), ("motion + 1", "not a condition"),
-    ("frobnicate(motion)", "cannot read"), ("motion > 'fast'", "cannot read"),
-])
+@pytest.mark.parametrize(
+    "where, words",
+    [
+        ("aestetic > 5", "no column 'aestetic': did you mean aesthetic"),
+        ("motion >", "cannot read"),
+        ("motion + 1", "not a condition"),
+        ("frobnicate(motion)", "cannot read"),
+        ("motion > 'fast'", "cannot read"),
+    ],
+)
 def test_conditions_that_make_no_sense_are_named(catalog, where, words):
     with pytest.raises(ConfigError, match=words):
         Selection(catalog, where=where)
@@ -127,12 +154,22 @@ def test_unknown_columns_of_a_selection_are_named(catalog):
 def test_snapshots_are_found_by_run_time_and_versions(catalog, tmp_path):
     first = catalog.scan("runs").collect()["run_id"][0]
     time.sleep(0.01)
-    between = datetime.now(timezone.utc)
+    between = datetime.now(UTC)
     decide_and_record(catalog, recipe(tmp_path, 4))
-    assert resolve(catalog, first)["decisions"] == resolve(catalog, first[:6])["decisions"] == resolve(catalog, between.isoformat())["decisions"] == 0
+    assert (
+        resolve(catalog, first)["decisions"]
+        == resolve(catalog, first[:6])["decisions"]
+        == resolve(catalog, between.isoformat())["decisions"]
+        == 0
+    )
     assert resolve(catalog, "decisions=0,clips=1")["decisions"] == 0 and resolve(catalog, "now")["decisions"] == 1
     assert Selection(catalog, between.isoformat(), "status = 'pending'").size[0] == 5
-    for wrong, words in {"2001-01-01": "younger", "nope": "no snapshot 'nope'", "clips=x": "TABLE=NUMBER", "runs=1": "TABLE=NUMBER"}.items():
+    for wrong, words in {
+        "2001-01-01": "younger",
+        "nope": "no snapshot 'nope'",
+        "clips=x": "TABLE=NUMBER",
+        "runs=1": "TABLE=NUMBER",
+    }.items():
         with pytest.raises(CatalogError, match=words):
             resolve(catalog, wrong)
     with pytest.raises(CatalogError, match="version 99"):
@@ -153,7 +190,10 @@ def test_restore_brings_rows_back_and_can_itself_be_undone(catalog, tmp_path):
     mark(catalog, [clip()["clip_id"]], "keep")
     decide_and_record(catalog, recipe(tmp_path, 8))
     tag(catalog, "after")
-    rows = {name: Selection(catalog, name, where=None, columns=["status", "motion", "mark"]).read() for name in ("before", "after")}
+    rows = {
+        name: Selection(catalog, name, where=None, columns=["status", "motion", "mark"]).read()
+        for name in ("before", "after")
+    }
     done = restore(catalog, "before")
     assert set(done.tables) == {"videos", "clips", "decisions", "marks"}
     now = Selection(catalog, where=None, columns=["status", "motion", "mark"])
@@ -194,17 +234,33 @@ def test_a_mark_wins_over_the_recipe_and_survives_reruns(catalog, tmp_path):
     low, high = clip(start=0)["clip_id"], clip(start=400)["clip_id"]
     failed = clip(start=500, errors=[{"stage": "ocr", "kind": "crash", "message": "x"}])
     catalog.append("clips", [failed])
-    catalog.update("videos", lambda table: (pl.DataFrame({"video_id": [V]}), {"on": "t.video_id = s.video_id", "set": {"clip_count": "6"}}))
+    catalog.update(
+        "videos",
+        lambda table: (pl.DataFrame({"video_id": [V]}), {"on": "t.video_id = s.video_id", "set": {"clip_count": "6"}}),
+    )
     mark(catalog, [low, failed["clip_id"]], "keep", "lovely")
     mark(catalog, [high], "reject")
     for least in (4, 6):
         decide_and_record(catalog, recipe(tmp_path, least))
-        view = {row["clip_id"]: row for row in catalog.clips(columns=["clip_id", "status", "reasons", "level", "mark", "comment"]).collect().to_dicts()}
-        assert view[low]["status"] == "kept" and view[low]["reasons"] == [] and view[low]["level"] >= 1 and view[low]["comment"] == "lovely"
+        view = {
+            row["clip_id"]: row
+            for row in catalog.clips(columns=["clip_id", "status", "reasons", "level", "mark", "comment"])
+            .collect()
+            .to_dicts()
+        }
+        assert (
+            view[low]["status"] == "kept"
+            and view[low]["reasons"] == []
+            and view[low]["level"] >= 1
+            and view[low]["comment"] == "lovely"
+        )
         assert view[high]["status"] == "rejected" and view[high]["reasons"] == ["mark"] and view[high]["level"] == 0
     assert view[failed["clip_id"]]["status"] == "quarantined"
     mark(catalog, [low], None)
-    after = {row["clip_id"]: row for row in catalog.clips(columns=["clip_id", "status", "mark", "comment"]).collect().to_dicts()}
+    after = {
+        row["clip_id"]: row
+        for row in catalog.clips(columns=["clip_id", "status", "mark", "comment"]).collect().to_dicts()
+    }
     assert after[low]["status"] == "rejected" and after[low]["mark"] is None and after[low]["comment"] is None
     with pytest.raises(ConfigError, match="keep or reject"):
         mark(catalog, [low], "love")
@@ -229,19 +285,33 @@ def test_diff_says_what_changed_and_by_which_rule(catalog, tmp_path):
     a = catalog.versions()
     catalog.append("videos", [video(OTHER)])
     catalog.append("clips", [clip(OTHER, motion=8.0, blur=20.0)])
-    changes = pl.DataFrame({"clip_id": [clip(start=300)["clip_id"], clip(start=400)["clip_id"]], "blur": [5.0, 22.0]}, schema_overrides={"blur": pl.Float32})
+    changes = pl.DataFrame(
+        {"clip_id": [clip(start=300)["clip_id"], clip(start=400)["clip_id"]], "blur": [5.0, 22.0]},
+        schema_overrides={"blur": pl.Float32},
+    )
     catalog.update("clips", lambda table: (changes, {"on": "t.clip_id = s.clip_id", "set": {"blur": "s.blur"}}))
     mark(catalog, [clip()["clip_id"]], "keep")
     decide_and_record(catalog, recipe(tmp_path, 4))
     found = diff(catalog, a, catalog.versions())
     assert (found.videos_added, found.videos_removed, found.clips_added, found.clips_removed) == (1, 0, 1, 0)
     assert {(f.before, f.after): (f.clips, f.rules) for f in found.flips} == {
-        ("kept", "rejected"): (2, {"blur": 1, "motion": 1}), ("rejected", "kept"): (1, {"motion": 1})}
+        ("kept", "rejected"): (2, {"blur": 1, "motion": 1}),
+        ("rejected", "kept"): (1, {"motion": 1}),
+    }
     drift = found.scores["blur"]
-    assert set(found.scores) == {"blur"} and (drift.filled, drift.cleared, drift.changed, drift.mean, drift.largest) == (0, 0, 2, 8.5, 15.0)
+    assert set(found.scores) == {"blur"} and (
+        drift.filled,
+        drift.cleared,
+        drift.changed,
+        drift.mean,
+        drift.largest,
+    ) == (0, 0, 2, 8.5, 15.0)
     assert found.marks_changed == 1 and found.recipes[0] != found.recipes[1]
     back = diff(catalog, catalog.versions(), a)
-    assert (back.clips_added, back.clips_removed) == (0, 1) and {(f.before, f.after) for f in back.flips} == {("rejected", "kept"), ("kept", "rejected")}
+    assert (back.clips_added, back.clips_removed) == (0, 1) and {(f.before, f.after) for f in back.flips} == {
+        ("rejected", "kept"),
+        ("kept", "rejected"),
+    }
 
 
 def test_the_view_reads_only_what_is_asked_for(catalog):

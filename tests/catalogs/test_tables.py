@@ -4,7 +4,6 @@ import multiprocessing
 
 import polars as pl
 import pytest
-from rows import V, clip, video
 
 from catalogs import schema
 from catalogs.check import problems
@@ -14,6 +13,8 @@ from catalogs.tables import Catalog
 from datakit.errors import CatalogError
 from pipelines.columns import write_columns
 from pipelines.stages import STAGES
+from rows import V, clip, video
+
 
 @pytest.fixture
 def catalog(tmp_path):
@@ -24,7 +25,9 @@ def test_a_new_catalog_has_the_whole_schema(catalog):
     for name, columns in schema.TABLES.items():
         assert catalog.scan(name).collect_schema().names() == [c.name for c in columns]
         assert catalog.table(name).version() == 0
-    assert catalog.clips().collect_schema().names() and set(Catalog.view_columns()) == set(catalog.clips().collect_schema().names())
+    assert catalog.clips().collect_schema().names() and set(Catalog.view_columns()) == set(
+        catalog.clips().collect_schema().names()
+    )
     assert all(c.meaning and c.filled_by for columns in schema.TABLES.values() for c in columns)
 
 
@@ -44,7 +47,10 @@ def test_unknown_columns_are_errors(catalog):
 
 
 def test_clips_count_only_for_the_run_that_finished_their_video(catalog):
-    catalog.append("videos", [video(), video("cd" + "0" * 30, status="pending", run_id=None), video("ef" + "0" * 30, status="quarantined")])
+    catalog.append(
+        "videos",
+        [video(), video("cd" + "0" * 30, status="pending", run_id=None), video("ef" + "0" * 30, status="quarantined")],
+    )
     catalog.append("clips", [clip(), clip(run_id="killed", start=500), clip("cd" + "0" * 30), clip("ef" + "0" * 30)])
     assert catalog.finished_clips().collect()["clip_id"].to_list() == [clip()["clip_id"]]
     view = catalog.clips().collect()
@@ -105,7 +111,9 @@ def test_the_funnel_fails_when_a_video_has_other_clips_than_it_says(catalog):
 
 def test_validate_finds_what_is_wrong(catalog, tmp_path):
     catalog.append("videos", [video(clip_count=3), video("cd" + "0" * 30, clip_count=0)])
-    catalog.append("clips", [clip(), clip(start=50), {**clip(start=900), "clip_id": "f" * 32, "path": "clips/ff/none.mp4"}])
+    catalog.append(
+        "clips", [clip(), clip(start=50), {**clip(start=900), "clip_id": "f" * 32, "path": "clips/ff/none.mp4"}]
+    )
     found = "\n".join(problems(catalog))
     for words in ("overlap", "not the hash of their span", "clip files are missing", "is not at /v/"):
         assert words in found
@@ -114,7 +122,9 @@ def test_validate_finds_what_is_wrong(catalog, tmp_path):
 def test_queries_run_over_the_view_and_the_tables(catalog):
     catalog.append("videos", [video()])
     catalog.append("clips", [clip(motion=3.0)])
-    assert query(catalog, "SELECT count(*) AS n, max(motion) AS m FROM clips WHERE status = 'pending'").rows() == [(1, 3.0)]
+    assert query(catalog, "SELECT count(*) AS n, max(motion) AS m FROM clips WHERE status = 'pending'").rows() == [
+        (1, 3.0)
+    ]
     assert query(catalog, "SELECT v.kind FROM clips c JOIN videos v ON c.video_id = v.video_id").rows() == [("video",)]
     with pytest.raises(CatalogError, match="did you mean motion"):
         query(catalog, "SELECT motoin FROM clips")

@@ -14,7 +14,9 @@ from datakit.clip import clip_id
 from datakit.errors import CatalogError
 
 NEW = {
-    "clips": {"content_hash", "duplicate_kind", "duplicate_similarity"}, "decisions": {"caption_id"}, "videos": set(),
+    "clips": {"content_hash", "duplicate_kind", "duplicate_similarity"},
+    "decisions": {"caption_id"},
+    "videos": set(),
     "runs": {"author", "snapshot", "selection", "checkpoints"},
 }
 """Columns that version 1 did not have."""
@@ -28,8 +30,24 @@ def old(tmp_path) -> str:
     video = "ab" * 16
     clip = clip_id(video, 0, 0, 100)
     rows = {
-        "videos": {"video_id": video, "shard": "a", "status": "ok", "run_id": "r", "clip_count": 1, "uris": [{"uri": "/x.mp4"}]},
-        "clips": {"clip_id": clip, "video_id": video, "shard": "a", "stream": 0, "start_pts": 0, "end_pts": 100, "run_id": "r", "motion": 4.0},
+        "videos": {
+            "video_id": video,
+            "shard": "a",
+            "status": "ok",
+            "run_id": "r",
+            "clip_count": 1,
+            "uris": [{"uri": "/x.mp4"}],
+        },
+        "clips": {
+            "clip_id": clip,
+            "video_id": video,
+            "shard": "a",
+            "stream": 0,
+            "start_pts": 0,
+            "end_pts": 100,
+            "run_id": "r",
+            "motion": 4.0,
+        },
         "decisions": {"clip_id": clip, "shard": "a", "status": "kept", "recipe": "default@0", "level": 1},
     }
     for name in NEW:
@@ -44,10 +62,17 @@ def test_an_old_catalog_says_what_to_do_and_opens_after_it(old):
     with pytest.raises(CatalogError, match="has schema version 1.*catalog upgrade"):
         Catalog(old)
     added = upgrade(old)
-    assert {line for line in added if line.startswith("column")} == {f"column {t}.{c}" for t, columns in NEW.items() for c in columns}
+    assert {line for line in added if line.startswith("column")} == {
+        f"column {t}.{c}" for t, columns in NEW.items() for c in columns
+    }
     assert {line for line in added if line.startswith("table")} == {f"table {name}" for name in NEW_TABLES}
     view = Catalog(old).clips().collect()
-    assert (view["motion"][0], view["status"][0], view["content_hash"][0], view["caption"][0]) == (4.0, "kept", None, None)
+    assert (view["motion"][0], view["status"][0], view["content_hash"][0], view["caption"][0]) == (
+        4.0,
+        "kept",
+        None,
+        None,
+    )
     assert not list(problems(Catalog(old), sources=False))
     assert upgrade(old) == []
 

@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+
 from makevideo import encode, shots
 
 
 def datakit(*arguments, cwd=None) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "datakit.cli", *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
+    return subprocess.run(
+        [sys.executable, "-m", "datakit.cli", *map(str, arguments)], capture_output=True, text=True, cwd=cwd
+    )
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +31,20 @@ def made(tmp_path_factory, ray_address):
         encode(folder / "in" / f"v{i}.mp4", frames, 25, pix_fmt="yuv420p", options={"crf": "20", "preset": "ultrafast"})
     (folder / "in" / "bad.mp4").write_bytes(b"")
     (folder / "in" / "notes.doc").write_text("not media")
-    done = datakit("run", "ingest", "in", "--catalog", "c", "--ray", ray_address, "--recipe", "technical", "--set",
-                   "ocr.enabled=false", cwd=folder)
+    done = datakit(
+        "run",
+        "ingest",
+        "in",
+        "--catalog",
+        "c",
+        "--ray",
+        ray_address,
+        "--recipe",
+        "technical",
+        "--set",
+        "ocr.enabled=false",
+        cwd=folder,
+    )
     assert done.returncode == 0, done.stderr
     return folder, done
 
@@ -38,7 +53,8 @@ def test_help_imports_nothing_heavy():
     script = (
         "import sys, runpy\nsys.argv = ['datakit', '--help']\n"
         "try:\n    runpy.run_module('datakit.cli', run_name='cli')['app']()\nexcept SystemExit:\n    pass\n"
-        "heavy = {'ray', 'polars', 'av', 'cv2', 'numpy', 'deltalake', 'pyarrow', 'pydantic', 'torch'} & set(sys.modules)\n"
+        "heavy = {'ray', 'polars', 'av', 'cv2', 'numpy', 'deltalake', 'pyarrow', 'pydantic', 'torch'} & "
+        "set(sys.modules)\n"
         "print('HEAVY', sorted(heavy))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -83,14 +99,38 @@ def test_a_ray_of_its_own_starts_under_uv_run_and_leaves_nothing_behind(made, ra
     def started_here() -> set[str]:
         """Names of live processes with this working folder, which Ray's inherit."""
         found = psutil.process_iter(["name", "cwd", "status"])
-        return {p.info["name"] for p in found if p.info["cwd"] == str(folder) and p.info["status"] != psutil.STATUS_ZOMBIE}
+        return {
+            p.info["name"] for p in found if p.info["cwd"] == str(folder) and p.info["status"] != psutil.STATUS_ZOMBIE
+        }
 
     seen: set[str] = set()
     project = Path(__file__).parent.parent.parent
-    command = ["uv", "run", "--no-sync", "--project", str(project), "datakit", "run", "ingest", "in", "--catalog", "own", "--json",
-               "--recipe", "technical", "--set", "ocr.enabled=false"]
+    command = [
+        "uv",
+        "run",
+        "--no-sync",
+        "--project",
+        str(project),
+        "datakit",
+        "run",
+        "ingest",
+        "in",
+        "--catalog",
+        "own",
+        "--json",
+        "--recipe",
+        "technical",
+        "--set",
+        "ocr.enabled=false",
+    ]
     run = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env={**os.environ, "RAY_ADDRESS": ray_address})
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "RAY_ADDRESS": ray_address},
+    )
     while run.poll() is None:
         seen |= started_here()
         time.sleep(0.2)
@@ -105,8 +145,25 @@ def test_a_ray_of_its_own_starts_under_uv_run_and_leaves_nothing_behind(made, ra
 def test_interrupting_a_run_is_clean(made, ray_address):
     folder, _ = made
     (folder / "slow").mkdir()
-    encode(folder / "slow" / "long.mp4", shots([3000], 240, 320), 25, pix_fmt="yuv420p", options={"crf": "20", "preset": "ultrafast"})
-    command = [sys.executable, "-m", "datakit.cli", "run", "ingest", "slow", "--catalog", "stopped", "--ray", ray_address]
+    encode(
+        folder / "slow" / "long.mp4",
+        shots([3000], 240, 320),
+        25,
+        pix_fmt="yuv420p",
+        options={"crf": "20", "preset": "ultrafast"},
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "datakit.cli",
+        "run",
+        "ingest",
+        "slow",
+        "--catalog",
+        "stopped",
+        "--ray",
+        ray_address,
+    ]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder)
     deadline = time.monotonic() + 30
     while not (folder / "stopped" / "runs" / "_delta_log" / f"{1:020}.json").exists() and time.monotonic() < deadline:
@@ -114,27 +171,47 @@ def test_interrupting_a_run_is_clean(made, ray_address):
     run.send_signal(signal.SIGINT)
     _, err = run.communicate(timeout=60)
     assert run.returncode == 130 and "goes on from there" in err and err.count("\n") == 1
-    (row,) = datakit("catalog", "query", "stopped", "SELECT status FROM runs", "--format", "jsonl", cwd=folder).stdout.splitlines()
+    (row,) = datakit(
+        "catalog", "query", "stopped", "SELECT status FROM runs", "--format", "jsonl", cwd=folder
+    ).stdout.splitlines()
     assert json.loads(row) == {"status": "stopped"}
 
 
 def test_json_is_the_whole_of_stdout(made, ray_address):
     folder, _ = made
-    arguments = ("--catalog", "c", "--ray", ray_address, "--recipe", "technical", "--set", "ocr.enabled=false", "--json")
+    arguments = (
+        "--catalog",
+        "c",
+        "--ray",
+        ray_address,
+        "--recipe",
+        "technical",
+        "--set",
+        "ocr.enabled=false",
+        "--json",
+    )
     again = json.loads(datakit("run", "ingest", "in", *arguments, cwd=folder).stdout)
     assert again["counts"]["done_before"] == 2 and again["funnel"]["clips"] == 6
     assert json.loads(datakit("catalog", "funnel", "c", "--json", cwd=folder).stdout) == again["funnel"]
     shown = json.loads(datakit("catalog", "show", "c", "--json", cwd=folder).stdout)
     assert {t["table"]: t["rows"] for t in shown["tables"]}["clips"] == 6
     assert all(c["meaning"] for c in shown["columns"]["clips"])
-    score = datakit("run", "score", "--catalog", "c", "--ray", ray_address, "--stages", "motion", "--redo", "--json", cwd=folder)
+    score = datakit(
+        "run", "score", "--catalog", "c", "--ray", ray_address, "--stages", "motion", "--redo", "--json", cwd=folder
+    )
     assert json.loads(score.stdout)["clips"] == 6
 
 
 def test_queries_come_as_table_csv_and_jsonl(made):
     folder, _ = made
-    sql = "SELECT start_frame, reasons, motion FROM clips WHERE status IN ('kept', 'rejected') ORDER BY uri, start_frame LIMIT 2"
-    lines = [json.loads(line) for line in datakit("catalog", "query", "c", sql, "--format", "jsonl", cwd=folder).stdout.splitlines()]
+    sql = (
+        "SELECT start_frame, reasons, motion FROM clips WHERE status IN ('kept', 'rejected') ORDER BY uri, "
+        "start_frame LIMIT 2"
+    )
+    lines = [
+        json.loads(line)
+        for line in datakit("catalog", "query", "c", sql, "--format", "jsonl", cwd=folder).stdout.splitlines()
+    ]
     assert [line["start_frame"] for line in lines] == [0, 50] and lines[0]["motion"] > 0
     table = datakit("catalog", "query", "c", sql.replace("LIMIT 2", ""), "--rows", "1", cwd=folder).stdout
     assert "start_frame" in table and "1 of 6 rows" in table
@@ -156,10 +233,19 @@ def test_decide_changes_statuses_and_opens_no_video(made):
     folder, _ = made
     (folder / "in").rename(folder / "away")
     try:
-        (folder / "strict.yaml").write_text("name: strict\ndescription: d\nrules:\n  - {name: long, keep: num_frames >= 1000, source: test}\n")
-        strict = json.loads(datakit("run", "decide", "--catalog", "c", "--recipe", "strict.yaml", "--json", cwd=folder).stdout)
+        (folder / "strict.yaml").write_text(
+            "name: strict\ndescription: d\nrules:\n  - {name: long, keep: num_frames >= 1000, source: test}\n"
+        )
+        strict = json.loads(
+            datakit("run", "decide", "--catalog", "c", "--recipe", "strict.yaml", "--json", cwd=folder).stdout
+        )
         assert (strict["kept"], strict["rejected_by"]) == (0, {"long": [6, 6]})
-        assert json.loads(datakit("run", "decide", "--catalog", "c", "--recipe", "technical", "--json", cwd=folder).stdout)["kept"] > 0
+        assert (
+            json.loads(
+                datakit("run", "decide", "--catalog", "c", "--recipe", "technical", "--json", cwd=folder).stdout
+            )["kept"]
+            > 0
+        )
         broken = datakit("catalog", "validate", "c", cwd=folder)
         assert broken.returncode == 1 and "relink" in broken.stdout
     finally:

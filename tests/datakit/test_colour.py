@@ -4,20 +4,20 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from makevideo import bars, encode
 
 from datakit.clip import Span
 from datakit.video.cut import cut
 from datakit.video.decode import VideoReader
+from makevideo import bars, encode
 
 CASES = [
     # height, width, matrix, full range, tagged, pixel format
     (720, 1280, "bt709", False, True, "yuv420p"),
-    (720, 1280, "bt709", False, False, "yuv420p"),   # untagged HD is BT.709
+    (720, 1280, "bt709", False, False, "yuv420p"),  # untagged HD is BT.709
     (1080, 1920, "bt709", True, True, "yuv420p"),
-    (240, 320, "bt601", False, False, "yuv420p"),    # untagged SD is BT.601
+    (240, 320, "bt601", False, False, "yuv420p"),  # untagged SD is BT.601
     (240, 320, "bt601", False, True, "yuv420p"),
-    (240, 320, "bt709", False, True, "yuv420p"),     # the tag wins over the size
+    (240, 320, "bt709", False, True, "yuv420p"),  # the tag wins over the size
     (240, 320, "bt601", True, True, "yuv444p"),
     (720, 1280, "bt709", False, True, "yuv444p10le"),
     (240, 320, "bt2020", False, True, "yuv444p10le"),
@@ -34,7 +34,9 @@ def middles(picture: np.ndarray) -> np.ndarray:
 def bar_video(request, tmp_path):
     height, width, matrix, full, tagged, pix_fmt = request.param
     picture = bars(height, width)
-    path = encode(tmp_path / "bars.mp4", [picture] * 12, 24, matrix=matrix, full_range=full, tagged=tagged, pix_fmt=pix_fmt)
+    path = encode(
+        tmp_path / "bars.mp4", [picture] * 12, 24, matrix=matrix, full_range=full, tagged=tagged, pix_fmt=pix_fmt
+    )
     return path, middles(picture)
 
 

@@ -19,9 +19,14 @@ def test_sets_win_over_the_file_and_the_file_over_defaults(tmp_path):
 @pytest.mark.parametrize(
     "assignment, words",
     [
-        ("shots.max=5", "unknown setting shots.max: did you mean max_s?"), ("shot.max_s=5", "did you mean shots?"),
-        ("shots.max_s=long", "shots.max_s"), ("shots.max_s", "section.option=value"), ("shots.detector=best", "adaptive"),
-        ("recipe.name=x", "recipe"), ("shots.max_s=3", "at least twice"), ("shots.max_s=[", "not valid YAML"),
+        ("shots.max=5", "unknown setting shots.max: did you mean max_s?"),
+        ("shot.max_s=5", "did you mean shots?"),
+        ("shots.max_s=long", "shots.max_s"),
+        ("shots.max_s", "section.option=value"),
+        ("shots.detector=best", "adaptive"),
+        ("recipe.name=x", "recipe"),
+        ("shots.max_s=3", "at least twice"),
+        ("shots.max_s=[", "not valid YAML"),
     ],
 )
 def test_mistakes_are_named(assignment, words):

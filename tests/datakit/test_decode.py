@@ -6,12 +6,12 @@ import av
 import cv2
 import numpy as np
 import pytest
-from makevideo import encode, texture
 
 from datakit.clip import Span
 from datakit.errors import ErrorKind, MediaError
 from datakit.video.decode import VideoReader
 from datakit.video.probe import probe
+from makevideo import encode, texture
 
 
 def numbered(count: int, height: int = 96, width: int = 128) -> list[np.ndarray]:
@@ -35,7 +35,9 @@ RATES = {
     "29.97": dict(fps=Fraction(30000, 1001), time_base=Fraction(1, 30000)),
     "60": dict(fps=60, time_base=Fraction(1, 15360)),
     "offset": dict(fps=25, time_base=Fraction(1, 12800), pts=[7000 + 512 * i for i in range(150)]),
-    "vfr": dict(fps=25, time_base=Fraction(1, 1000), pts=list(np.cumsum([0] + [20, 40, 33, 110, 25] * 30)[:150].tolist())),
+    "vfr": dict(
+        fps=25, time_base=Fraction(1, 1000), pts=list(np.cumsum([0] + [20, 40, 33, 110, 25] * 30)[:150].tolist())
+    ),
 }
 
 
@@ -75,7 +77,9 @@ def test_threads_change_nothing(numbered_video):
     assert read(1) == read(3)
 
 
-@pytest.mark.parametrize("name", ["plain.mp4", "with space.mp4", "-dash.mp4", "ünïcödé–名前.mp4", "a:b%03d?.mp4", "100%.mp4"])
+@pytest.mark.parametrize(
+    "name", ["plain.mp4", "with space.mp4", "-dash.mp4", "ünïcödé–名前.mp4", "a:b%03d?.mp4", "100%.mp4"]
+)
 def test_any_file_name_opens(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     encode(tmp_path / "x.mp4", numbered(5), 25, pix_fmt="yuv420p").rename(tmp_path / name)
@@ -156,7 +160,11 @@ def test_damage_is_noticed_and_bounded(tmp_path):
     data[start : start + 400] = np.random.default_rng(1).bytes(400)
     path.write_bytes(bytes(data))
     with VideoReader(str(path)) as reader:
-        clean = [p.pts for p in reader.frames() if not any(d.touches(Span(p.pts, p.pts + 1, reader.time_base)) for d in reader.damage)]
+        clean = [
+            p.pts
+            for p in reader.frames()
+            if not any(d.touches(Span(p.pts, p.pts + 1, reader.time_base)) for d in reader.damage)
+        ]
         assert reader.damage
         assert all(d.end_pts is not None for d in reader.damage[:-1])
     assert 60 <= len(clean) < 150

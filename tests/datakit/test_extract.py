@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import av
 import cv2
 import fsspec
 import numpy as np
 import pytest
-from makevideo import encode, moving
 
 import datakit.video.container
 from datakit.clip import Span
@@ -20,6 +19,7 @@ from datakit.video import extract
 from datakit.video.decode import VideoReader
 from datakit.video.extract import Box, ChosenFrames, Scaler
 from datakit.video.picture import Picture
+from makevideo import encode, moving
 
 FILMS = {
     "closed.mp4": {"options": {"x264-params": "keyint=15:bframes=4"}},
@@ -27,8 +27,14 @@ FILMS = {
     "refresh.mp4": {"options": {"x264-params": "intra-refresh=1:keyint=20:bframes=2"}},  # key frames that are none
     "stream.ts": {"options": {"x264-params": "keyint=15:bframes=3"}},  # seeks past what it is asked for
     "hevc.mp4": {"codec": "libx265", "options": {"x265-params": "keyint=20:bframes=4:open-gop=1:log-level=none"}},
-    "vp9.webm": {"codec": "libvpx-vp9", "options": {"g": "25", "lag-in-frames": "16", "deadline": "realtime", "cpu-used": "8"}},
-    "vp8.webm": {"codec": "libvpx", "options": {"g": "25", "auto-alt-ref": "1", "lag-in-frames": "16"}},  # frames never shown
+    "vp9.webm": {
+        "codec": "libvpx-vp9",
+        "options": {"g": "25", "lag-in-frames": "16", "deadline": "realtime", "cpu-used": "8"},
+    },
+    "vp8.webm": {
+        "codec": "libvpx",
+        "options": {"g": "25", "auto-alt-ref": "1", "lag-in-frames": "16"},
+    },  # frames never shown
     "packed.avi": {"codec": "mpeg4", "options": {"g": "12", "bf": "2"}},  # packets without a time
 }
 
@@ -39,7 +45,11 @@ def film(tmp_path_factory):
     frames = moving(48, 64, 25, 2.4, lambda t: np.array([[1, 0, t * 0.4], [0, 1, 0.2 * t]]))
 
     def make(name: str) -> Path:
-        return folder / name if (folder / name).exists() else encode(folder / name, frames, 25, pix_fmt="yuv420p", **FILMS[name])
+        return (
+            folder / name
+            if (folder / name).exists()
+            else encode(folder / name, frames, 25, pix_fmt="yuv420p", **FILMS[name])
+        )
 
     return make
 
@@ -48,7 +58,9 @@ def content(picture: Picture) -> tuple[int, bytes]:
     return picture.pts, b"".join(plane.tobytes() for plane in picture.planes())
 
 
-def chosen(film: Path, span: Span | None, indices: Sequence[int] | slice, until: int | None = None) -> list[tuple[int, bytes]]:
+def chosen(
+    film: Path, span: Span | None, indices: Sequence[int] | slice, until: int | None = None
+) -> list[tuple[int, bytes]]:
     found: dict[int, tuple[int, bytes]] = {}
     with ChosenFrames(str(film)) as reader:
         for place, picture in reader.chosen(span, lambda times: list(range(len(times)))[indices], until):
@@ -79,7 +91,11 @@ def test_they_are_those_that_reading_everything_gives(film, name, monkeypatch):
 def test_no_more_is_decoded_than_needed(film, monkeypatch):
     given = []
     decode = extract._decode
-    monkeypatch.setattr(extract, "_decode", lambda packets, wanted: (given.append(frame.pts) or frame for frame in decode(packets, wanted)))
+    monkeypatch.setattr(
+        extract,
+        "_decode",
+        lambda packets, wanted: (given.append(frame.pts) or frame for frame in decode(packets, wanted)),
+    )
     path = film("closed.mp4")
     step = 512
     # Key frames every 15: the last one before frame 32 is 30.
@@ -102,7 +118,9 @@ def test_damage_is_told_where_it_matters(film, tmp_path):
     """A packet in the middle is overwritten; with the frames that refer to it, its key frame's group is lost."""
     data = bytearray(film("closed.mp4").read_bytes())
     with av.open(str(film("closed.mp4"))) as container:
-        packet = next(p for p in container.demux(video=0) if p.pts is not None and p.pts >= 33 * 512 and not p.is_keyframe)
+        packet = next(
+            p for p in container.demux(video=0) if p.pts is not None and p.pts >= 33 * 512 and not p.is_keyframe
+        )
         data[packet.pos + 8 : packet.pos + packet.size] = b"\xff" * (packet.size - 8)
     damaged = tmp_path / "damaged.mp4"
     damaged.write_bytes(data)
@@ -133,28 +151,50 @@ def test_a_connection_that_breaks_is_not_damage(film, name, monkeypatch):
     fsspec.filesystem("memory").pipe(f"/{name}", film(name).read_bytes())
     limit = film(name).stat().st_size // 2
     monkeypatch.setattr(datakit.video.container, "open_bytes", lambda uri: Failing(fsspec.open(uri).open(), limit))
-    with pytest.raises(MediaError, match="connection reset by peer") as error, ChosenFrames(f"memory://{name}") as reader:
+    with (
+        pytest.raises(MediaError, match="connection reset by peer") as error,
+        ChosenFrames(f"memory://{name}") as reader,
+    ):
         list(reader.chosen(None, lambda times: list(range(len(times)))))
     assert error.value.kind == ErrorKind.UNREADABLE
 
 
-COLOURS = {"top left": (200, 60, 40), "top right": (40, 180, 70), "bottom left": (60, 70, 190), "bottom right": (190, 190, 40)}
+COLOURS = {
+    "top left": (200, 60, 40),
+    "top right": (40, 180, 70),
+    "bottom left": (60, 70, 190),
+    "bottom right": (190, 190, 40),
+}
 
 
 def quadrants(height: int, width: int) -> np.ndarray:
     picture = np.zeros((height, width, 3), np.uint8)
-    for (name, colour) in COLOURS.items():
+    for name, colour in COLOURS.items():
         rows = slice(0, height // 2) if "top" in name else slice(height // 2, None)
         picture[rows, : width // 2] = colour if "left" in name else picture[rows, : width // 2]
         picture[rows, width // 2 :] = colour if "right" in name else picture[rows, width // 2 :]
     return picture
 
 
-@pytest.mark.parametrize("how", [
-    {}, {"matrix": "bt601"}, {"matrix": "bt2020"}, {"full_range": True}, {"full_range": True, "pix_fmt": "yuv420p"},
-    {"pix_fmt": "yuv444p10le"}, {"pix_fmt": "yuv420p"}, {"tagged": False, "matrix": "bt601"}, {"rotation": 90}, {"rotation": 180}, {"rotation": 270}])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"matrix": "bt601"},
+        {"matrix": "bt2020"},
+        {"full_range": True},
+        {"full_range": True, "pix_fmt": "yuv420p"},
+        {"pix_fmt": "yuv444p10le"},
+        {"pix_fmt": "yuv420p"},
+        {"tagged": False, "matrix": "bt601"},
+        {"rotation": 90},
+        {"rotation": 180},
+        {"rotation": 270},
+    ],
+)
 def test_colours_and_places_survive(tmp_path, how):
-    """Of a picture that is red, green, blue and yellow in its corners as displayed; the middle of it, scaled by a half."""
+    """Of a picture that is red, green, blue and yellow in its corners as displayed; the middle of it, scaled by a
+    half."""
     displayed = quadrants(96, 128)
     film = encode(tmp_path / "film.mp4", [np.rot90(displayed, -how.get("rotation", 0) // 90).copy()] * 2, 25, **how)
     out = np.zeros((3, 2, 40, 56), np.uint8)

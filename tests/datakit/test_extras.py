@@ -8,5 +8,7 @@ from datakit.extras import require
 
 def test_what_is_missing_is_named_with_its_extra():
     require("this", "none", "json", "numpy")
-    with pytest.raises(MissingDependency, match=r"^training needs no_such_library, nor_this: uv sync --inexact --extra train$"):
+    with pytest.raises(
+        MissingDependency, match=r"^training needs no_such_library, nor_this: uv sync --inexact --extra train$"
+    ):
         require("training", "train", "json", "no_such_library", "nor_this")

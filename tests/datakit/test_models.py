@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+
 from datakit import models, models_console, models_download, models_sources
 from datakit.clip import content_hash, video_id
 from datakit.errors import ConfigError, DownloadError, MissingDependency
@@ -33,17 +34,27 @@ def noise(size: int, seed: int = 0) -> bytes:
 
 
 VLM_FILES = {
-    "config.json": b'{"model_type": "qwen2_5_vl"}', "merges.txt": b"a b\n", ".gitattributes": b"x", "README.md": b"# A card",
+    "config.json": b'{"model_type": "qwen2_5_vl"}',
+    "merges.txt": b"a b\n",
+    ".gitattributes": b"x",
+    "README.md": b"# A card",
     "model.safetensors.index.json": json.dumps(
-        {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}).encode(),
-    "model-00001-of-00002.safetensors": noise(3 << 20, 1), "model-00002-of-00002.safetensors": noise(5 << 20, 2),
+        {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    ).encode(),
+    "model-00001-of-00002.safetensors": noise(3 << 20, 1),
+    "model-00002-of-00002.safetensors": noise(5 << 20, 2),
     "figures/empty.json": b"",
 }
-CLIP_FILES = {"open_clip_model.safetensors": noise(300_000, 3), "open_clip_pytorch_model.bin": noise(300_000, 4), "config.json": b"{}"}
+CLIP_FILES = {
+    "open_clip_model.safetensors": noise(300_000, 3),
+    "open_clip_pytorch_model.bin": noise(300_000, 4),
+    "config.json": b"{}",
+}
 
 
 class Hub(ThreadingHTTPServer):
-    """As much of Hugging Face, ModelScope and a plain web server as a download needs. Large files are on another host."""
+    """As much of Hugging Face, ModelScope and a plain web server as a download needs. Large files are on another
+    host."""
 
     daemon_threads = True
 
@@ -64,7 +75,11 @@ class Hub(ThreadingHTTPServer):
 
     def ranges(self, file: str) -> list[int]:
         """Where the answered requests for a file's bytes began."""
-        of_file = [headers for method, path, headers in self.seen if method == "GET" and path.startswith("/cdn/") and path.endswith(file)]
+        of_file = [
+            headers
+            for method, path, headers in self.seen
+            if method == "GET" and path.startswith("/cdn/") and path.endswith(file)
+        ]
         asked = [headers.get("Range") for headers in of_file]
         return [int(r.split("=")[1].rstrip("-")) if r else 0 for r in asked]
 
@@ -107,13 +122,26 @@ class Handler(BaseHTTPRequestHandler):
             return self._answer(401, code="RepoNotFound")
         if rest[:1] == ["revision"] and rest[1] not in ("main", "v1", COMMIT):
             return self._answer(404, code="RevisionNotFound")
-        entries = [(name, data, name.endswith((".safetensors", ".bin"))) for name, data in self.server.repos[repo].items()]
+        entries = [
+            (name, data, name.endswith((".safetensors", ".bin"))) for name, data in self.server.repos[repo].items()
+        ]
         if rest[:1] == ["tree"]:
-            return self._json([{"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest(),
-                                **({"lfs": self._lfs(data) | {"oid": self._lfs(data)["sha256"]}} if lfs else {})}
-                               for name, data, lfs in entries])
-        siblings = [{"rfilename": name, "size": len(data), "blobId": "b", **({"lfs": self._lfs(data)} if lfs else {})}
-                    for name, data, lfs in entries]
+            return self._json(
+                [
+                    {
+                        "type": "file",
+                        "path": name,
+                        "size": len(data),
+                        "oid": hashlib.sha1(data).hexdigest(),
+                        **({"lfs": self._lfs(data) | {"oid": self._lfs(data)["sha256"]}} if lfs else {}),
+                    }
+                    for name, data, lfs in entries
+                ]
+            )
+        siblings = [
+            {"rfilename": name, "size": len(data), "blobId": "b", **({"lfs": self._lfs(data)} if lfs else {})}
+            for name, data, lfs in entries
+        ]
         self._json({"_id": "1", "id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings, "tags": []})
 
     def _resolve(self, repo, revision, file):
@@ -122,8 +150,11 @@ class Handler(BaseHTTPRequestHandler):
         data = self.server.repos[repo][file]
         if file.endswith((".safetensors", ".bin")):
             sha = hashlib.sha256(data).hexdigest()
-            return self._answer(302, Location=f"http://localhost:{self.server.server_port}/cdn/{repo}/{file}",
-                                **{"X-Linked-Etag": f'"{sha}"', "X-Linked-Size": str(len(data)), "X-Repo-Commit": COMMIT})
+            return self._answer(
+                302,
+                Location=f"http://localhost:{self.server.server_port}/cdn/{repo}/{file}",
+                **{"X-Linked-Etag": f'"{sha}"', "X-Linked-Size": str(len(data)), "X-Repo-Commit": COMMIT},
+            )
         self._bytes(file, data, **{"X-Repo-Commit": COMMIT})
 
     def _modelscope(self, repo, action, query):
@@ -132,9 +163,17 @@ class Handler(BaseHTTPRequestHandler):
         files = self.server.repos[repo]
         if action == "repo":
             return self._bytes(query["FilePath"], files[query["FilePath"]])
-        entries = [{"Path": name, "Type": "blob", "Size": len(data), "Sha256": hashlib.sha256(data).hexdigest()}
-                   for name, data in files.items()]
-        self._json({"Code": 200, "Success": True, "Data": {"Files": [*entries, {"Path": "figures", "Type": "tree", "Size": 0}]}})
+        entries = [
+            {"Path": name, "Type": "blob", "Size": len(data), "Sha256": hashlib.sha256(data).hexdigest()}
+            for name, data in files.items()
+        ]
+        self._json(
+            {
+                "Code": 200,
+                "Success": True,
+                "Data": {"Files": [*entries, {"Path": "figures", "Type": "tree", "Size": 0}]},
+            }
+        )
 
     def _bytes(self, name, data, **headers):
         start = int(self.headers["Range"].split("=")[1].rstrip("-")) if "Range" in self.headers else 0
@@ -171,13 +210,17 @@ def hub(monkeypatch, tmp_path):
 
     server = Hub()
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.url)
     head = MODELS[HEAD]
-    monkeypatch.setitem(MODELS, HEAD, ModelInfo(**{**head.__dict__, "url": f"{server.url}/raw/sa_0_4_vit_b_32_linear.pth"}))
+    monkeypatch.setitem(
+        MODELS, HEAD, ModelInfo(**{**head.__dict__, "url": f"{server.url}/raw/sa_0_4_vit_b_32_linear.pth"})
+    )
     monkeypatch.setattr(models_download, "RETRY_S", 0.0)
     yield server
     server.stall = False
@@ -187,8 +230,15 @@ def hub(monkeypatch, tmp_path):
 
 def cli(*arguments, hub: Hub, home: Path, **options):
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "MODELSCOPE_ENDPOINT": hub.url, "HF_HOME": str(home / "hf")}
-    return subprocess.Popen([sys.executable, "-m", "datakit.cli", "models", *map(str, arguments)], env=environment, text=True,
-                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    return subprocess.Popen(
+        [sys.executable, "-m", "datakit.cli", "models", *map(str, arguments)],
+        env=environment,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
 
 
 @pytest.mark.parametrize("source", ["huggingface", "modelscope"])
@@ -196,7 +246,11 @@ def test_a_repository_comes_whole_and_is_located(hub, tmp_path, source):
     told = []
     path = download(VLM, tmp_path, source, on_progress=lambda done, of: told.append((done, of)))
     assert path == locate(VLM, tmp_path) == tmp_path / VLM
-    got = {f.relative_to(path).as_posix(): f.read_bytes() for f in path.rglob("*") if f.is_file() and not f.name.startswith(".datakit")}
+    got = {
+        f.relative_to(path).as_posix(): f.read_bytes()
+        for f in path.rglob("*")
+        if f.is_file() and not f.name.startswith(".datakit")
+    }
     assert got == {name: data for name, data in VLM_FILES.items() if name not in ("README.md", ".gitattributes")}
     assert told[-1] == (sum(map(len, got.values())),) * 2 and not list(tmp_path.rglob("*.part*"))
     asked = len(hub.seen)
@@ -206,7 +260,9 @@ def test_a_repository_comes_whole_and_is_located(hub, tmp_path, source):
 def test_a_single_file_model_is_a_file(hub, tmp_path):
     path = download(CLIP, tmp_path)
     assert path == locate(CLIP, tmp_path) == tmp_path / CLIP / "open_clip_model.safetensors"
-    assert path.read_bytes() == CLIP_FILES[path.name] and len(list(path.parent.glob("*"))) == 2, "the other form of it is not fetched"
+    assert path.read_bytes() == CLIP_FILES[path.name] and len(list(path.parent.glob("*"))) == 2, (
+        "the other form of it is not fetched"
+    )
     head = download(HEAD, tmp_path, "modelscope")  # plain files have one address, whatever the hub
     assert head == locate(HEAD, tmp_path) and head.read_bytes() == hub.plain[head.name]
 
@@ -304,12 +360,16 @@ def test_leftovers_of_another_revision_are_not_mixed_in(hub, tmp_path):
     assert (path / "merges.txt").read_bytes() == VLM_FILES["merges.txt"] and hub.ranges(name)[-1] == 1000
     assert download(VLM, tmp_path, revision=COMMIT) == path
     hub.repos[VLM] = {**VLM_FILES, "merges.txt": b"new\n"}
-    assert (download(VLM, tmp_path, revision="main") / "merges.txt").read_bytes() == b"new\n", "another revision replaces it"
+    assert (download(VLM, tmp_path, revision="main") / "merges.txt").read_bytes() == b"new\n", (
+        "another revision replaces it"
+    )
     assert sorted(p.name for p in path.parent.iterdir()) == [path.name]
 
 
 def test_damage_is_found(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(Handler, "_lfs", staticmethod(lambda data: {"size": len(data), "sha256": "0" * 64, "pointerSize": 1}))
+    monkeypatch.setattr(
+        Handler, "_lfs", staticmethod(lambda data: {"size": len(data), "sha256": "0" * 64, "pointerSize": 1})
+    )
     with pytest.raises(DownloadError, match="arrived damaged"):
         download(CLIP, tmp_path)
     assert not list(tmp_path.rglob("*.safetensors*"))
@@ -350,7 +410,11 @@ def test_a_hub_that_is_down_is_one_line(hub, tmp_path):
     for source, words in (("huggingface", "HF_ENDPOINT"), ("modelscope", "MODELSCOPE_ENDPOINT")):
         with pytest.raises(DownloadError, match=words) as caught:
             download(VLM, tmp_path, source)
-        assert "cannot be reached" in str(caught.value) and "--from FOLDER" in str(caught.value) and "\n" not in str(caught.value)
+        assert (
+            "cannot be reached" in str(caught.value)
+            and "--from FOLDER" in str(caught.value)
+            and "\n" not in str(caught.value)
+        )
 
 
 def test_a_hub_that_goes_down_in_the_middle_says_that_it_goes_on(hub, tmp_path, monkeypatch):
@@ -398,7 +462,13 @@ def test_what_is_missing_is_one_line_with_places_and_ways(tmp_path, monkeypatch)
         locate(VLM, tmp_path / "models")
     line = str(caught.value)
     assert "\n" not in line
-    for words in (VLM, str(tmp_path / "models" / VLM), str(tmp_path / "cache"), f"datakit models download {VLM}", "--set models.folder="):
+    for words in (
+        VLM,
+        str(tmp_path / "models" / VLM),
+        str(tmp_path / "cache"),
+        f"datakit models download {VLM}",
+        "--set models.folder=",
+    ):
         assert words in line
     with pytest.raises(MissingDependency, match="did you mean ViT-B-32/openai"):
         locate("vit-b-32/OpenAI", tmp_path)
@@ -445,7 +515,10 @@ def test_weights_hash_is_of_content_not_place(tmp_path):
 def test_video_ids_are_what_they_were(tmp_path):
     """Factoring the hash out of `video_id` must not change the identity of every video in every catalog."""
     file = tmp_path / "v"
-    for data, expected in ((b"abc", "5648a99a91d5daf23704a1e5020c2a82"), (noise(4 << 20), "a2da73544d54d582c5243e8a2d31b0f8")):
+    for data, expected in (
+        (b"abc", "5648a99a91d5daf23704a1e5020c2a82"),
+        (noise(4 << 20), "a2da73544d54d582c5243e8a2d31b0f8"),
+    ):
         file.write_bytes(data)
         with file.open("rb") as opened:
             found = video_id(opened, len(data))
@@ -460,8 +533,12 @@ def test_list_shows_what_is_there(hub, tmp_path):
     rows = {name: next(line for line in out.splitlines() if name in line) for name in (CLIP, VLM)}
     assert "–" not in rows[CLIP] and "–" in rows[VLM]
     out, _ = cli("list", "--folder", tmp_path / "m", "--json", hub=hub, home=tmp_path).communicate(timeout=30)
-    assert [row["where"] for row in json.loads(out) if row["where"]] == [str(tmp_path / "m" / CLIP / "open_clip_model.safetensors")]
-    out, _ = cli("list", "--kind", "vlm", "--folder", tmp_path / "m", "--json", hub=hub, home=tmp_path).communicate(timeout=30)
+    assert [row["where"] for row in json.loads(out) if row["where"]] == [
+        str(tmp_path / "m" / CLIP / "open_clip_model.safetensors")
+    ]
+    out, _ = cli("list", "--kind", "vlm", "--folder", tmp_path / "m", "--json", hub=hub, home=tmp_path).communicate(
+        timeout=30
+    )
     listed = {row["name"]: row for row in json.loads(out)}
     assert listed[VLM]["where"] is None and "non-commercial" in listed[VLM]["licence"] and CLIP not in listed
     run = cli("list", "--kind", "cat", hub=hub, home=tmp_path)
@@ -472,12 +549,22 @@ def test_without_a_terminal_only_yes_downloads(hub, tmp_path):
     run = cli("download", VLM, CLIP, "--folder", tmp_path / "m", hub=hub, home=tmp_path)
     out, err = run.communicate(timeout=30)
     assert run.returncode == 2 and "--yes" in err and err.count("\n") == 1 and not (tmp_path / "m").exists()
-    assert f"{VLM}: 8.39 MB from huggingface, licence: Qwen Research License (non-commercial) – not for commercial use" in out
+    assert (
+        f"{VLM}: 8.39 MB from huggingface, licence: Qwen Research License (non-commercial) – not for commercial use"
+        in out
+    )
     assert "8.69 MB into" in out
     run = cli("download", VLM, CLIP, "--folder", tmp_path / "m", "--yes", hub=hub, home=tmp_path)
     out, err = run.communicate(timeout=30)
-    assert run.returncode == 0 and err == "" and out.endswith(f"{CLIP}: {tmp_path / 'm' / CLIP / 'open_clip_model.safetensors'}\n")
-    for arguments, words in ((["nothing"], "no model 'nothing'"), ([VLM, CLIP, "--revision", "v1"], "--revision is of one model")):
+    assert (
+        run.returncode == 0
+        and err == ""
+        and out.endswith(f"{CLIP}: {tmp_path / 'm' / CLIP / 'open_clip_model.safetensors'}\n")
+    )
+    for arguments, words in (
+        (["nothing"], "no model 'nothing'"),
+        ([VLM, CLIP, "--revision", "v1"], "--revision is of one model"),
+    ):
         run = cli("download", *arguments, "--yes", hub=hub, home=tmp_path)
         err = run.communicate(timeout=30)[1]
         assert run.returncode == 2 and words in err and err.count("\n") == 1
@@ -499,7 +586,9 @@ def test_on_a_terminal_it_asks(hub, tmp_path, monkeypatch, answer, there):
 
 def test_without_huggingface_hub_one_line_says_which_extra(hub, tmp_path, monkeypatch):
     found = models.importlib.util.find_spec
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None if name == "huggingface_hub" else found(name))
+    monkeypatch.setattr(
+        models.importlib.util, "find_spec", lambda name: None if name == "huggingface_hub" else found(name)
+    )
     with pytest.raises(MissingDependency, match="uv sync --inexact --extra models"):
         download(VLM, tmp_path)
     with pytest.raises(MissingDependency, match="huggingface_hub is not installed"):
@@ -508,7 +597,10 @@ def test_without_huggingface_hub_one_line_says_which_extra(hub, tmp_path, monkey
 
 
 def test_models_are_light_to_import():
-    script = "import sys, datakit.models; print(sorted({'torch', 'huggingface_hub', 'open_clip', 'numpy', 'pydantic'} & set(sys.modules)))"
+    script = (
+        "import sys, datakit.models; print(sorted({'torch', 'huggingface_hub', 'open_clip', 'numpy', "
+        "'pydantic'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
 
 

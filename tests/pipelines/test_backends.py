@@ -9,9 +9,9 @@ from email.utils import formatdate
 
 import numpy as np
 import pytest
+
 import vlm
 from faulty_endpoint import RESET, FaultyEndpoint
-
 from pipelines.backends import EngineDown, Reply, Request, make_engine, pace
 from pipelines.backends.pace import retry_after_s
 
@@ -20,7 +20,8 @@ def colours(count: int) -> tuple[list[Request], dict[str, str]]:
     """Requests for the colour of a picture each, and the answers."""
     tones = [(5 * i % 256, 11 * i % 256, 17 * i % 256) for i in range(count)]
     asked = [
-        Request(f"colour {i}", "Which colour?", frames=[vlm.picture(tone)], times=[0.0], duration_s=1.0) for i, tone in enumerate(tones)
+        Request(f"colour {i}", "Which colour?", frames=[vlm.picture(tone)], times=[0.0], duration_s=1.0)
+        for i, tone in enumerate(tones)
     ]
     return asked, {f"colour {i}": "{} {} {}".format(*tone) for i, tone in enumerate(tones)}
 
@@ -40,14 +41,27 @@ def test_endpoint_replies_out_of_order_and_at_once():
         engine.close()
     assert vlm.texts(replies) == answers
     assert list(replies) != list(answers) and endpoint.most == 10
-    assert (replies["colour 0"].input_tokens, replies["colour 0"].output_tokens, replies["colour 0"].finish) == (7, 3, "stop")
+    assert (replies["colour 0"].input_tokens, replies["colour 0"].output_tokens, replies["colour 0"].finish) == (
+        7,
+        3,
+        "stop",
+    )
 
 
 def test_endpoint_that_fails_half_of_the_time_loses_nothing(monkeypatch):
     monkeypatch.setattr(pace, "LONGEST_DELAY_S", 1.0)
-    faults = [(500, {}), (429, {"Retry-After": "0.2"}), RESET, (503, {"Retry-After": formatdate(usegmt=True)}), (429, {}), (408, {})]
+    faults = [
+        (500, {}),
+        (429, {"Retry-After": "0.2"}),
+        RESET,
+        (503, {"Retry-After": formatdate(usegmt=True)}),
+        (429, {}),
+        (408, {}),
+    ]
     asked, answers = colours(40)
-    with FaultyEndpoint(fault=lambda number, body: faults[number // 2 % len(faults)] if number % 2 else None) as endpoint:
+    with FaultyEndpoint(
+        fault=lambda number, body: faults[number // 2 % len(faults)] if number % 2 else None
+    ) as endpoint:
         engine = vlm.at_endpoint(endpoint.url, max_num_seqs=8)
         assert vlm.texts(vlm.ask(engine, asked)) == answers
         engine.close()
@@ -64,11 +78,18 @@ def test_one_429_lets_everybody_rest():
     assert gaps[3] > 1.95 and np.delete(gaps, 3).max() < 1.0
 
 
-@pytest.mark.parametrize(("headers", "seconds"), [
-    ({"retry-after": "12"}, 12.0), ({"retry-after-ms": "250"}, 0.25), ({}, None), ({"retry-after": "soon"}, None),
-    ({"retry-after": "-3"}, 0.0),
-    ({"retry-after": formatdate(0, usegmt=True)}, 0.0), ({"retry-after": "inf"}, 86400.0),
-])
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "12"}, 12.0),
+        ({"retry-after-ms": "250"}, 0.25),
+        ({}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "-3"}, 0.0),
+        ({"retry-after": formatdate(0, usegmt=True)}, 0.0),
+        ({"retry-after": "inf"}, 86400.0),
+    ],
+)
 def test_retry_after_is_seconds_or_a_date(headers, seconds):
     assert retry_after_s(headers) == seconds
     in_a_while = formatdate(time.time() + 30, usegmt=True)
@@ -88,7 +109,9 @@ def test_requests_per_minute_are_held():
 def test_endpoint_refuses_one_request():
     asked, answers = colours(6)
     bad = Request("bad", "refuse me")
-    with FaultyEndpoint(fault=lambda number, body: (400, {}) if body["messages"][-1]["content"] == "refuse me" else None) as endpoint:
+    with FaultyEndpoint(
+        fault=lambda number, body: (400, {}) if body["messages"][-1]["content"] == "refuse me" else None
+    ) as endpoint:
         engine = vlm.at_endpoint(endpoint.url)
         replies = vlm.ask(engine, [bad, *asked])
         engine.close()
@@ -173,4 +196,6 @@ def test_an_idle_engine_does_not_wait():
 
 def test_an_endpoint_needs_address_and_model():
     vlm.assert_down(lambda: make_engine(vlm.options("openai", "tiny")), "base_url")
-    vlm.assert_down(lambda: make_engine({**vlm.options("openai", "tiny", base_url="http://127.0.0.1:9/v1"), "model": None}), "model")
+    vlm.assert_down(
+        lambda: make_engine({**vlm.options("openai", "tiny", base_url="http://127.0.0.1:9/v1"), "model": None}), "model"
+    )

@@ -10,19 +10,19 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-import walls
-from endpoint import WORDS, describe, running
-from walls import CLIPS, EVERYWHERE, captions, settings, start
 
+import walls
 from catalogs.check import problems
 from catalogs.funnel import funnel
 from catalogs.tables import Catalog
 from datakit.errors import ConfigError
 from datakit.video.decode import VideoReader
+from endpoint import WORDS, describe, running
 from pipelines.backends import EngineDown
 from pipelines.caption import caption, refine
 from pipelines.ingest import ingest
 from pipelines.settings import Settings
+from walls import CLIPS, EVERYWHERE, captions, settings, start
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +72,23 @@ def test_every_caption_is_on_its_clip_though_half_fail_and_all_are_shuffled(root
         assert server.failed > CLIPS / 2
         assert_on_their_clips(root)
         rows = captions(root)
-        assert rows.height == 2 * CLIPS and set(rows["style"]) == {"short", "dense"} and set(rows["backend"]) == {"openai"}
+        assert (
+            rows.height == 2 * CLIPS and set(rows["style"]) == {"short", "dense"} and set(rows["backend"]) == {"openai"}
+        )
         before = sum(server.answered.values())
         again = caption(root, at(server.url, *chosen), EVERYWHERE, ray=ray_address)
         assert (again.clips, sum(server.answered.values())) == (0, before)
         # a third style asks only for that; another temperature is another question
-        assert caption(root, at(server.url, "caption.styles=[short, camera]", *chosen[1:]), EVERYWHERE, ray=ray_address).captions == CLIPS
-        assert caption(root, at(server.url, "caption.temperature=0.5", *chosen), EVERYWHERE, ray=ray_address).captions == 2 * CLIPS
+        assert (
+            caption(
+                root, at(server.url, "caption.styles=[short, camera]", *chosen[1:]), EVERYWHERE, ray=ray_address
+            ).captions
+            == CLIPS
+        )
+        assert (
+            caption(root, at(server.url, "caption.temperature=0.5", *chosen), EVERYWHERE, ray=ray_address).captions
+            == 2 * CLIPS
+        )
         assert captions(root).height == 3 * CLIPS
     view = Catalog(root).clips().collect()
     assert set(view["caption_style"]) == {"dense"} and view["caption"].null_count() == 0, "the recipe prefers dense"
@@ -145,8 +155,10 @@ def test_flags_repairs_errors_and_the_funnel(root, ray_address):
     with running(say=lambda c, messages: said[kind(c)](c)) as server:
         done = caption(root, at(server.url, "caption.styles=[short]"), EVERYWHERE, ray=ray_address)
     rows = captions(root)
-    by_flag = {flag: {row["clip_id"] for row in rows.iter_rows(named=True) if flag in row["flags"]}
-               for flag in ("boilerplate", "refusal", "repetition", "empty", "duplicate")}
+    by_flag = {
+        flag: {row["clip_id"] for row in rows.iter_rows(named=True) if flag in row["flags"]}
+        for flag in ("boilerplate", "refusal", "repetition", "empty", "duplicate")
+    }
     planted = Counter(kind(colour) for colour in colours(root).values())
     names = ("boilerplate", "refusal", "repetition", "empty")
     assert {name: len(by_flag[name]) for name in names} == {name: planted[i] for i, name in enumerate(names)}
@@ -185,7 +197,14 @@ def test_structured_captions_are_valid_or_asked_for_once_more(root, ray_address)
     assert all(count == (1 if sum(colour) % 3 == 2 else 2) for colour, count in tries.items())
 
 
-FIELDS = ("short_caption", "dense_caption", "main_object_caption", "background_caption", "camera_caption", "style_caption")
+FIELDS = (
+    "short_caption",
+    "dense_caption",
+    "main_object_caption",
+    "background_caption",
+    "camera_caption",
+    "style_caption",
+)
 
 
 def test_refusals_of_the_endpoint_are_rows_that_can_be_asked_again(root, ray_address):
@@ -213,7 +232,11 @@ def test_a_refined_caption_keeps_its_original_and_follows_it(root, ray_address):
     def say(colour, messages):
         text = messages[-1]["content"]
         told = WORDS.search(text if isinstance(text, str) else json.dumps(text))
-        return f"Rewritten: a calm interior with colour {told[1]} {told[2]} {told[3]}, and nothing else of note in it." if told else describe(colour, messages)
+        return (
+            f"Rewritten: a calm interior with colour {told[1]} {told[2]} {told[3]}, and nothing else of note in it."
+            if told
+            else describe(colour, messages)
+        )
 
     with running(say=say) as server:
         caption(root, at(server.url), EVERYWHERE, ray=ray_address)
@@ -241,20 +264,39 @@ def test_ingest_captions_what_it_keeps(sources, tmp_path, ray_address):
         asked = sum(server.answered.values())
         again = ingest([str(sources)], root, chosen, ray_address)
         assert sum(server.answered.values()) == asked == report.funnel.kept == again.funnel.kept
-    assert 0 < report.funnel.kept < CLIPS and report.funnel.pending == 0 and report.funnel.rejected_by == {"early": (CLIPS - asked, CLIPS - asked)}
+    assert (
+        0 < report.funnel.kept < CLIPS
+        and report.funnel.pending == 0
+        and report.funnel.rejected_by == {"early": (CLIPS - asked, CLIPS - asked)}
+    )
     assert report.funnel.captions == {"short": asked} and report.funnel.without_caption == 0
     assert_on_their_clips(root)
     assert not list(problems(Catalog(root)))
 
 
-@pytest.mark.parametrize("sets, says", [
-    (["caption.backend=openai"], "which model"),
-    (["caption.backend=openai", "caption.model=m"], "which endpoint"),
-    (["caption.backend=transformers", "caption.model=Qwen/Qwen2.5-VL-7B-Instruct", "models.folder=/nowhere"], "datakit models download"),
-    (["caption.backend=openai", "caption.model=m", "caption.base_url=http://x/v1", "caption.styles=[desne]"], "did you mean dense"),
-    (["caption.backend=openai", "caption.model=m", "caption.base_url=http://x/v1", "caption.styles=[refine]"], "rewrites captions"),
-    (["caption.backend=openai", "caption.model=m", "caption.base_url=http://x/v1", "caption.language=klingon"], "no language"),
-])
+@pytest.mark.parametrize(
+    "sets, says",
+    [
+        (["caption.backend=openai"], "which model"),
+        (["caption.backend=openai", "caption.model=m"], "which endpoint"),
+        (
+            ["caption.backend=transformers", "caption.model=Qwen/Qwen2.5-VL-7B-Instruct", "models.folder=/nowhere"],
+            "datakit models download",
+        ),
+        (
+            ["caption.backend=openai", "caption.model=m", "caption.base_url=http://x/v1", "caption.styles=[desne]"],
+            "did you mean dense",
+        ),
+        (
+            ["caption.backend=openai", "caption.model=m", "caption.base_url=http://x/v1", "caption.styles=[refine]"],
+            "rewrites captions",
+        ),
+        (
+            ["caption.backend=openai", "caption.model=m", "caption.base_url=http://x/v1", "caption.language=klingon"],
+            "no language",
+        ),
+    ],
+)
 def test_what_cannot_work_is_refused_in_one_line_before_anything_starts(root, sets, says):
     with pytest.raises(ConfigError, match=says) as error:
         caption(root, settings(*sets))

@@ -4,10 +4,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from makevideo import encode
 
 from datakit.clip import Span, video_id
 from datakit.video.decode import VideoReader
+from makevideo import encode
 from pipelines.caption_pass import frame_times, sample
 from pipelines.jobs import CaptionJob, ClipSpan, VideoFacts
 
@@ -23,7 +23,13 @@ def film(tmp_path_factory):
         picture = np.zeros((240 + 2 * BARS, 480, 3), np.uint8)
         picture[BARS:-BARS] = 40 + number
         frames.append(picture)
-    return encode(tmp_path_factory.mktemp("film") / "f.mp4", frames, FPS, pix_fmt="yuv420p", options={"crf": "2", "preset": "ultrafast"})
+    return encode(
+        tmp_path_factory.mktemp("film") / "f.mp4",
+        frames,
+        FPS,
+        pix_fmt="yuv420p",
+        options={"crf": "2", "preset": "ultrafast"},
+    )
 
 
 def shown(film, start: float, end: float, fps: float, frames: int = 16, side: int = 448, **facts):
@@ -41,9 +47,15 @@ def numbers(images) -> list[int]:
     return [round(float(image[image.shape[0] // 2].mean())) - 40 for image in images]
 
 
-@pytest.mark.parametrize("fps, frames, expected", [
-    (1, 16, [12, 37, 62, 87]), (2, 16, [6, 18, 31, 43, 56, 68, 81, 93]), (2, 4, [12, 37, 62, 87]), (0.1, 16, [50]),
-])
+@pytest.mark.parametrize(
+    "fps, frames, expected",
+    [
+        (1, 16, [12, 37, 62, 87]),
+        (2, 16, [6, 18, 31, 43, 56, 68, 81, 93]),
+        (2, 4, [12, 37, 62, 87]),
+        (0.1, 16, [50]),
+    ],
+)
 def test_frames_lie_in_the_middle_of_equal_parts(film, fps, frames, expected):
     row, images = shown(film, 1.0, 5.0, fps, frames)
     assert np.abs(np.subtract(numbers(images), np.add(expected, FPS))).max() <= 1

@@ -5,11 +5,11 @@ from fractions import Fraction
 import cv2
 import numpy as np
 import pytest
-from makevideo import encode, shots, texture
 
 from datakit.clip import Span
 from datakit.video.cut import copy, cut
 from datakit.video.decode import VideoReader
+from makevideo import encode, shots, texture
 
 LOSSY = {"crf": "22", "preset": "veryfast", "g": "25", "bf": "3"}
 VFR = np.cumsum([0] + [25, 50, 33, 100, 17, 41] * 40)[:160].tolist()
@@ -88,8 +88,13 @@ def test_copies_hold_no_frame_from_outside_and_say_what_they_lost(source, tmp_pa
 
 
 def test_a_span_that_begins_on_a_key_frame_loses_nothing_at_its_start(tmp_path):
-    path = encode(tmp_path / "s.mp4", [numbered(i, texture(96, 128, i % 3)) for i in range(75)], 25, pix_fmt="yuv420p",
-                  options={"crf": "22", "g": "25", "bf": "0", "sc_threshold": "0"})
+    path = encode(
+        tmp_path / "s.mp4",
+        [numbered(i, texture(96, 128, i % 3)) for i in range(75)],
+        25,
+        pix_fmt="yuv420p",
+        options={"crf": "22", "g": "25", "bf": "0", "sc_threshold": "0"},
+    )
     with VideoReader(str(path)) as reader:
         times = [p.pts for p in reader.frames()]
         base = reader.time_base
@@ -99,8 +104,13 @@ def test_a_span_that_begins_on_a_key_frame_loses_nothing_at_its_start(tmp_path):
 
 
 def test_a_span_without_a_key_frame_cannot_be_copied(tmp_path):
-    path = encode(tmp_path / "s.mp4", [numbered(i, texture(96, 128, 1)) for i in range(60)], 25, pix_fmt="yuv420p",
-                  options={"crf": "22", "g": "60", "sc_threshold": "0"})
+    path = encode(
+        tmp_path / "s.mp4",
+        [numbered(i, texture(96, 128, 1)) for i in range(60)],
+        25,
+        pix_fmt="yuv420p",
+        options={"crf": "22", "g": "60", "sc_threshold": "0"},
+    )
     with VideoReader(str(path)) as reader:
         times = [p.pts for p in reader.frames()]
         base = reader.time_base

@@ -2,12 +2,12 @@
 
 import numpy as np
 import ray
-from compare import differences
-from makevideo import encode, shots
 
 from catalogs.check import problems
 from catalogs.tables import Catalog
+from compare import differences
 from datakit import config
+from makevideo import encode, shots
 from pipelines.ingest import ingest
 from pipelines.settings import Settings
 
@@ -26,7 +26,9 @@ def test_two_nodes_give_the_catalog_of_one(tmp_path, footage, ray_cluster):
     node = ray_cluster.add_node(num_cpus=2, object_store_memory=256 << 20)
     try:
         ray_cluster.wait_for_nodes()
-        where = nodes_of_actors(ray_cluster, lambda: ingest(sources, str(tmp_path / "two"), settings, ray_cluster.address))
+        where = nodes_of_actors(
+            ray_cluster, lambda: ingest(sources, str(tmp_path / "two"), settings, ray_cluster.address)
+        )
     finally:
         ray_cluster.remove_node(node)
     assert len(where) == 2, "all actors ran on one node"

@@ -8,16 +8,16 @@ import sys
 import numpy as np
 import polars as pl
 import pytest
-from compare import differences
-from copies import KINDS, clips_of, make_copies, remux, same_footage, score_of
-from films import part_of
 
 from catalogs.check import problems
 from catalogs.runs import RunRecord
 from catalogs.tables import Catalog
+from compare import differences
+from copies import KINDS, clips_of, make_copies, remux, same_footage, score_of
 from datakit import config
 from datakit.clip import clip_id
 from datakit.errors import ConfigError
+from films import part_of
 from pipelines.decide import decide
 from pipelines.dedup import COLUMNS, dedup
 from pipelines.ingest import ingest
@@ -78,7 +78,9 @@ def test_copies_of_real_films_are_found(films, tmp_path):
         others = " or ".join(f"uri like '%.{other}.mp4'" for other in KINDS if other != kind)
         dedup(root, settings(), f"end_s - start_s >= 2 and not ({others})")
         found[kind] = score_of(clips_of(Catalog(root).clips().collect()), kind)
-    table = "\n".join(f"{kind:<9} recall {s.recall:.3f}  precision {s.precision:.3f}  {s.pairs} pairs" for kind, s in found.items())
+    table = "\n".join(
+        f"{kind:<9} recall {s.recall:.3f}  precision {s.precision:.3f}  {s.pairs} pairs" for kind, s in found.items()
+    )
     print(f"\n{table}")
     assert all(min(found[kind].recall, found[kind].precision) >= 0.95 for kind in ASSERTED), table
     assert sum(found[kind].pairs for kind in ASSERTED) > 100
@@ -96,7 +98,9 @@ def test_what_is_dropped_repeats_what_stays(films):
     view = Catalog(root).clips().filter(pl.col("duplicate_group").is_not_null()).collect()
     clips = {c.clip_id: c for c in clips_of(view)}
     kept = set(view.filter(pl.col("duplicate_of").is_null())["clip_id"])
-    dropped = view.filter(pl.col("duplicate_of").is_not_null()).select("clip_id", "duplicate_of", "duplicate_group").rows()
+    dropped = (
+        view.filter(pl.col("duplicate_of").is_not_null()).select("clip_id", "duplicate_of", "duplicate_group").rows()
+    )
     assert all(of in kept and clips[of].group == group for _, of, group in dropped)
     copies = [(clips[a], clips[b]) for a, b, _ in dropped if not clips[a].footage.startswith("carphone")]
     wrong = [pair for pair in copies if not same_footage(*pair)]
@@ -155,19 +159,46 @@ def test_the_recipe_rejects_duplicates_and_stays_with_it(films, recipe):
 LENGTH_S = 5
 
 
-def made_up(root: str, hashes: list[bytes | None], splits: list[str], *, content: list[bytes | None] | None = None, order=None) -> Catalog:
+def made_up(
+    root: str, hashes: list[bytes | None], splits: list[str], *, content: list[bytes | None] | None = None, order=None
+) -> Catalog:
     """A catalog of one clip in each video; `order`: in which the rows are appended."""
     catalog = Catalog.create(root)
     videos, clips = [], []
     for i, (phash, split) in enumerate(zip(hashes, splits)):
         video = f"{i * 7919 % 16:x}{i:031x}"
-        videos.append({"video_id": video, "shard": video[0], "status": "ok", "run_id": "r", "clip_count": 1, "duration_s": float(LENGTH_S),
-                       "uris": [{"uri": f"/nowhere/{i}.mp4", "size": 1, "etag": "e"}], "bit_rate": 1000 - i})
-        clips.append({
-            "clip_id": clip_id(video, 0, 0, 100), "video_id": video, "shard": video[0], "run_id": "r", "stream": 0, "start_pts": 0,
-            "end_pts": 100, "start_s": 0.0, "end_s": float(LENGTH_S), "width": 64, "height": 64, "resolution": 4096, "split": split,
-            "phash": phash, "content_hash": content[i] if content else None, "errors": [],
-        })
+        videos.append(
+            {
+                "video_id": video,
+                "shard": video[0],
+                "status": "ok",
+                "run_id": "r",
+                "clip_count": 1,
+                "duration_s": float(LENGTH_S),
+                "uris": [{"uri": f"/nowhere/{i}.mp4", "size": 1, "etag": "e"}],
+                "bit_rate": 1000 - i,
+            }
+        )
+        clips.append(
+            {
+                "clip_id": clip_id(video, 0, 0, 100),
+                "video_id": video,
+                "shard": video[0],
+                "run_id": "r",
+                "stream": 0,
+                "start_pts": 0,
+                "end_pts": 100,
+                "start_s": 0.0,
+                "end_s": float(LENGTH_S),
+                "width": 64,
+                "height": 64,
+                "resolution": 4096,
+                "split": split,
+                "phash": phash,
+                "content_hash": content[i] if content else None,
+                "errors": [],
+            }
+        )
     order = range(len(videos)) if order is None else order
     catalog.append("clips", [clips[i] for i in order])
     catalog.append("videos", [videos[i] for i in order])
@@ -184,7 +215,9 @@ def looks(seed: int, like: bytes | None = None) -> bytes:
 
 def rows(catalog: Catalog) -> list[dict]:
     """The columns in question, in the order of the videos' numbers."""
-    return catalog.finished_clips().sort(pl.col("video_id").str.slice(1)).select("clip_id", *COLUMNS).collect().to_dicts()
+    return (
+        catalog.finished_clips().sort(pl.col("video_id").str.slice(1)).select("clip_id", *COLUMNS).collect().to_dicts()
+    )
 
 
 def test_a_group_goes_to_one_split_towards_train(tmp_path):
@@ -194,9 +227,15 @@ def test_a_group_goes_to_one_split_towards_train(tmp_path):
     found = dedup(catalog.root)
     after = rows(catalog)
     assert [r["split"] for r in after] == ["train"] * 3 + ["val"] * 2 + ["test"] * 2 + ["val"]
-    assert found.splits_moved == 3 and found.groups == 3 and found.duplicates == {"exact": 0, "perceptual": 4, "semantic": 0}
+    assert (
+        found.splits_moved == 3
+        and found.groups == 3
+        and found.duplicates == {"exact": 0, "perceptual": 4, "semantic": 0}
+    )
     ids = [r["clip_id"] for r in after]
-    assert [r["duplicate_group"] for r in after] == [min(ids[:3])] * 3 + [min(ids[3:5])] * 2 + [min(ids[5:7])] * 2 + [ids[7]]
+    assert [r["duplicate_group"] for r in after] == [min(ids[:3])] * 3 + [min(ids[3:5])] * 2 + [min(ids[5:7])] * 2 + [
+        ids[7]
+    ]
     assert [r["duplicate_of"] for r in after] == [None, ids[0], ids[0], None, ids[3], None, ids[5], None]  # by bit rate
     assert found.hours_saved == pytest.approx(4 * LENGTH_S / 3600) and found.statuses is None
     assert dedup(catalog.root).changed == 0 and not list(problems(catalog, sources=False))
@@ -226,7 +265,10 @@ def test_only_what_is_asked_for_takes_part_and_the_rest_is_cleared(tmp_path, cap
     second = dedup(catalog.root, where="bit_rate < 1000 AND phash IS NOT NULL")
     assert (second.clips, second.changed, sum(second.duplicates.values())) == (2, 4, 1)
     after = rows(catalog)
-    assert all(after[i][c] is None for i in (0, 3) for c in COLUMNS if c != "split") and after[2]["duplicate_of"] == after[1]["clip_id"]
+    assert (
+        all(after[i][c] is None for i in (0, 3) for c in COLUMNS if c != "split")
+        and after[2]["duplicate_of"] == after[1]["clip_id"]
+    )
     with pytest.raises(ConfigError, match="no column 'nonsense'"):
         dedup(catalog.root, where="nonsense > 1")
     with pytest.raises(ConfigError, match="dedup.model: no clip has an embedding of nothing"):
@@ -239,7 +281,10 @@ def test_kinds_can_be_switched_off(tmp_path):
     a = looks(1)
     catalog = made_up(str(tmp_path / "c"), [a, looks(2, a), a], ["train"] * 3, content=[b"x", b"y", b"x"])
     for sets, expected in (
-        (["dedup.perceptual=false"], (1, 0)), (["dedup.exact=false"], (0, 2)), ([], (1, 1)), (["dedup.perceptual_radius=0"], (1, 0)),
+        (["dedup.perceptual=false"], (1, 0)),
+        (["dedup.exact=false"], (0, 2)),
+        ([], (1, 1)),
+        (["dedup.perceptual_radius=0"], (1, 0)),
     ):
         found = dedup(catalog.root, settings(*sets)).duplicates
         assert (found["exact"], found["perceptual"]) == expected, sets

@@ -25,8 +25,16 @@ def marks(seconds: float, cuts=(), dark=(), blank=(), transition=(), fps=10) -> 
         return any(a <= i < b for a, b in spans)
 
     return [
-        FrameMark(i, i * step, step, 1.0, dark=inside(i, dark) or inside(i, blank), blank=inside(i, blank), cut=i in cuts,
-                  transition=inside(i, transition))
+        FrameMark(
+            i,
+            i * step,
+            step,
+            1.0,
+            dark=inside(i, dark) or inside(i, blank),
+            blank=inside(i, blank),
+            cut=i in cuts,
+            transition=inside(i, transition),
+        )
         for i in range(round(seconds * fps))
     ]
 
@@ -41,7 +49,15 @@ def test_short_shots_stay_as_clips():
 
 @pytest.mark.parametrize(
     "seconds, lengths",
-    [(8, [80]), (8.1, [41, 40]), (9.9, [50, 49]), (10, [80, 20]), (17, [80, 45, 45]), (18, [80, 80, 20]), (26.5, [80, 80, 80, 25])],
+    [
+        (8, [80]),
+        (8.1, [41, 40]),
+        (9.9, [50, 49]),
+        (10, [80, 20]),
+        (17, [80, 45, 45]),
+        (18, [80, 80, 20]),
+        (26.5, [80, 80, 80, 25]),
+    ],
 )
 def test_long_shots_divide_greedily_and_the_rest_is_never_too_short(seconds, lengths):
     clips = divide(marks(seconds))

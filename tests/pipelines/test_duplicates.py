@@ -7,7 +7,16 @@ import pytest
 
 from pipelines import alike
 from pipelines.alike import Links, Perceptual, Semantic
-from pipelines.duplicates import Clips, best_per_video, components, exact_classes, find_duplicates, perceptual_links, semantic_links, stars
+from pipelines.duplicates import (
+    Clips,
+    best_per_video,
+    components,
+    exact_classes,
+    find_duplicates,
+    perceptual_links,
+    semantic_links,
+    stars,
+)
 from pipelines.settings import Dedup
 
 
@@ -83,7 +92,9 @@ def test_semantic_candidates_miss_next_to_nothing_among_ten_thousand():
     rng = np.random.default_rng(3)
     centres = rng.normal(size=(50, 128)) * 0.8
     originals = units(centres[rng.integers(0, 50, 7000)] + rng.normal(size=(7000, 128)))
-    vectors, _ = with_copies(rng, 10_000, originals, lambda v: units(v + 0.25 * rng.normal(size=v.shape) / np.sqrt(128)))
+    vectors, _ = with_copies(
+        rng, 10_000, originals, lambda v: units(v + 0.25 * rng.normal(size=v.shape) / np.sqrt(128))
+    )
     near = np.argwhere(np.triu(vectors @ vectors.T >= 0.95, 1))
     matcher = Semantic(vectors, np.arange(10_000), 0.95)
     found = pairs(matcher.compare(*matcher.candidates()))
@@ -182,7 +193,14 @@ def test_short_clips_must_agree_better():
 
 def test_what_shows_nothing_is_nobodys_copy():
     result = find_duplicates(Clips(np.arange(4), content=[None, None, b"x", b"x"], phash=[b"", b"", b"", b""]))
-    assert result.group.tolist() == [0, 1, 2, 2] and result.of.tolist() == [-1, -1, -1, 2] and result.kind.tolist() == [-1, -1, -1, 0]
+    assert (
+        result.group.tolist() == [0, 1, 2, 2]
+        and result.of.tolist() == [-1, -1, -1, 2]
+        and result.kind.tolist() == [-1, -1, -1, 0]
+    )
     no = np.zeros(0, np.int64)
-    assert len(find_duplicates(Clips(no, content=[], phash=[], embedded=no, vectors=np.zeros((0, 4), np.float32))).group) == 0
+    assert (
+        len(find_duplicates(Clips(no, content=[], phash=[], embedded=no, vectors=np.zeros((0, 4), np.float32))).group)
+        == 0
+    )
     assert exact_classes([b"a", b"b", b"a", None, None]).tolist() == [0, 1, 0, 3, 4]

@@ -5,19 +5,19 @@ import os
 import shutil
 from collections import Counter
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-import tinyclip
-from makevideo import encode, shots
 
+import tinyclip
 from catalogs.tables import Catalog
 from datakit import config
 from datakit.errors import ConfigError
 from datakit.video.decode import VideoReader
+from makevideo import encode, shots
 from pipelines.caption import caption_id
 from pipelines.decide import redecide
 from pipelines.embedding import aesthetic_of, load_head, resolve
@@ -66,7 +66,9 @@ def embedded(footage, tiny_clip, head, tmp_path_factory, ray_address) -> Path:
 
 
 def embedding(tiny_clip: Path, head: str) -> Settings:
-    return settings("embed.enabled=true", "aesthetic.enabled=true", f"embed.model={tiny_clip}", f"aesthetic.head={head}")
+    return settings(
+        "embed.enabled=true", "aesthetic.enabled=true", f"embed.model={tiny_clip}", f"aesthetic.head={head}"
+    )
 
 
 def settings(*sets: str) -> Settings:
@@ -92,7 +94,9 @@ def test_a_head_is_its_layers_one_after_another_frame_by_frame(head):
     state = torch.load(DATA / head, map_location="cpu", weights_only=True)
     weights = [state[name] for name in state if name.endswith("weight")]
     biases = [state[name] for name in state if name.endswith("bias")]
-    frames = torch.nn.functional.normalize(torch.randn(3, weights[0].shape[1], generator=torch.Generator().manual_seed(1)), dim=-1)
+    frames = torch.nn.functional.normalize(
+        torch.randn(3, weights[0].shape[1], generator=torch.Generator().manual_seed(1)), dim=-1
+    )
     direct = frames
     for weight, bias in zip(weights, biases):
         direct = direct @ weight.T + bias
@@ -125,14 +129,20 @@ def test_vectors_are_those_of_a_bare_open_clip_loop(tiny_clip, footage, tmp_path
         pictures = [p.rgb(320 + 40 * (i % 2)) for i, p in zip(range(9), reader.frames())]
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     with torch.inference_mode():
-        bare = torch.nn.functional.normalize(model.eval().encode_image(torch.stack([transform(Image.fromarray(p)) for p in pictures])), dim=-1)
-        words = torch.nn.functional.normalize(model.encode_text(open_clip.get_tokenizer(f"local-dir:{folder}")(["a dog", "a cat"])), dim=-1)
+        bare = torch.nn.functional.normalize(
+            model.eval().encode_image(torch.stack([transform(Image.fromarray(p)) for p in pictures])), dim=-1
+        )
+        words = torch.nn.functional.normalize(
+            model.encode_text(open_clip.get_tokenizer(f"local-dir:{folder}")(["a dog", "a cat"])), dim=-1
+        )
     encoder = make_encoder("tiny", str(folder), None, 2, 4)
     assert (encoder.images(pictures) * bare.numpy()).sum(axis=1) == pytest.approx(1.0, abs=2e-4)
     assert encoder.texts(["a dog", "a cat"]) == pytest.approx(words.numpy(), abs=1e-5)
 
 
-def test_an_image_pass_does_each_frame_once_and_a_rerun_none(two_hundred, tiny_clip, tmp_path, ray_address, monkeypatch, attempts):
+def test_an_image_pass_does_each_frame_once_and_a_rerun_none(
+    two_hundred, tiny_clip, tmp_path, ray_address, monkeypatch, attempts
+):
     root = str(tmp_path / "c")
     ingest([str(two_hundred)], root, settings(), ray_address)
     clips = Catalog(root).clips().collect()
@@ -159,7 +169,12 @@ def test_an_image_pass_does_each_frame_once_and_a_rerun_none(two_hundred, tiny_c
     assert score(root, other, ["embed", "aesthetic"], "num_frames > 0", ray=ray_address)["rated"]["aesthetic"] == 200
     assert Path(os.environ["FAULTY_ATTEMPTS"], "embedded").stat().st_size == before
     with pytest.raises(ConfigError, match="length 7.*length|embeddings of length 7"):
-        score(root, settings(f"embed.model={tiny_clip}", f"aesthetic.head={head_for(tmp_path, 7)}"), ["aesthetic"], ray=ray_address)
+        score(
+            root,
+            settings(f"embed.model={tiny_clip}", f"aesthetic.head={head_for(tmp_path, 7)}"),
+            ["aesthetic"],
+            ray=ray_address,
+        )
 
 
 def test_ingest_embeds_in_its_pass_and_score_gives_the_same(footage, embedded, tiny_clip, head, tmp_path, ray_address):
@@ -175,7 +190,9 @@ def test_ingest_embeds_in_its_pass_and_score_gives_the_same(footage, embedded, t
     assert second.height == first.height
     for before, after in zip(first["vector"].to_list(), second["vector"].to_list()):
         assert before is after is None or after == pytest.approx(before, abs=1e-3)
-    assert ingest([str(footage["bikes.mp4"])], root, chosen, ray_address).stage_cpu_s == {}, "the second ingest had nothing to do"
+    assert ingest([str(footage["bikes.mp4"])], root, chosen, ray_address).stage_cpu_s == {}, (
+        "the second ingest had nothing to do"
+    )
 
 
 def test_caption_match_is_the_mean_cosine_and_follows_the_caption(embedded, tiny_clip, tmp_path, ray_address):
@@ -183,10 +200,15 @@ def test_caption_match_is_the_mean_cosine_and_follows_the_caption(embedded, tiny
     chosen = settings(f"embed.model={tiny_clip}")
     catalog = Catalog(root)
     clips = catalog.clips().sort("clip_id").collect()
-    write_captions(catalog, {row["clip_id"]: (row["shard"], f"clip number {i}") for i, row in enumerate(clips.iter_rows(named=True))})
+    write_captions(
+        catalog,
+        {row["clip_id"]: (row["shard"], f"clip number {i}") for i, row in enumerate(clips.iter_rows(named=True))},
+    )
     done = score(root, chosen, ["caption_match"], ray=ray_address)
     rows = embeddings(root)
-    assert done["rated"]["caption_match"] == rows["vector"].count() == rows.height - 1  # one is too short for a grid frame
+    assert (
+        done["rated"]["caption_match"] == rows["vector"].count() == rows.height - 1
+    )  # one is too short for a grid frame
     encoder = make_encoder("tiny-clip", str(tiny_clip), None, 1, 8)
     text = encoder.texts([f"clip number {i}" for i in range(clips.height)])
     before = catalog.clips().sort("clip_id").collect()["caption_match"]
@@ -196,7 +218,9 @@ def test_caption_match_is_the_mean_cosine_and_follows_the_caption(embedded, tiny
     first = clips.row(changed, named=True)
     write_captions(catalog, {first["clip_id"]: (first["shard"], "something else altogether")})
     assert score(root, chosen, ["caption_match"], ray=ray_address)["rated"]["caption_match"] == 1
-    assert catalog.clips().sort("clip_id").collect()["caption_match"][changed] != pytest.approx(before[changed], abs=1e-4)
+    assert catalog.clips().sort("clip_id").collect()["caption_match"][changed] != pytest.approx(
+        before[changed], abs=1e-4
+    )
 
 
 def test_without_weights_one_line_says_what_to_do(tmp_path, caplog):
@@ -251,16 +275,27 @@ def head_for(folder: Path, dimensions: int, seed: int = 0) -> str:
 
     path = folder / f"head_{dimensions}_{seed}.pth"
     generator = torch.Generator().manual_seed(seed)
-    torch.save({"weight": torch.randn(1, dimensions, generator=generator), "bias": torch.randn(1, generator=generator)}, path)
+    torch.save(
+        {"weight": torch.randn(1, dimensions, generator=generator), "bias": torch.randn(1, generator=generator)}, path
+    )
     return str(path)
 
 
 def write_captions(catalog: Catalog, texts: dict[str, tuple[str, str]]) -> None:
     """Enter captions by hand, and choose them."""
-    rows = [{
-        "caption_id": caption_id(clip, "dense", "hand"), "clip_id": clip, "shard": shard, "style": "dense", "model": "hand", "text": text,
-        "flags": [], "created_at": datetime.now(timezone.utc),
-    } for clip, (shard, text) in texts.items()]
+    rows = [
+        {
+            "caption_id": caption_id(clip, "dense", "hand"),
+            "clip_id": clip,
+            "shard": shard,
+            "style": "dense",
+            "model": "hand",
+            "text": text,
+            "flags": [],
+            "created_at": datetime.now(UTC),
+        }
+        for clip, (shard, text) in texts.items()
+    ]
     catalog.delete("captions", "clip_id IN (" + ", ".join(f"'{clip}'" for clip in texts) + ")")
     catalog.append("captions", rows)
     redecide(catalog)

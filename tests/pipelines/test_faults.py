@@ -6,13 +6,13 @@ import numpy as np
 import polars as pl
 import pytest
 import ray
-from makevideo import encode, shots
 
 from catalogs.check import problems
 from catalogs.tables import Catalog
 from datakit import config
 from datakit.errors import CatalogError, ConfigError
 from faulty import STAGE_CODE
+from makevideo import encode, shots
 from pipelines import clip_files, ingest_run
 from pipelines.ingest import ingest
 from pipelines.runner import NODE_ATTEMPTS, _Pool
@@ -30,7 +30,9 @@ def settings(*sets: str) -> Settings:
 def plant(monkeypatch, module, target: str) -> None:
     """Videos go through the tool `target` instead."""
     made = module.make_flow
-    monkeypatch.setattr(module, "make_flow", lambda session, tool, *rest: made(session, replace(tool, target=target), *rest))
+    monkeypatch.setattr(
+        module, "make_flow", lambda session, tool, *rest: made(session, replace(tool, target=target), *rest)
+    )
 
 
 def videos_named(folder, names) -> None:
@@ -78,7 +80,8 @@ def test_faults_in_an_actor(tmp_path, ray_address, monkeypatch, attempts):
     failed = clips.filter(pl.col("status") == "quarantined")
     found = {row["uri"].rsplit("/", 1)[1].split(".")[0]: row["errors"] for row in failed.iter_rows(named=True)}
     assert {name: [(e["stage"], e["kind"]) for e in errors] for name, errors in found.items()} == {
-        name: [("ocr", kind)] for name, kind in KINDS.items()}
+        name: [("ocr", kind)] for name, kind in KINDS.items()
+    }
     assert failed.height == 4 and failed["ocr_area"].null_count() == 4 and failed["motion"].null_count() == 0
     others = clips.filter(pl.col("status") != "quarantined")
     assert others.height == 7 and others["ocr_area"].to_list() == [0.25] * 7  # the neighbours, same batch or not
@@ -87,7 +90,9 @@ def test_faults_in_an_actor(tmp_path, ray_address, monkeypatch, attempts):
     assert not list(problems(catalog))
 
     monkeypatch.undo()
-    again = ingest([str(folder), str(tmp_path / "more")], str(tmp_path / "c"), settings(*QUICK), ray_address, retry_failed=True)
+    again = ingest(
+        [str(folder), str(tmp_path / "more")], str(tmp_path / "c"), settings(*QUICK), ray_address, retry_failed=True
+    )
     assert again.funnel.quarantined == 0 and catalog.clips().collect()["ocr_area"].null_count() == 0
 
 
@@ -107,13 +112,17 @@ def test_faults_in_each_stage_of_the_pass(tmp_path, ray_address, monkeypatch):
     catalog = Catalog(str(tmp_path / "c"))
     rows = by_name(catalog)
     assert {n: (rows[n]["error_stage"], rows[n]["error_kind"]) for n in ("shots", "division")} == {
-        "shots": ("shots", "stage"), "division": ("decode", "stage")}
+        "shots": ("shots", "stage"),
+        "division": ("decode", "stage"),
+    }
     grid = [name for name in STAGE_CODE if name not in ("shots", "division")]
     clips = catalog.clips().collect()
     for name in grid:
         own = clips.filter(pl.col("uri").str.ends_with(f"/{name}.mp4"))
         assert own["status"].to_list() == ["quarantined"] * 3 and own["reasons"].to_list() == [[name]] * 3
-        assert own.select(pl.col(c).null_count() for c in STAGES[name].columns).row(0) == (3,) * len(STAGES[name].columns)
+        assert own.select(pl.col(c).null_count() for c in STAGES[name].columns).row(0) == (3,) * len(
+            STAGES[name].columns
+        )
     assert report.funnel.clip_errors == dict.fromkeys(grid, 3) and report.funnel.videos_quarantined == 2
     assert report.funnel.clips == 3 * (1 + len(grid)) and report.funnel.quarantined == 3 * len(grid)
     assert not list(problems(catalog))
@@ -122,7 +131,9 @@ def test_faults_in_each_stage_of_the_pass(tmp_path, ray_address, monkeypatch):
 def test_faults_while_writing_clips(tmp_path, ray_address, monkeypatch, attempts):
     videos_named(tmp_path / "in", ["a", "segv", "raise"])
     plant(monkeypatch, clip_files, "faulty:faulty_files")
-    report = ingest([str(tmp_path / "in")], str(tmp_path / "c"), settings("ocr.enabled=false", "clips=cut", *QUICK), ray_address)
+    report = ingest(
+        [str(tmp_path / "in")], str(tmp_path / "c"), settings("ocr.enabled=false", "clips=cut", *QUICK), ray_address
+    )
     catalog = Catalog(str(tmp_path / "c"))
     clips = catalog.clips().collect()
     kept = clips.filter(pl.col("uri").str.ends_with("/a.mp4"))
@@ -166,8 +177,15 @@ def test_a_worker_that_is_lost_while_it_starts_is_replaced(tmp_path, footage, ra
 
     monkeypatch.setattr(_Pool, "want", want)
     most = NODE_ATTEMPTS - 1
-    report = ingest([str(footage["bikes.mp4"])], str(tmp_path / "c"), settings("recipe=technical", "ocr.enabled=false"), ray_address)
+    report = ingest(
+        [str(footage["bikes.mp4"])], str(tmp_path / "c"), settings("recipe=technical", "ocr.enabled=false"), ray_address
+    )
     assert len(lost) == most and report.funnel.videos_ok == 1 and report.funnel.clips > 3
     most, lost[:] = 100, []
     with pytest.raises(ConfigError, match=f"could not start, {NODE_ATTEMPTS} times"):
-        ingest([str(footage["bikes.mp4"])], str(tmp_path / "d"), settings("recipe=technical", "ocr.enabled=false"), ray_address)
+        ingest(
+            [str(footage["bikes.mp4"])],
+            str(tmp_path / "d"),
+            settings("recipe=technical", "ocr.enabled=false"),
+            ray_address,
+        )

@@ -8,16 +8,16 @@ import cv2
 import numpy as np
 import polars as pl
 import pytest
-from compare import assert_same_scores, differences
-from films import part_of
-from makevideo import encode, moving, shots, texture
 
 from catalogs.check import problems
 from catalogs.funnel import funnel
 from catalogs.relink import relink
 from catalogs.tables import Catalog
+from compare import assert_same_scores, differences
 from datakit import config
 from datakit.errors import ConfigError
+from films import part_of
+from makevideo import encode, moving, shots, texture
 from pipelines.ingest import ingest
 from pipelines.score import score
 from pipelines.settings import Settings
@@ -34,7 +34,9 @@ def corpus(folder, count: int = 4) -> list:
     for i in range(count):
         frames = shots([50 + i, 60, 55], 240, 320)
         moved = [np.roll(f, 2 * j + 7 * i, 1) for j, f in enumerate(frames)]
-        made.append(encode(folder / f"v{i}.mp4", moved, 25, pix_fmt="yuv420p", options={"crf": "20", "preset": "ultrafast"}))
+        made.append(
+            encode(folder / f"v{i}.mp4", moved, 25, pix_fmt="yuv420p", options={"crf": "20", "preset": "ultrafast"})
+        )
     return made
 
 
@@ -79,11 +81,15 @@ def test_every_odd_source_is_processed_or_quarantined(tmp_path, ray_address, foo
     folder.mkdir()
     tiny = shots([30, 40], 96, 128)
     ok = {
-        "with space.mp4": dict(), "-dash.mp4": dict(), "ünï–名.mp4": dict(),
+        "with space.mp4": dict(),
+        "-dash.mp4": dict(),
+        "ünï–名.mp4": dict(),
         "offset.mkv": dict(time_base=Fraction(1, 1000), pts=[5000 + 40 * i for i in range(70)]),
         "vfr.mkv": dict(time_base=Fraction(1, 1000), pts=np.cumsum([0] + [20, 60, 40] * 30)[:70].tolist()),
         "vp9.webm": dict(codec="libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8"}),
-        "hevc10.mp4": dict(codec="libx265", pix_fmt="yuv444p10le", options={"x265-params": "log-level=none", "preset": "ultrafast"}),
+        "hevc10.mp4": dict(
+            codec="libx265", pix_fmt="yuv444p10le", options={"x265-params": "log-level=none", "preset": "ultrafast"}
+        ),
         "av1.mkv": dict(codec="libsvtav1", options={"preset": "12"}),
         "turned.mp4": dict(rotation=90),
     }
@@ -100,7 +106,9 @@ def test_every_odd_source_is_processed_or_quarantined(tmp_path, ray_address, foo
     good = footage["bikes.mp4"].read_bytes()
     moov_first = good.index(b"moov") < good.index(b"mdat")
     bad = {
-        "empty.mp4": (b"", "empty"), "text.mp4": (b"not a video\n" * 500, "not_media"), "random.mp4": (np.random.default_rng(3).bytes(20_000), None),
+        "empty.mp4": (b"", "empty"),
+        "text.mp4": (b"not a video\n" * 500, "not_media"),
+        "random.mp4": (np.random.default_rng(3).bytes(20_000), None),
         "truncated.mp4": (good[: len(good) // 2], "truncated" if moov_first else "not_media"),
     }
     for name, (content, _) in bad.items():
@@ -109,7 +117,10 @@ def test_every_odd_source_is_processed_or_quarantined(tmp_path, ray_address, foo
     bad["sound.mp4"] = (None, "no_video")
 
     report = ingest([str(folder)], str(tmp_path / "c"), FAST, ray_address)
-    rows = {r["uris"][0]["uri"].rsplit("/", 1)[1]: r for r in Catalog(str(tmp_path / "c")).scan("videos").collect().to_dicts()}
+    rows = {
+        r["uris"][0]["uri"].rsplit("/", 1)[1]: r
+        for r in Catalog(str(tmp_path / "c")).scan("videos").collect().to_dicts()
+    }
     assert len(rows) == report.counts["sources"] == len(ok) + 5 + len(bad)
     for name, row in rows.items():
         if name in bad:
@@ -151,10 +162,24 @@ def _sound(path) -> None:
 def test_score_reproduces_the_scores_of_ingest(tmp_path, ray_address, footage):
     folder = tmp_path / "in"
     folder.mkdir()
-    encode(folder / "vfr.mkv", moving(240, 426, 25, 5, lambda t: [[1, 0, 0.2 * t], [0, 1, 0.1 * t]]), 25, time_base=Fraction(1, 1000),
-           pts=np.cumsum([0] + [20, 60, 40] * 50)[:125].tolist(), pix_fmt="yuv420p", options={"crf": "20", "g": "20"})
-    encode(folder / "offset.mp4", moving(240, 426, 30, 12, lambda t: [[1, 0, 0.1 * t], [0, 1, 0]]), 30, time_base=Fraction(1, 15360),
-           pts=[9000 + 512 * i for i in range(360)], pix_fmt="yuv420p", options={"crf": "20", "g": "40"})
+    encode(
+        folder / "vfr.mkv",
+        moving(240, 426, 25, 5, lambda t: [[1, 0, 0.2 * t], [0, 1, 0.1 * t]]),
+        25,
+        time_base=Fraction(1, 1000),
+        pts=np.cumsum([0] + [20, 60, 40] * 50)[:125].tolist(),
+        pix_fmt="yuv420p",
+        options={"crf": "20", "g": "20"},
+    )
+    encode(
+        folder / "offset.mp4",
+        moving(240, 426, 30, 12, lambda t: [[1, 0, 0.1 * t], [0, 1, 0]]),
+        30,
+        time_base=Fraction(1, 15360),
+        pts=[9000 + 512 * i for i in range(360)],
+        pix_fmt="yuv420p",
+        options={"crf": "20", "g": "40"},
+    )
     root = str(tmp_path / "c")
     ingest([str(folder), *map(str, footage.values())], root, settings("recipe=default"), ray_address)
     catalog = Catalog(root)
@@ -176,7 +201,9 @@ def test_a_stage_switched_on_later_fills_its_columns_only(tmp_path, ray_address)
     report = ingest([str(tmp_path / "in")], root, settings(), ray_address)
     after = catalog.finished_clips().sort("clip_id").collect()
     assert report.counts["ok"] == 0 and after["ocr_area"].null_count() == 0
-    assert before.drop("ocr_area", "ocr_boxes", "stage_versions").equals(after.drop("ocr_area", "ocr_boxes", "stage_versions"))
+    assert before.drop("ocr_area", "ocr_boxes", "stage_versions").equals(
+        after.drop("ocr_area", "ocr_boxes", "stage_versions")
+    )
     assert "decode" in report.stage_cpu_s and "ocr" in report.stage_cpu_s
 
 
@@ -216,7 +243,9 @@ def test_changed_content_at_a_known_address_is_quarantined(tmp_path, ray_address
     assert accepted.funnel.videos_ok == 2 and accepted.funnel.quarantine == {}
     catalog = Catalog(root)
     assert sorted(len(u) for u in catalog.scan("videos").collect()["uris"]) == [0, 1]
-    assert score(root, settings(), ["motion"], redo=True, ray=ray_address)["clips_with_errors"] == 3  # those of the old content
+    assert (
+        score(root, settings(), ["motion"], redo=True, ray=ray_address)["clips_with_errors"] == 3
+    )  # those of the old content
 
 
 def test_relink_follows_moved_sources(tmp_path, ray_address):
@@ -250,7 +279,11 @@ def test_list_columns_reach_the_catalog(tmp_path, ray_address):
     root = str(tmp_path / "c")
     ingest([str(tmp_path / "in" / "l.csv")], root, FAST, ray_address)
     row = Catalog(root).clips().collect().row(0, named=True)
-    assert (row["license"], row["source_caption"], json.loads(row["extra"])) == ("CC-BY", "three colours", {"rating": "7"})
+    assert (row["license"], row["source_caption"], json.loads(row["extra"])) == (
+        "CC-BY",
+        "three colours",
+        {"rating": "7"},
+    )
 
 
 @pytest.mark.parametrize("mode", ["cut", "copy"])
@@ -264,7 +297,9 @@ def test_kept_clips_become_files(tmp_path, ray_address, mode):
     catalog = Catalog(root)
     kept = catalog.clips().filter(pl.col("status") == "kept").collect()
     assert kept.height == report.funnel.kept > 0 and not list(problems(catalog))
-    assert report.clip_files["files"] == kept["path"].count() and report.clip_files["without"] == kept["path"].null_count()
+    assert (
+        report.clip_files["files"] == kept["path"].count() and report.clip_files["without"] == kept["path"].null_count()
+    )
     assert report.clip_files["lost_frames"] == kept["lost_start"].sum() + kept["lost_end"].sum()
     for row in kept.iter_rows(named=True):
         if row["path"] is None:
@@ -291,7 +326,8 @@ def test_rules_over_stages_of_later_pipelines_leave_clips_pending(tmp_path, ray_
     corpus(tmp_path / "in", 1)
     (tmp_path / "r.yaml").write_text(
         "name: r\ndescription: d\nrules:\n  - {name: aesthetic, keep: aesthetic >= 4.5, source: test}\n"
-        "  - {name: motion, keep: motion >= 1, source: test}\n")
+        "  - {name: motion, keep: motion >= 1, source: test}\n"
+    )
     report = ingest([str(tmp_path / "in")], str(tmp_path / "c"), settings(f"recipe={tmp_path}/r.yaml"), ray_address)
     assert report.funnel.pending_on == {"aesthetic": 3} and (report.funnel.pending, report.funnel.kept) == (3, 0)
 
@@ -307,7 +343,12 @@ def test_long_videos_in_segments_give_the_same_catalog(tmp_path, ray_address, fi
     catalogs = []
     for threads in (1, 2):
         root = str(tmp_path / f"c{threads}")
-        ingest([str(part)], root, settings("ocr.enabled=false", "recipe=technical", f"runner.threads={threads}"), ray_address)
+        ingest(
+            [str(part)],
+            root,
+            settings("ocr.enabled=false", "recipe=technical", f"runner.threads={threads}"),
+            ray_address,
+        )
         catalogs.append(Catalog(root))
     assert catalogs[0].finished_clips().collect().height > 15
     assert differences(*catalogs) == []
@@ -332,12 +373,17 @@ def test_scoring_what_is_gone_or_changed_loses_no_score(tmp_path, ray_address):
     (tmp_path / "away").rename(b)
     assert score(root, settings(), ["motion"], redo=True, ray=ray_address)["clips_with_errors"] == 0
     after = catalog.finished_clips().sort("clip_id").collect()
-    assert after["motion"].to_list() == pytest.approx(before["motion"].to_list(), rel=1e-3) and after["errors"].list.len().sum() == 0
+    assert (
+        after["motion"].to_list() == pytest.approx(before["motion"].to_list(), rel=1e-3)
+        and after["errors"].list.len().sum() == 0
+    )
 
 
 def test_a_damaged_stretch_quarantines_the_clips_on_it(tmp_path, ray_address):
     frames = [np.roll(f, 2 * j, 1) for j, f in enumerate(shots([60, 60, 60], 240, 320))]
-    video = encode(tmp_path / "v.mp4", frames, 25, pix_fmt="yuv420p", options={"crf": "20", "preset": "ultrafast", "g": "20"})
+    video = encode(
+        tmp_path / "v.mp4", frames, 25, pix_fmt="yuv420p", options={"crf": "20", "preset": "ultrafast", "g": "20"}
+    )
     with av.open(str(video)) as container:
         packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
     content = bytearray(video.read_bytes())
@@ -357,7 +403,12 @@ def test_nsfw_is_the_packages_own_score(tmp_path, ray_address, footage):
     from datakit.video.decode import VideoReader
 
     root = str(tmp_path / "c")
-    ingest([str(footage["bikes.mp4"])], root, settings("ocr.enabled=false", "nsfw.enabled=true", "recipe=technical"), ray_address)
+    ingest(
+        [str(footage["bikes.mp4"])],
+        root,
+        settings("ocr.enabled=false", "nsfw.enabled=true", "recipe=technical"),
+        ray_address,
+    )
     clips = Catalog(root).clips().sort("start_frame").collect()
     assert clips["nsfw"].is_null().to_list() == [False] * 5 + [True]  # 8 frames, none of them on the grid
     assert clips["nsfw"].max() < 0.2  # people on bicycles

@@ -19,8 +19,13 @@ def child():
 
 @pytest.mark.parametrize(
     "payload, kind, words",
-    [("segv", ErrorKind.CRASH, "SIGSEGV"), ("loop", ErrorKind.TIMEOUT, "no progress"), ("memory", ErrorKind.OUT_OF_MEMORY, "memory"),
-     ("raise", ErrorKind.STAGE, "planted"), ("exit", ErrorKind.CRASH, "code 3")],
+    [
+        ("segv", ErrorKind.CRASH, "SIGSEGV"),
+        ("loop", ErrorKind.TIMEOUT, "no progress"),
+        ("memory", ErrorKind.OUT_OF_MEMORY, "memory"),
+        ("raise", ErrorKind.STAGE, "planted"),
+        ("exit", ErrorKind.CRASH, "code 3"),
+    ],
 )
 def test_a_fault_fails_its_payload_and_the_next_one_works(child, payload, kind, words):
     items = list(child.stream(payload))

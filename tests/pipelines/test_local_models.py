@@ -10,21 +10,30 @@ from typing import NamedTuple
 
 import polars as pl
 import pytest
+
 import vlm
 import walls
-from endpoint import running
-from walls import CLIPS, EVERYWHERE, captions, settings
-
 from catalogs.tables import Catalog
+from endpoint import running
 from pipelines.backends import Reply, Request, make_engine
 from pipelines.backends.local import LocalModel
 from pipelines.backends.messages import video_metadata
 from pipelines.backends.transformers_engine import BAD_VIDEO
 from pipelines.caption import caption, refine
+from walls import CLIPS, EVERYWHERE, captions, settings
 
 TOKENS = 64
-SAME = ("caption.dtype=float32", "caption.max_tokens=24", "caption.max_num_seqs=4", "caption.input=images", "caption.frames=2",
-        "caption.styles=[short]", "caption.max_model_len=2048", "caption.kv_cache_gb=0.0625", "caption.language=null")
+SAME = (
+    "caption.dtype=float32",
+    "caption.max_tokens=24",
+    "caption.max_num_seqs=4",
+    "caption.input=images",
+    "caption.frames=2",
+    "caption.styles=[short]",
+    "caption.max_model_len=2048",
+    "caption.kv_cache_gb=0.0625",
+    "caption.language=null",
+)
 """What the captions of all backends are made with."""
 
 
@@ -73,9 +82,12 @@ def questions() -> list[Request]:
     """Of text, of one image and of several; with and without a system message and a conversation after it."""
     asked = [
         Request(
-            f"images {i}", f"Describe these images, number {i}.",
+            f"images {i}",
+            f"Describe these images, number {i}.",
             frames=[vlm.picture((40 * i, 200, 60), seed=10 * i + j) for j in range(i % 4 + 1)],
-            times=[0.5 * j for j in range(i % 4 + 1)], duration_s=3.0, system="You are a helpful assistant." if i % 2 else None,
+            times=[0.5 * j for j in range(i % 4 + 1)],
+            duration_s=3.0,
+            system="You are a helpful assistant." if i % 2 else None,
         )
         for i in range(6)
     ]
@@ -94,13 +106,19 @@ def film(key: str, times: list[float], duration_s: float) -> Request:
 def test_same_tokens_in_process_from_a_server_and_from_transformers(vllm, transformers, unbroken):
     by_vllm, by_transformers = vlm.ask(vllm, questions()), vlm.ask(transformers, questions())
     assert len({reply.text for reply in by_vllm.values()}) == len(by_vllm)  # each looked at its own pictures
-    assert all(reply.error is None and reply.output_tokens == TOKENS and reply.finish == "length" for reply in by_vllm.values())
+    assert all(
+        reply.error is None and reply.output_tokens == TOKENS and reply.finish == "length" for reply in by_vllm.values()
+    )
     assert by_vllm == unbroken == by_transformers
 
 
 def test_same_tokens_of_video_which_knows_the_times(vllm, transformers):
     halves = [0.5 * i for i in range(8)]
-    asked = [film("halves", halves, 4.0), film("slow", [0.1 + 1.25 * i for i in range(8)], 10.3), film("odd", halves[:7], 3.5)]
+    asked = [
+        film("halves", halves, 4.0),
+        film("slow", [0.1 + 1.25 * i for i in range(8)], 10.3),
+        film("odd", halves[:7], 3.5),
+    ]
     assert vllm.takes_video and transformers.takes_video
     by_vllm = vlm.ask(vllm, asked)
     assert by_vllm == vlm.ask(transformers, asked)
@@ -108,7 +126,8 @@ def test_same_tokens_of_video_which_knows_the_times(vllm, transformers):
 
 
 def test_requests_join_while_others_run(vllm):
-    """A long prompt leaves room for 8 tokens: those who bring one come after the first request and are ready before it."""
+    """A long prompt leaves room for 8 tokens: those who bring one come after the first request and are ready before
+    it."""
     around = vlm.ask(vllm, [Request("around", "~")])["around"].input_tokens - 1
     first = Request("first", "Describe the lake.")
     short = [Request(f"late {i}", str(i) + "~" * (2039 - around)) for i in range(3)]  # a token each
@@ -139,7 +158,9 @@ def test_video_metadata_says_the_times_exactly():
     metadata = VideoMetadata(**video_metadata(film("f", [0.04, 0.54, 1.127, 4.0], 4.5)))
     assert metadata.timestamps == [0.04, 0.54, 1.127, 4.0]
     assert metadata.sampled_fps == pytest.approx(4 / 4.5)
-    assert VideoMetadata(**video_metadata(film("f", [0.0, 2.0], 0.0))).duration == pytest.approx(2.0, abs=0.01)  # duration unknown
+    assert VideoMetadata(**video_metadata(film("f", [0.0, 2.0], 0.0))).duration == pytest.approx(
+        2.0, abs=0.01
+    )  # duration unknown
 
 
 def test_what_models_take_is_read_off_template_and_processor(tiny_vlm, smollm2, tmp_path):
@@ -151,7 +172,10 @@ def test_what_models_take_is_read_off_template_and_processor(tiny_vlm, smollm2, 
         folders[family] = vlm.build_tiny_vlm(tmp_path / family, family)
     models = {name: LocalModel({"model": str(folder), "backend": "vllm"}) for name, folder in folders.items()}
     assert {name: (model.takes_pictures, model.takes_video) for name, model in models.items()} == {
-        "qwen3": (True, True), "no video": (True, False), "text": (False, False), **{family: (True, True) for family in BAD_VIDEO},
+        "qwen3": (True, True),
+        "no video": (True, False),
+        "text": (False, False),
+        **{family: (True, True) for family in BAD_VIDEO},
     }
     for family in BAD_VIDEO:  # transformers places the text after a video wrongly
         assert not make_engine(vlm.options("transformers", folders[family])).takes_video
@@ -160,10 +184,17 @@ def test_what_models_take_is_read_off_template_and_processor(tiny_vlm, smollm2, 
 def test_models_that_cannot_start_say_why_in_one_line(tiny_vlm, smollm2, tmp_path):
     bare = shutil.copytree(tiny_vlm, tmp_path / "no-weights")
     (bare / "model.safetensors").unlink()
-    wrong = {tmp_path / "nowhere": "no such folder", tmp_path: "no config.json", bare: "safetensors", smollm2: "takes text only"}
+    wrong = {
+        tmp_path / "nowhere": "no such folder",
+        tmp_path: "no config.json",
+        bare: "safetensors",
+        smollm2: "takes text only",
+    }
     for folder, cause in wrong.items():
         vlm.assert_down(lambda: make_engine(vlm.options("transformers", folder)), str(folder), cause)
-    vlm.assert_down(lambda: vlm.EngineApart(vlm.options("vllm", tiny_vlm, kv_cache_gb=0.0001)), str(tiny_vlm), "kv_cache_gb")
+    vlm.assert_down(
+        lambda: vlm.EngineApart(vlm.options("vllm", tiny_vlm, kv_cache_gb=0.0001)), str(tiny_vlm), "kv_cache_gb"
+    )
 
 
 def test_a_real_model_answers_sensibly(smollm2):
@@ -206,10 +237,18 @@ class Killed(NamedTuple):
 
 @pytest.fixture(scope="module")
 def killed(vllm_server, unbroken, ingested, tmp_path_factory, ray_address) -> Killed:
-    """An engine and a caption run in a process of its own, both with requests under way when the server is killed; it comes back."""
+    """An engine and a caption run in a process of its own, both with requests under way when the server is killed; it
+    comes back."""
     root = str(shutil.copytree(ingested, tmp_path_factory.mktemp("killed") / "c"))
-    run = walls.start(root, ray_address, f"caption.base_url={vllm_server.url}", f"caption.model={vllm_server.name}",
-                      "caption.patience_s=200", "caption.requests_per_minute=200", *SAME)  # slow enough to be killed in time
+    run = walls.start(
+        root,
+        ray_address,
+        f"caption.base_url={vllm_server.url}",
+        f"caption.model={vllm_server.name}",
+        "caption.patience_s=200",
+        "caption.requests_per_minute=200",
+        *SAME,
+    )  # slow enough to be killed in time
     while captions(root).height < 3 and run.poll() is None:
         time.sleep(0.2)
     engine = vlm.at_endpoint(vllm_server.url, max_tokens=TOKENS, max_num_seqs=2, patience_s=200.0)
@@ -261,7 +300,9 @@ def test_a_small_real_model_rewrites_captions(root, smollm2, ray_address):
     with running(say=lambda *_: said) as server:
         asking = settings("caption.backend=openai", f"caption.base_url={server.url}", "caption.model=m")
         caption(root, asking, f"clip_id = '{clips[0]}'", ray=ray_address)
-    refining = settings("refine.backend=transformers", f"refine.model={smollm2}", "refine.dtype=float32", "refine.max_tokens=64")
+    refining = settings(
+        "refine.backend=transformers", f"refine.model={smollm2}", "refine.dtype=float32", "refine.max_tokens=64"
+    )
     assert refine(root, refining, EVERYWHERE, ray=ray_address).captions == 1
     original, refined = (captions(root).filter(style=style).row(0, named=True) for style in ("dense", "refined"))
     assert refined["made_from"] == original["caption_id"] and original["original"] == said

@@ -26,8 +26,13 @@ def test_ten_minutes_take_what_one_minute_takes(tmp_path):
     """All pictures of the long video's grid would be 290 MB."""
     frames = moving(240, 320, 4, 30, lambda t: [[1, 0, 0.05 * t], [0, 1, 0]])
     for name, repeats in (("one.mp4", 2), ("ten.mp4", 20)):
-        encode(tmp_path / name, (f for _ in range(repeats) for f in (frames + frames[::-1])[:120]), 4, pix_fmt="yuv420p",
-               options={"crf": "30", "preset": "ultrafast", "g": "60"})
+        encode(
+            tmp_path / name,
+            (f for _ in range(repeats) for f in (frames + frames[::-1])[:120]),
+            4,
+            pix_fmt="yuv420p",
+            options={"crf": "30", "preset": "ultrafast", "g": "60"},
+        )
     few, short = peak_mib(tmp_path / "one.mp4")
     many, long = peak_mib(tmp_path / "ten.mp4")
     assert many > 5 * few and long - short < 30, (short, long)

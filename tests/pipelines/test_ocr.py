@@ -3,9 +3,9 @@
 import cv2
 import numpy as np
 import pytest
+
 from makevideo import encode, texture
 from ocr_savings import savings
-
 from pipelines.jobs import ClipBatch, PassJob
 from pipelines.stages.ocr import Ocr, crop, is_flat, network_size
 from pipelines.video_pass import analyse
@@ -29,7 +29,15 @@ def card(height: int, lines: list[str], scale: float = 1.0) -> tuple[np.ndarray,
     covered = 0
     for i, line in enumerate(lines):
         (w, h), base = cv2.getTextSize(line, cv2.FONT_HERSHEY_SIMPLEX, size, thick)
-        cv2.putText(image, line, (round(width * 0.06), round(height * (0.25 + 0.22 * i))), cv2.FONT_HERSHEY_SIMPLEX, size, (230, 230, 230), thick)
+        cv2.putText(
+            image,
+            line,
+            (round(width * 0.06), round(height * (0.25 + 0.22 * i))),
+            cv2.FONT_HERSHEY_SIMPLEX,
+            size,
+            (230, 230, 230),
+            thick,
+        )
         covered += w * (h + base)
     return image, covered / (width * height)
 
@@ -51,7 +59,11 @@ def test_the_area_is_the_same_at_every_size(ocr, tmp_path):
         image, _ = card(height, ["READ THIS LINE", "AND THAT ONE", "THEN STOP"])
         image = image[:, : image.shape[1] // 2 * 2]
         video = encode(tmp_path / f"{height}.mp4", [image] * fps, fps, pix_fmt="yuv420p")
-        (batch,) = (item for item in analyse(PassJob("v", str(video), "0", 0, positions=(0.1, 0.5, 0.9))) if isinstance(item, ClipBatch))
+        (batch,) = (
+            item
+            for item in analyse(PassJob("v", str(video), "0", 0, positions=(0.1, 0.5, 0.9)))
+            if isinstance(item, ClipBatch)
+        )
         areas.append(ocr.run([{**batch.rows[0], "crop_width": None}], batch.images)[0]["ocr_area"])
     assert max(areas) <= 1.15 * min(areas) and min(areas) > 0.1, areas
 

@@ -3,9 +3,9 @@
 import cv2
 import numpy as np
 import pytest
+
 from makevideo import encode, moving, texture
 from oneclip import measure
-
 from pipelines.measure import GridSummary
 from pipelines.stages.phash import LEAST_CONTRAST, picture_hash
 
@@ -28,7 +28,9 @@ def frames() -> list[np.ndarray]:
 
 
 def make(path, frames, **options):
-    return measure(encode(path, frames, 24, pix_fmt="yuv420p", options={"crf": "20", "preset": "ultrafast"}, **options), STAGES).columns
+    return measure(
+        encode(path, frames, 24, pix_fmt="yuv420p", options={"crf": "20", "preset": "ultrafast"}, **options), STAGES
+    ).columns
 
 
 def test_copies_hash_alike_and_other_pictures_do_not(frames, tmp_path):
@@ -39,8 +41,12 @@ def test_copies_hash_alike_and_other_pictures_do_not(frames, tmp_path):
     for f in logo:
         f[20:60, 530:620] = 255
     copies = {
-        "small": [cv2.resize(f, (320, 180), interpolation=cv2.INTER_AREA) for f in frames], "grey": grey, "barred": barred, "logo": logo,
-        "cropped": [cv2.resize(f[9:-9, 16:-16], (640, 360)) for f in frames], "dim": [f // 3 for f in frames],
+        "small": [cv2.resize(f, (320, 180), interpolation=cv2.INTER_AREA) for f in frames],
+        "grey": grey,
+        "barred": barred,
+        "logo": logo,
+        "cropped": [cv2.resize(f[9:-9, 16:-16], (640, 360)) for f in frames],
+        "dim": [f // 3 for f in frames],
     }
     for name, copy in copies.items():
         assert distance(original, make(tmp_path / f"{name}.mp4", copy)) < 5, name

@@ -8,7 +8,14 @@ import pytest
 from datakit.errors import ConfigError
 from pipelines.prompting import FACTS, load_prompt, shipped_prompts
 
-MIRADATA = ["short_caption", "dense_caption", "main_object_caption", "background_caption", "camera_caption", "style_caption"]
+MIRADATA = [
+    "short_caption",
+    "dense_caption",
+    "main_object_caption",
+    "background_caption",
+    "camera_caption",
+    "style_caption",
+]
 
 
 @pytest.fixture
@@ -17,6 +24,7 @@ def write(tmp_path):
         path = tmp_path / name
         path.write_text(content, encoding="utf-8")
         return str(path)
+
     return write
 
 
@@ -35,16 +43,36 @@ def test_structured_asks_for_the_fields_of_miradata():
     assert all(f"- {name}:" in prompt.text and f'"{name}"' in prompt.text for name in MIRADATA)
 
 
-@pytest.mark.parametrize("word", [
-    "static", "pan left", "pan right", "tilt up", "tilt down", "zoom in", "zoom out", "dolly in", "truck left", "pedestal up",
-    "roll", "orbit", "handheld", "tracking", "close-up", "wide shot",
-])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "static",
+        "pan left",
+        "pan right",
+        "tilt up",
+        "tilt down",
+        "zoom in",
+        "zoom out",
+        "dolly in",
+        "truck left",
+        "pedestal up",
+        "roll",
+        "orbit",
+        "handheld",
+        "tracking",
+        "close-up",
+        "wide shot",
+    ],
+)
 def test_camera_knows_the_words_of_the_trade(word):
     assert word in load_prompt("camera").text
 
 
 def test_a_file_of_the_user(write):
-    file = write("---\nname: my-style_2\ndescription: mine\nsystem: Be brief.\nmin_words: 2\nmax_words: 9\n---\n\nWhat is this?\n")
+    file = write(
+        "---\nname: my-style_2\ndescription: mine\nsystem: Be brief.\nmin_words: 2\nmax_words: 9\n---\n\nWhat is "
+        "this?\n"
+    )
     prompt = load_prompt(file)
     assert (prompt.name, prompt.description, prompt.system) == ("my-style_2", "mine", "Be brief.")
     assert (prompt.text, prompt.schema, prompt.min_words, prompt.max_words) == ("What is this?", None, 2, 9)
@@ -57,21 +85,24 @@ def test_a_file_needs_no_front_matter(write):
     assert load_prompt(write("A line\n---\nand another", "rule.md")).text == "A line\n---\nand another"
 
 
-@pytest.mark.parametrize("content, message", [
-    ("---\nname: x\nText", "front matter has no end"),
-    ("---\nname: [\n---\nText", "not valid YAML"),
-    ("---\n- a\n---\nText", "must map keys to values"),
-    ("---\nsytem: x\n---\nText", "unknown key sytem in its front matter: did you mean system?"),
-    ("---\nmin_words: many\n---\nText", "min_words: .*integer"),
-    ("---\nmin_words: 9\nmax_words: 3\n---\nText", "min_words is larger"),
-    ("---\nname: a b\n---\nText", "letters, digits, - and _"),
-    ("---\nname: x\n---\n", "has no text"),
-    ("---\nname: x\n---", "has no text"),
-    ("Lasts {durration} seconds", r"no placeholder \{durration\}: did you mean \{duration\}"),
-    ("Of {wombat}", r"there are \{duration\}, \{caption\}, \{camera_motion\} \(braces as text: \{\{wombat\}\}\)"),
-    ("---\nschema: {type: objekt}\n---\nText", "no JSON schema: .*objekt"),
-    ("---\nschema: {type: array}\n---\nText", "must have `type: object`"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("---\nname: x\nText", "front matter has no end"),
+        ("---\nname: [\n---\nText", "not valid YAML"),
+        ("---\n- a\n---\nText", "must map keys to values"),
+        ("---\nsytem: x\n---\nText", "unknown key sytem in its front matter: did you mean system?"),
+        ("---\nmin_words: many\n---\nText", "min_words: .*integer"),
+        ("---\nmin_words: 9\nmax_words: 3\n---\nText", "min_words is larger"),
+        ("---\nname: a b\n---\nText", "letters, digits, - and _"),
+        ("---\nname: x\n---\n", "has no text"),
+        ("---\nname: x\n---", "has no text"),
+        ("Lasts {durration} seconds", r"no placeholder \{durration\}: did you mean \{duration\}"),
+        ("Of {wombat}", r"there are \{duration\}, \{caption\}, \{camera_motion\} \(braces as text: \{\{wombat\}\}\)"),
+        ("---\nschema: {type: objekt}\n---\nText", "no JSON schema: .*objekt"),
+        ("---\nschema: {type: array}\n---\nText", "must have `type: object`"),
+    ],
+)
 def test_what_is_wrong_with_a_file(write, content, message):
     with pytest.raises(ConfigError, match=message):
         load_prompt(write(content))
@@ -90,10 +121,13 @@ def test_names_that_are_not_there(tmp_path):
 
 
 def test_render_fills_in_facts_and_leaves_out_lines_about_unknown_ones(write):
-    prompt = load_prompt(write('First.\nIt lasts {duration} s.\nCamera: {camera_motion}.\nAs {"a": {"b": 1}} with {{duration}}.\n{ }'))
+    prompt = load_prompt(
+        write('First.\nIt lasts {duration} s.\nCamera: {camera_motion}.\nAs {"a": {"b": 1}} with {{duration}}.\n{ }')
+    )
     assert prompt.placeholders == {"duration", "camera_motion"}
     assert prompt.render(duration=3.96, camera_motion="pan left") == (
-        'First.\nIt lasts 4.0 s.\nCamera: pan left.\nAs {"a": {"b": 1}} with {duration}.\n{ }')
+        'First.\nIt lasts 4.0 s.\nCamera: pan left.\nAs {"a": {"b": 1}} with {duration}.\n{ }'
+    )
     assert prompt.render(duration=None, caption="unused") == 'First.\nAs {"a": {"b": 1}} with {duration}.\n{ }'
 
 
@@ -112,6 +146,11 @@ def test_hash_is_of_what_is_sent():
     assert len(prompt.hash) == 16 and int(prompt.hash, 16) >= 0 and prompt.hash == load_prompt("structured").hash
     same = replace(prompt, name="other", description="other", min_words=3, max_words=4)
     assert same.hash == prompt.hash
-    others = [replace(prompt, text="x"), replace(prompt, system="x"), replace(prompt, system=None), replace(prompt, schema=None)]
+    others = [
+        replace(prompt, text="x"),
+        replace(prompt, system="x"),
+        replace(prompt, system=None),
+        replace(prompt, schema=None),
+    ]
     assert len({p.hash for p in (prompt, *others)}) == 5
     assert json.dumps(prompt.schema) and hash(prompt) == hash(load_prompt("structured"))

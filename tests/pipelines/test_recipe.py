@@ -8,7 +8,6 @@ from datakit.errors import ConfigError
 from pipelines.recipe import load_recipe, shipped_recipes
 
 
-
 def write(tmp_path, rules: str, levels: str = "") -> str:
     path = tmp_path / "mine.yaml"
     path.write_text(f"name: mine\ndescription: a test\n{levels}rules:\n{rules}")
@@ -34,20 +33,34 @@ def decided(recipe, frame) -> list[tuple]:
 def test_each_status_and_its_reasons(tmp_path):
     recipe = load_recipe(write(tmp_path, rule("a", "motion >= 1") + rule("b", "blur >= 5")))
     failed = {"stage": "ocr", "kind": "crash", "message": "x"}
-    frame = clips(motion=[2.0, 0.0, 0.0, 2.0, None, 2.0], blur=[9.0, 9.0, 1.0, None, 1.0, 9.0], errors=[[]] * 5 + [[failed]])
+    frame = clips(
+        motion=[2.0, 0.0, 0.0, 2.0, None, 2.0], blur=[9.0, 9.0, 1.0, None, 1.0, 9.0], errors=[[]] * 5 + [[failed]]
+    )
     assert decided(recipe, frame) == [
-        ("kept", [], 1), ("rejected", ["a"], 0), ("rejected", ["a", "b"], 0), ("pending", ["b"], 0), ("rejected", ["b"], 0),
+        ("kept", [], 1),
+        ("rejected", ["a"], 0),
+        ("rejected", ["a", "b"], 0),
+        ("pending", ["b"], 0),
+        ("rejected", ["b"], 0),
         ("quarantined", ["ocr"], 0),
     ]
 
 
 def test_nested_levels(tmp_path):
-    rules = "  - name: m\n    keep: {low: motion >= 1, high: motion >= 3}\n    source: test\n" + rule("b", "blur >= 5") + \
-        "  - name: top\n    keep: {high: aesthetic >= 5}\n    source: test\n"
+    rules = (
+        "  - name: m\n    keep: {low: motion >= 1, high: motion >= 3}\n    source: test\n"
+        + rule("b", "blur >= 5")
+        + "  - name: top\n    keep: {high: aesthetic >= 5}\n    source: test\n"
+    )
     recipe = load_recipe(write(tmp_path, rules, "levels: [low, high]\n"))
     frame = clips(motion=[0.0, 2.0, 4.0, 4.0, 4.0], blur=[9.0] * 5, aesthetic=[9.0, 9.0, 6.0, 4.0, None])
     assert [(s, level) for s, _, level in decided(recipe, frame)] == [
-        ("rejected", 0), ("kept", 1), ("kept", 2), ("kept", 1), ("kept", 1)]
+        ("rejected", 0),
+        ("kept", 1),
+        ("kept", 2),
+        ("kept", 1),
+        ("kept", 1),
+    ]
     assert recipe.waits_for({"motion", "quality"}) == {"top": "aesthetic"}
 
 
@@ -74,7 +87,8 @@ def test_technical_is_default_without_its_rule_on_text():
 
 
 @pytest.mark.parametrize(
-    "keep, words", [("motoin > 1", "did you mean motion"), ("motion >", "cannot read"), ("frobnicate(motion) > 1", "cannot read")]
+    "keep, words",
+    [("motoin > 1", "did you mean motion"), ("motion >", "cannot read"), ("frobnicate(motion) > 1", "cannot read")],
 )
 def test_bad_rules_are_named(tmp_path, keep, words):
     with pytest.raises(ConfigError, match=words):

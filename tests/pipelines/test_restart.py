@@ -8,13 +8,13 @@ import time
 
 import numpy as np
 import pytest
-from compare import differences
-from makevideo import encode, shots
 
 from catalogs.check import problems
 from catalogs.tables import Catalog
+from compare import differences
 from datakit import config
 from datakit.errors import CatalogError
+from makevideo import encode, shots
 from pipelines.ingest import ingest
 from pipelines.settings import Settings
 
@@ -47,7 +47,19 @@ def reference(sources, tmp_path_factory, ray_address):
 def start(sources, root: str, ray_address: str, code: str = "", *options: str) -> subprocess.Popen:
     """`datakit run ingest` in a process of its own, after `code`."""
     sets = [word for line in SETS for word in ("--set", line)]
-    arguments = ["datakit", "run", "ingest", *map(str, sources), "--catalog", root, "--ray", ray_address, "--json", *sets, *options]
+    arguments = [
+        "datakit",
+        "run",
+        "ingest",
+        *map(str, sources),
+        "--catalog",
+        root,
+        "--ray",
+        ray_address,
+        "--json",
+        *sets,
+        *options,
+    ]
     script = f"import sys\n{code}\nsys.argv = {arguments!r}\nfrom datakit.cli import main\nmain()"
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -81,7 +93,10 @@ def test_killed_at_ten_random_moments(sources, reference, tmp_path, ray_address)
     assert json.loads(out)["funnel"]["videos"] == 13
 
 
-KILL = "import os, signal\nfrom pipelines import ingest_run, ledger, decide\ndie = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
+KILL = (
+    "import os, signal\nfrom pipelines import ingest_run, ledger, decide\ndie = lambda *a, **k: "
+    "os.kill(os.getpid(), signal.SIGKILL)\n"
+)
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,15 @@ import json
 
 import av
 import pytest
-from compare import assert_same_scores
-from cutlists import assert_agrees, cli_cuts, cuts_of
-from films import SHARED_VIDEOS
-from ocr_savings import savings
-from oneclip import measure
 
 from catalogs.check import problems
 from catalogs.tables import Catalog
+from compare import assert_same_scores
+from cutlists import assert_agrees, cli_cuts, cuts_of
 from datakit.video.decode import VideoReader
+from films import SHARED_VIDEOS
+from ocr_savings import savings
+from oneclip import measure
 from pipelines.ingest import ingest
 from pipelines.jobs import DetectorOptions
 from pipelines.score import score
@@ -36,8 +36,16 @@ def test_agrees_with_scenedetect_on_a_long_screencast(shared_videos, tmp_path):
 
 @pytest.mark.parametrize("detector", ["adaptive", "content", "threshold"])
 @pytest.mark.parametrize(
-    "name", ["testvideo.mp4", "chaplin_borders.mp4", "pancake.mkv", "no_duration.webm", "hevc_10bit.mp4", "av1.mkv",
-             "rotated90.mov"],
+    "name",
+    [
+        "testvideo.mp4",
+        "chaplin_borders.mp4",
+        "pancake.mkv",
+        "no_duration.webm",
+        "hevc_10bit.mp4",
+        "av1.mkv",
+        "rotated90.mov",
+    ],
 )
 def test_agrees_with_scenedetect_on_shared_footage(shared_videos, tmp_path, name, detector):
     assert_agrees(shared_videos / name, detector, tmp_path)
@@ -58,8 +66,10 @@ def test_agrees_with_scenedetect_on_one_of_several_streams(shared_videos, tmp_pa
 def test_published_truth(shared_videos):
     truth = json.loads((shared_videos / "truth.json").read_text())
     settings = {
-        "content_default": DetectorOptions("content"), "content_threshold_30": DetectorOptions("content", threshold=30),
-        "adaptive_default": DetectorOptions(), "adaptive_threshold_5": DetectorOptions("adaptive", threshold=5),
+        "content_default": DetectorOptions("content"),
+        "content_threshold_30": DetectorOptions("content", threshold=30),
+        "adaptive_default": DetectorOptions(),
+        "adaptive_threshold_5": DetectorOptions("adaptive", threshold=5),
         "threshold_default": DetectorOptions("threshold"),
     }
     checked = 0

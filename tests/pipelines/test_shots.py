@@ -1,10 +1,10 @@
 """Cut lists equal PySceneDetect's own, and the truth where it is known."""
 
 import pytest
-from cutlists import assert_agrees, cuts_of
-from makevideo import encode, shots, texture
 
+from cutlists import assert_agrees, cuts_of
 from datakit.video.decode import VideoReader
+from makevideo import encode, shots, texture
 from pipelines.jobs import DetectorOptions
 from pipelines.stages.shots import ContentMeter, make_detector
 

@@ -47,7 +47,10 @@ def test_listing_streams(tmp_path):
 
 
 def test_lists_carry_their_columns_through(tree, tmp_path):
-    rows = [{"path": "b.mp4", "licence": "CC0", "text": "a bear", "score": 3}, {"path": str(tree / "a.MOV"), "licence": "", "text": None, "score": 4}]
+    rows = [
+        {"path": "b.mp4", "licence": "CC0", "text": "a bear", "score": 3},
+        {"path": str(tree / "a.MOV"), "licence": "", "text": None, "score": 4},
+    ]
     (tree / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
     pl.DataFrame(rows).write_csv(tree / "list.csv")
     pl.DataFrame(rows).write_parquet(tree / "list.parquet")
@@ -55,7 +58,10 @@ def test_lists_carry_their_columns_through(tree, tmp_path):
     for name in ("list.jsonl", "list.csv", "list.parquet"):
         first, second = sources([str(tree / name)])
         assert first.uri == str(tree / "b.mp4") and first.attributes["license"] == "CC0"
-        assert first.attributes["source_caption"] == "a bear" and float(json.loads(first.attributes["extra"])["score"]) == 3
+        assert (
+            first.attributes["source_caption"] == "a bear"
+            and float(json.loads(first.attributes["extra"])["score"]) == 3
+        )
         assert "license" not in second.attributes
     assert names(sources([str(tree / "list.txt")])) == ["b.mp4", "a.MOV"]
 
@@ -66,7 +72,9 @@ def test_missing_files_of_a_list_are_problems_of_their_own(tree):
     assert good.problem is None and bad.problem.kind == ErrorKind.UNREADABLE
 
 
-@pytest.mark.parametrize("text, words", [("a,b\n1,2\n", "no path column"), ("path\n\nx\n", None), ("path,b\n,2\n", "empty path")])
+@pytest.mark.parametrize(
+    "text, words", [("a,b\n1,2\n", "no path column"), ("path\n\nx\n", None), ("path,b\n,2\n", "empty path")]
+)
 def test_lists_without_paths_are_errors(tmp_path, text, words):
     (tmp_path / "l.csv").write_text(text)
     if words is None:
@@ -107,12 +115,20 @@ def test_object_stores_through_fsspec():
     assert [s.uri for s in found] == ["memory:///bucket/x/a.mp4", "memory:///bucket/x/b.mkv"]
     assert found[0].size == len(b"data of bucket/x/a.mp4") and identify(found[0])[1] is None
     fs.pipe("bucket/list.txt", b"x/a.mp4\nmemory://bucket/x/b.mkv\n")
-    assert [s.uri for s in sources(["memory://bucket/list.txt"])] == ["memory://bucket/x/a.mp4", "memory://bucket/x/b.mkv"]
+    assert [s.uri for s in sources(["memory://bucket/list.txt"])] == [
+        "memory://bucket/x/a.mp4",
+        "memory://bucket/x/b.mkv",
+    ]
 
 
 @pytest.mark.parametrize(
-    "name, content", [("l.jsonl", b'{"path": "a"}\n{"path": \n'), ("l.jsonl", b'"a.mp4"\n'), ("l.csv", b"path\n\xff\xfe\xe9.mp4\n"),
-                      ("l.parquet", b"not parquet")],
+    "name, content",
+    [
+        ("l.jsonl", b'{"path": "a"}\n{"path": \n'),
+        ("l.jsonl", b'"a.mp4"\n'),
+        ("l.csv", b"path\n\xff\xfe\xe9.mp4\n"),
+        ("l.parquet", b"not parquet"),
+    ],
 )
 def test_broken_lists_are_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)

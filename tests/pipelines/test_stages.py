@@ -8,10 +8,10 @@ import cv2
 import imageio_ffmpeg
 import numpy as np
 import pytest
-from makevideo import encode, moving, texture
-from oneclip import measure
 
 from datakit.video.decode import VideoReader
+from makevideo import encode, moving, texture
+from oneclip import measure
 from pipelines.stages.motion import Motion
 
 FORMATS = {"240p24": (240, 426, 24), "720p30": (720, 1280, 30), "1080p60": (1080, 1920, 60)}
@@ -20,7 +20,9 @@ DIAGONAL = math.hypot(240, 426) / 240  # in frame heights
 
 def make(tmp_path, name: str, move, seconds=1.2, **options):
     height, width, fps = FORMATS[name]
-    return encode(tmp_path / f"{name}.mp4", moving(height, width, fps, seconds, move), fps, pix_fmt="yuv420p", **options)
+    return encode(
+        tmp_path / f"{name}.mp4", moving(height, width, fps, seconds, move), fps, pix_fmt="yuv420p", **options
+    )
 
 
 def pan(percent_per_s: float, angle: float = 0.0):
@@ -58,14 +60,20 @@ def test_a_still_does_not_move(tmp_path):
 
 
 MOVES = {
-    "pan right": pan(12, 0.0), "pan left": pan(12, math.pi), "tilt down": pan(12, math.pi / 2), "tilt up": pan(12, -math.pi / 2),
-    "zoom in": lambda t: [[0.85**t, 0, 0], [0, 0.85**t, 0]], "zoom out": lambda t: [[1.15**t, 0, 0], [0, 1.15**t, 0]],
+    "pan right": pan(12, 0.0),
+    "pan left": pan(12, math.pi),
+    "tilt down": pan(12, math.pi / 2),
+    "tilt up": pan(12, -math.pi / 2),
+    "zoom in": lambda t: [[0.85**t, 0, 0], [0, 0.85**t, 0]],
+    "zoom out": lambda t: [[1.15**t, 0, 0], [0, 1.15**t, 0]],
     "roll": lambda t: [[math.cos(0.2 * t), -math.sin(0.2 * t), 0], [math.sin(0.2 * t), math.cos(0.2 * t), 0]],
     "complex": lambda t: [[0.87**t, 0, 0.15 * t], [0, 0.87**t, 0]],
 }
 
 
-@pytest.mark.parametrize("name, label", [*(("240p24", label) for label in MOVES), ("720p30", "pan right"), ("1080p60", "zoom in")])
+@pytest.mark.parametrize(
+    "name, label", [*(("240p24", label) for label in MOVES), ("720p30", "pan right"), ("1080p60", "zoom in")]
+)
 def test_camera_moves_are_named(tmp_path, name, label):
     assert measure(make(tmp_path, name, MOVES[label]), ["motion"]).columns["camera_motion"] == label
 
@@ -95,8 +103,21 @@ def test_motion_vmaf_is_ffmpegs_vmafmotion(tmp_path):
     """At 360 lines and 24 fps the definitions coincide."""
     path = encode(tmp_path / "m.mp4", moving(360, 640, 24, 3.0, pan(10.0, 0.7)), 24, pix_fmt="yuv420p")
     log = tmp_path / "motion.txt"
-    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-vf", f"vmafmotion=stats_file={log}", "-f", "null", "-"],
-                   check=True)
+    subprocess.run(
+        [
+            imageio_ffmpeg.get_ffmpeg_exe(),
+            "-v",
+            "error",
+            "-i",
+            str(path),
+            "-vf",
+            f"vmafmotion=stats_file={log}",
+            "-f",
+            "null",
+            "-",
+        ],
+        check=True,
+    )
     values = [float(v) for v in re.findall(r"motion:([\d.]+)", log.read_text())][1:]
     assert measure(path, ["motion_vmaf"]).columns["motion_vmaf"] == pytest.approx(np.mean(values), rel=0.02)
 
@@ -112,7 +133,9 @@ def with_bars(frames: list[np.ndarray], top: int, bottom: int, left: int, right:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("share", [(0.12, 0.12, 0, 0), (0, 0, 0.15, 0.15), (0.1, 0.2, 0.05, 0.1)], ids=["letterbox", "pillarbox", "both"])
+@pytest.mark.parametrize(
+    "share", [(0.12, 0.12, 0, 0), (0, 0, 0.15, 0.15), (0.1, 0.2, 0.05, 0.1)], ids=["letterbox", "pillarbox", "both"]
+)
 def test_bars_give_the_crop_box(tmp_path, name, share):
     height, width, fps = FORMATS[name]
     top, bottom = (round(s * height / 2) * 2 for s in share[:2])

@@ -9,16 +9,23 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from makevideo import encode, moving, texture
 
 from catalogs.tables import Catalog
 from datakit import config
 from datakit.errors import ConfigError
 from datakit.video.decode import VideoReader
+from makevideo import encode, moving, texture
 from pipelines.ingest import ingest
 from pipelines.score import score
 from pipelines.settings import Settings
-from pipelines.stages.technical_quality import Regression, TechnicalQuality, asymmetric_fit, brisque_features, luma, normalised
+from pipelines.stages.technical_quality import (
+    Regression,
+    TechnicalQuality,
+    asymmetric_fit,
+    brisque_features,
+    luma,
+    normalised,
+)
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "data" / "brisque_reference.json").read_text())
 """Made by the package's own code on numpy 2.2, with libsvm: tests/data/tools/make_brisque_reference.py says how."""
@@ -63,7 +70,8 @@ def test_the_regression_is_that_of_libsvm():
 
 @pytest.mark.parametrize("alpha, left, right", [(0.6, 1.0, 1.0), (1.0, 2.0, 1.0), (2.0, 1.0, 1.0), (2.0, 0.5, 3.0)])
 def test_the_fit_finds_the_distribution_that_was_drawn_from(alpha, left, right):
-    """Gamma variates to the power of 1/alpha, with signs: an asymmetric generalised Gaussian of scales `left`, `right`."""
+    """Gamma variates to the power of 1/alpha, with signs: an asymmetric generalised Gaussian of scales `left`,
+    `right`."""
     rng = np.random.default_rng(0)
     size = rng.gamma(1 / alpha, size=1_000_000) ** (1 / alpha)
     below = rng.random(size.size) < left / (left + right)
@@ -88,9 +96,14 @@ def jpeg(image: np.ndarray, level: int) -> np.ndarray:
 
 # Noise from 8 codes on: BRISQUE takes fainter grain on a soft picture for detail.
 @pytest.mark.parametrize("name", ["bikes.mp4 240", "bigbuckbunny.mp4 0"])
-@pytest.mark.parametrize("damage, levels", [
-    (blur, (0.6, 0.9, 1.2, 2, 3, 5)), (noise, (8, 16, 32, 64)), (jpeg, (80, 60, 40, 20, 10, 5)),
-])
+@pytest.mark.parametrize(
+    "damage, levels",
+    [
+        (blur, (0.6, 0.9, 1.2, 2, 3, 5)),
+        (noise, (8, 16, 32, 64)),
+        (jpeg, (80, 60, 40, 20, 10, 5)),
+    ],
+)
 def test_more_damage_lowers_the_score(stage, pictures, name, damage, levels):
     scores = [quality(stage, damage(pictures[name], level)) for level in levels]
     assert all(a > b + 0.01 for a, b in zip(scores, scores[1:])), scores
@@ -163,7 +176,9 @@ def test_ingest_and_score_agree_on_letterboxed_and_black_clips(tmp_path, ray_add
     values = {}
     for name, at_ingest in (("ingested", True), ("scored", False)):
         root = str(tmp_path / name)
-        settings = config.load(Settings, None, ["ocr.enabled=false", "recipe=technical", f"technical_quality.enabled={at_ingest}"])
+        settings = config.load(
+            Settings, None, ["ocr.enabled=false", "recipe=technical", f"technical_quality.enabled={at_ingest}"]
+        )
         ingest([str(tmp_path / "in")], root, settings, ray_address)
         if not at_ingest:
             score(root, settings, ["technical_quality"], ray=ray_address)

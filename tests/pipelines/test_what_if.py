@@ -4,7 +4,6 @@ import random
 
 import polars as pl
 import pytest
-from rows import clip, video
 
 from catalogs.marks import mark
 from catalogs.tables import Catalog
@@ -12,6 +11,7 @@ from datakit.errors import ConfigError
 from pipelines.decide import decide, decide_and_record
 from pipelines.recipe import build, load_recipe
 from pipelines.what_if import Amount, what_if
+from rows import clip, video
 
 RULES = """name: mine
 description: a test
@@ -34,9 +34,17 @@ def catalog(tmp_path_factory):
     catalog.append("videos", [video(v, clip_count=10, codec=draw.choice(["h264", "hevc"])) for v in ids])
     failure = [{"stage": "ocr", "kind": "crash", "message": "x"}]
     clips = [
-        clip(v, start=i * 500, motion=draw.uniform(0, 10), blur=draw.uniform(0, 100), ocr_area=draw.choice([None, 0.1, 0.9]),
-             end_s=i * 10 + draw.uniform(1, 8), errors=failure if draw.random() < 0.05 else [])
-        for v in ids for i in range(10)
+        clip(
+            v,
+            start=i * 500,
+            motion=draw.uniform(0, 10),
+            blur=draw.uniform(0, 100),
+            ocr_area=draw.choice([None, 0.1, 0.9]),
+            end_s=i * 10 + draw.uniform(1, 8),
+            errors=failure if draw.random() < 0.05 else [],
+        )
+        for v in ids
+        for i in range(10)
     ]
     catalog.append("clips", [{**c, "start_s": i % 10 * 10.0} for i, c in enumerate(clips)])
     (folder / "spare.yaml").write_text(SPARE)
@@ -83,8 +91,15 @@ def test_it_counts_what_deciding_then_does(catalog, tmp_path, where):
     assert found.gained == amount(after[c] for c in chosen if after[c]["status"] == "kept" != before[c]["status"])
     assert found.lost == amount(after[c] for c in chosen if before[c]["status"] == "kept" != after[c]["status"])
     for depth, name in enumerate(("low", "high"), 1):
-        assert found.levels[name] == amount(after[c] for c in chosen if after[c]["status"] == "kept" and after[c]["level"] >= depth), name
-    assert found.gained.clips and found.lost.clips and found.outcome["pending"].clips and found.outcome["quarantined"].clips
+        assert found.levels[name] == amount(
+            after[c] for c in chosen if after[c]["status"] == "kept" and after[c]["level"] >= depth
+        ), name
+    assert (
+        found.gained.clips
+        and found.lost.clips
+        and found.outcome["pending"].clips
+        and found.outcome["quarantined"].clips
+    )
 
 
 def test_the_effect_of_a_rule_is_that_of_leaving_it_out(catalog, tmp_path):
@@ -94,8 +109,11 @@ def test_the_effect_of_a_rule_is_that_of_leaving_it_out(catalog, tmp_path):
         without = decided(catalog, tmp_path, load_recipe(path, without=[effect.rule]))
         assert effect.kept_without == amount(r for r in without.values() if r["status"] == "kept"), effect.rule
         alone = load_recipe(path, without=[r.rule for r in found.rules if r.rule != effect.rule])
-        rejected = catalog.clips(columns=["clip_id", "start_s", "end_s", "errors", *alone.columns()]).filter(
-            ~alone.levels[0][effect.rule], pl.col("errors").list.len() == 0).collect()
+        rejected = (
+            catalog.clips(columns=["clip_id", "start_s", "end_s", "errors", *alone.columns()])
+            .filter(~alone.levels[0][effect.rule], pl.col("errors").list.len() == 0)
+            .collect()
+        )
         assert effect.rejects == amount(rejected.iter_rows(named=True)), effect.rule
     assert sum(effect.only.clips for effect in found.rules) <= found.outcome["rejected"].clips + 15
 
@@ -105,7 +123,11 @@ def test_rules_on_the_command_line_replace_and_add(catalog):
     recipe = load_recipe(path, ["motion=motion between 2 and 9", "new = blur > 1"], ["codec"])
     assert [r.name for r in recipe.file.rules] == ["motion", "blur", "text", "new"]
     assert recipe.file.rules[0].keep == "motion between 2 and 9" and recipe.label != load_recipe(path).label
-    for rules, without, words in [(["motion"], [], "NAME=CONDITION"), ([], ["nope"], "no rule 'nope': it has motion"), (["a=motoin > 1"], [], "did you mean motion")]:
+    for rules, without, words in [
+        (["motion"], [], "NAME=CONDITION"),
+        ([], ["nope"], "no rule 'nope': it has motion"),
+        (["a=motoin > 1"], [], "did you mean motion"),
+    ]:
         with pytest.raises(ConfigError, match=words):
             load_recipe(path, rules, without)
 

@@ -9,23 +9,22 @@ from urllib.parse import unquote
 import numpy as np
 import polars as pl
 import pytest
-import tinyclip
-from browsing import until
-from makevideo import texture
 from playwright.sync_api import sync_playwright
-from samplecatalogs import FRAMES, HEIGHT, WIDTH, import_all, result_catalog, sample, with_split, write
-
 from typer.testing import CliRunner
 
+import tinyclip
+from browsing import until
 from catalogs.tables import Catalog, sql_list
 from datakit import config
 from datakit.cli import app
 from datakit.errors import CatalogError, ConfigError
+from makevideo import texture
 from pipelines.decide import decide_and_record
 from pipelines.embedding import mark_of
 from pipelines.recipe import RecipeFile, Rule, build
 from pipelines.score import score
 from pipelines.settings import Settings
+from samplecatalogs import FRAMES, HEIGHT, WIDTH, import_all, result_catalog, sample, with_split, write
 from sampler.evaluate import Evaluation, evaluate_samples
 from sampler.evaluate.preference import make_pairs, votes_of
 from sampler.evaluate.sets import read_sets
@@ -55,10 +54,32 @@ def training(tmp_path_factory, tiny_clip, ray_address) -> Catalog:
     catalog = import_all([write(folder / "src" / f"{i:02d}.mp4", scene(i)) for i in range(30)], folder / "train")
     with_split(catalog, "train")
     clips = catalog.clips(columns=["clip_id", "shard"]).collect()
-    catalog.append("captions", [{"caption_id": f"c{i}", "clip_id": c, "shard": s, "style": "dense", "model": "hand", "text": f"scene {i}",
-                                 "flags": []} for i, (c, s) in enumerate(clips.iter_rows())])
-    decide_and_record(catalog, build(RecipeFile(
-        name="all", description="", captions=["dense"], rules=[Rule(name="all", keep="num_frames > 0", source="")])))
+    catalog.append(
+        "captions",
+        [
+            {
+                "caption_id": f"c{i}",
+                "clip_id": c,
+                "shard": s,
+                "style": "dense",
+                "model": "hand",
+                "text": f"scene {i}",
+                "flags": [],
+            }
+            for i, (c, s) in enumerate(clips.iter_rows())
+        ],
+    )
+    decide_and_record(
+        catalog,
+        build(
+            RecipeFile(
+                name="all",
+                description="",
+                captions=["dense"],
+                rules=[Rule(name="all", keep="num_frames > 0", source="")],
+            )
+        ),
+    )
     chosen = config.load(Settings, None, ["motion.method=farneback", f"embed.model={tiny_clip}"])
     score(catalog.root, chosen, STAGES, "num_frames > 0", ray=ray_address)
     return catalog
@@ -71,11 +92,16 @@ def root(tmp_path_factory) -> str:
     learned = {f"a <scene> {i}": scene(100 + i) for i in range(9)}
     learned["a <scene> 0"] = [np.clip(frame.astype(int) + 1, 0, 255).astype(np.uint8) for frame in scene(COPIED)]
     rng = np.random.default_rng(0)
-    early = {prompt: [np.clip(frame * 0.2 + rng.normal(100, 50, frame.shape), 0, 255).astype(np.uint8) for frame in frames]
-             for prompt, frames in learned.items()}
+    early = {
+        prompt: [np.clip(frame * 0.2 + rng.normal(100, 50, frame.shape), 0, 255).astype(np.uint8) for frame in frames]
+        for prompt, frames in learned.items()
+    }
     made = {"runs/x/step-1000": early, "runs/x/step-2000": learned}
     catalog = result_catalog(folder, made, None)
-    catalog.append("samples", [sample("never finished", status="queued"), sample("in pictures", "runs/x/step-2000", path="files/pictures")])
+    catalog.append(
+        "samples",
+        [sample("never finished", status="queued"), sample("in pictures", "runs/x/step-2000", path="files/pictures")],
+    )
     return catalog.root
 
 
@@ -101,11 +127,25 @@ def test_the_same_stages_ran_on_both_sides_under_the_settings_of_the_training_ca
     for stage in STAGES:
         assert len(marks(training.root, stage)) == 1 and marks(root, stage) == marks(training.root, stage), stage
     compared = {c.column.name for c in found.scores}
-    assert compared == {"motion", "motion_vmaf", "blur", "brightness", "contrast", "saturation", "interlaced", "caption_match"}
+    assert compared == {
+        "motion",
+        "motion_vmaf",
+        "blur",
+        "brightness",
+        "contrast",
+        "saturation",
+        "interlaced",
+        "caption_match",
+    }
     assert found.not_compared == [] and found.stages_not_run == []
-    assert [(s.label, s.rows.height, s.videos.height) for s in found.sets] == [("step-1000", 9, 9), ("step-2000", 10, 9)]
+    assert [(s.label, s.rows.height, s.videos.height) for s in found.sets] == [
+        ("step-1000", 9, 9),
+        ("step-2000", 10, 9),
+    ]
     assert all(len(c.real) == 30 and [len(s.values) for s in c.sets] == [9, 9] for c in found.scores)
-    assert Catalog(root).scan("runs").filter(pl.col("pipeline") == "score").collect().height == 1, "one run for all stages"
+    assert Catalog(root).scan("runs").filter(pl.col("pipeline") == "score").collect().height == 1, (
+        "one run for all stages"
+    )
 
 
 def test_scores_that_differ_stand_out_of_the_floor_and_others_do_not(found):
@@ -119,19 +159,29 @@ def test_scores_that_differ_stand_out_of_the_floor_and_others_do_not(found):
 
 def test_samples_are_nearer_to_the_footage_than_noise_and_a_still(found):
     by_label = {d.label: d for d in found.features.distances}
-    assert set(by_label) == {"step-1000", "step-2000", "noise", "the mean frame"} and found.features.model == "tiny-clip"
+    assert (
+        set(by_label) == {"step-1000", "step-2000", "noise", "the mean frame"} and found.features.model == "tiny-clip"
+    )
     assert found.features.nearer("step-2000") == {"noise": True, "the mean frame": True}
     for read in (lambda d: d.frechet.value.mean, lambda d: d.kernel.mean):
-        assert read(by_label["step-2000"]) < min(read(by_label[name]) for name in ("step-1000", "noise", "the mean frame"))
+        assert read(by_label["step-2000"]) < min(
+            read(by_label[name]) for name in ("step-1000", "noise", "the mean frame")
+        )
     assert all(d.count == d.frechet.count == 9 and d.frechet.others == 21 for d in found.features.distances)
     assert len({d.frechet.floor for d in found.features.distances}) == 1, "equal counts have one floor"
     near = by_label["step-2000"]
-    assert near.frechet.value.mean < near.frechet.floor.mean + 4 * near.frechet.floor.std < by_label["noise"].frechet.value.mean
+    assert (
+        near.frechet.value.mean
+        < near.frechet.floor.mean + 4 * near.frechet.floor.std
+        < by_label["noise"].frechet.value.mean
+    )
 
 
 def test_the_copy_is_found(found, training):
     nearest = found.memorisation.neighbours[0]
-    assert nearest.flagged and nearest.label == "step-2000" and "a <scene> 0" in bytes.fromhex(nearest.sample_id).decode()
+    assert (
+        nearest.flagged and nearest.label == "step-2000" and "a <scene> 0" in bytes.fromhex(nearest.sample_id).decode()
+    )
     uri = training.clips(columns=["clip_id", "uri"]).filter(pl.col("clip_id") == nearest.clip_id).collect()["uri"][0]
     assert uri.endswith(f"{COPIED:02d}.mp4")
     assert not any(n.flagged for n in found.memorisation.neighbours if n.label == "step-1000")
@@ -147,10 +197,22 @@ def test_again_nothing_is_scored_and_the_same_is_found(found, training, root):
     again = evaluate_samples([root], training.root, ray=NOWHERE, with_baselines=False)
     first, second = found.as_dict(), again.as_dict()
     baselines = first["features"]["distances"][2:]
-    assert [d["kind"] for d in baselines] == ["noise", "still"] and second["features"]["distances"] == first["features"]["distances"][:2]
+    assert [d["kind"] for d in baselines] == ["noise", "still"] and second["features"]["distances"] == first[
+        "features"
+    ]["distances"][:2]
     assert second["scores"] == first["scores"] and second["memorisation"] == first["memorisation"]
-    assert second["preferences"] == [{"a": "step-1000", "b": "step-2000", "wins_a": 0, "wins_b": 3, "ties": 0, "rate": 0.0,
-                                      "low": 0.0, "high": pytest.approx(0.5615, abs=1e-4)}]
+    assert second["preferences"] == [
+        {
+            "a": "step-1000",
+            "b": "step-2000",
+            "wins_a": 0,
+            "wins_b": 3,
+            "ties": 0,
+            "rate": 0.0,
+            "low": 0.0,
+            "high": pytest.approx(0.5615, abs=1e-4),
+        }
+    ]
     json.dumps(first, allow_nan=False)
 
 
@@ -163,25 +225,39 @@ def test_numbers_of_another_fingerprint_are_never_compared(found, training, root
     rows = other.scan("clips").collect()
     every = rows["stage_versions"].to_list()
     few = {"quality": len(every), "motion_vmaf": 2}  # clips whose stage is of another fingerprint
-    changed = [[{**v, "fingerprint": "other"} if i < few.get(v["stage"], 0) else v for v in versions] for i, versions in enumerate(every)]
+    changed = [
+        [{**v, "fingerprint": "other"} if i < few.get(v["stage"], 0) else v for v in versions]
+        for i, versions in enumerate(every)
+    ]
     other.replace("clips", rows.with_columns(pl.Series("stage_versions", changed, rows.schema["stage_versions"])))
     seen = evaluate_samples([root], other.root, ray=NOWHERE, with_baselines=False)
     assert {c.column.name for c in seen.scores} == {"motion", "motion_vmaf", "caption_match"}
     assert {(n.column, n.label) for n in seen.not_compared} == {
-        (name, label) for name in ("blur", "brightness", "contrast", "saturation", "interlaced") for label in ("step-2000", "step-1000")}
+        (name, label)
+        for name in ("blur", "brightness", "contrast", "saturation", "interlaced")
+        for label in ("step-2000", "step-1000")
+    }
     assert all("training clips at other" in n.why for n in seen.not_compared)
     assert {c.column.name: len(c.real) for c in seen.scores} == {"motion": 30, "motion_vmaf": 28, "caption_match": 30}
     assert seen.left_out == [("motion_vmaf", 2)]
-    assert [stage for stage, _ in seen.stages_not_run] == ["quality"] and "another version of the stage" in seen.stages_not_run[0][1]
+    assert [stage for stage, _ in seen.stages_not_run] == [
+        "quality"
+    ] and "another version of the stage" in seen.stages_not_run[0][1]
 
 
 def test_a_few_samples_are_shown_and_not_judged(found, training, root, tmp_path):
     one = copy_of(root, tmp_path)
-    kept = one.scan("samples").filter((pl.col("prompt") == "a <scene> 4") & (pl.col("checkpoint") == "runs/x/step-2000")).collect()
+    kept = (
+        one.scan("samples")
+        .filter((pl.col("prompt") == "a <scene> 4") & (pl.col("checkpoint") == "runs/x/step-2000"))
+        .collect()
+    )
     one.delete("samples", f"sample_id NOT IN {sql_list(kept['sample_id'].to_list())}")
     seen = evaluate_samples([one.root], training.root, tmp_path / "one.html", ray=NOWHERE, with_baselines=False)
     [distance] = seen.features.distances
-    assert (distance.count, distance.frechet, distance.kernel) == (1, None, None) and len(seen.memorisation.neighbours) == 1
+    assert (distance.count, distance.frechet, distance.kernel) == (1, None, None) and len(
+        seen.memorisation.neighbours
+    ) == 1
     assert all(len(c.sets[0].values) == 1 for c in seen.scores)
     assert "Not enough for a Fréchet distance" in (tmp_path / "one.html").read_text()
     one.delete("samples", "status = 'done'")
@@ -189,7 +265,11 @@ def test_a_few_samples_are_shown_and_not_judged(found, training, root, tmp_path)
     one.append("samples", [pictures])
     none = evaluate_samples([one.root], training.root, tmp_path / "none.html", ray=NOWHERE)
     assert {n.why for n in none.not_compared} == {"none of these samples is a video file"}
-    assert "none is a video" in none.features.problem and none.scores == [] and "none is a video" in none.memorisation.problem
+    assert (
+        "none is a video" in none.features.problem
+        and none.scores == []
+        and "none is a video" in none.memorisation.problem
+    )
     assert "not a video file" in (tmp_path / "none.html").read_text()
 
 
@@ -238,7 +318,10 @@ def opened(browser, path: Path):
     trouble: list[str] = []
     tab.on("console", lambda message: trouble.append(message.text) if message.type in ("error", "warning") else None)
     tab.on("pageerror", lambda error: trouble.append(str(error)))
-    tab.on("request", lambda request: trouble.append(request.url) if not request.url.startswith(("file:", "data:")) else None)
+    tab.on(
+        "request",
+        lambda request: trouble.append(request.url) if not request.url.startswith(("file:", "data:")) else None,
+    )
     tab.goto(path.as_uri())
     until(tab, "document.documentElement.dataset.drawn !== undefined")
     return tab, trouble
@@ -246,16 +329,24 @@ def opened(browser, path: Path):
 
 def test_the_page_shows_all_of_it(found, browser, page, root):
     tab, trouble = opened(browser, page)
-    plots = tab.evaluate("[...document.querySelectorAll('.plot')].map((p) => p.querySelectorAll('.bars path, .scatterlayer path').length)")
+    plots = tab.evaluate(
+        "[...document.querySelectorAll('.plot')].map((p) => p.querySelectorAll('.bars path, .scatterlayer "
+        "path').length)"
+    )
     assert len(plots) == len(found.scores) + 2 and all(plots)
     assert tab.evaluate("document.documentElement.scrollWidth") <= 1300
     told = tab.inner_text("#distances")
-    assert "Samples of step-2000 are nearer to the training footage than noise and the mean frame." in told and "tiny-clip" in told
+    assert (
+        "Samples of step-2000 are nearer to the training footage than noise and the mean frame." in told
+        and "tiny-clip" in told
+    )
     assert "noise floor" in told and "10 seeded splits" in told
     assert "a <scene> 0" in tab.inner_text("#memorisation") and "flagged" in tab.inner_text("#memorisation")
     shown = tab.evaluate("[...document.querySelectorAll('#memorisation .thumb')].map((t) => t.className)")
     assert len(shown) >= 2 and not any("missing" in name for name in shown)
-    cells = tab.evaluate("[...document.querySelectorAll('#prompts img')].map((i) => i.complete && i.naturalWidth > 200)")
+    cells = tab.evaluate(
+        "[...document.querySelectorAll('#prompts img')].map((i) => i.complete && i.naturalWidth > 200)"
+    )
     assert len(cells) == 18 and all(cells)
     links = tab.evaluate("[...document.querySelectorAll('#prompts a')].map((a) => a.getAttribute('href'))")
     files = {(page.parent / unquote(link)).resolve() for link in links}

@@ -57,7 +57,10 @@ def test_kernel_distance_is_unbiased_and_finds_the_moments():
     rng = np.random.default_rng(1)
     for shift in (0.0, 0.5, 1.0):
         known = 3 * shift**2 + 3 * shift**4 + (shift**3 + 3 * shift) ** 2
-        found = [kernel_distance(rng.normal(size=(40, 1)), rng.normal(size=(60, 1)) + shift, seed).mean for seed in range(300)]
+        found = [
+            kernel_distance(rng.normal(size=(40, 1)), rng.normal(size=(60, 1)) + shift, seed).mean
+            for seed in range(300)
+        ]
         assert np.mean(found) == pytest.approx(known, abs=4 * np.std(found) / np.sqrt(len(found)))
         if shift == 0:
             assert min(found) < 0 < max(found), "an unbiased estimate of zero lies on both sides"
@@ -94,7 +97,10 @@ def test_the_floor_is_what_real_ones_get():
     near, far = (against_floor(each, real, frechet, 12, 0) for each in (same, other))
     assert near.count == far.count == 20 and near.others == 60
     assert near.floor == far.floor, "the same splits"
-    assert abs(near.value.mean - near.floor.mean) < 4 * near.floor.std and far.value.mean > far.floor.mean + 20 * far.floor.std
+    assert (
+        abs(near.value.mean - near.floor.mean) < 4 * near.floor.std
+        and far.value.mean > far.floor.mean + 20 * far.floor.std
+    )
     fewer = against_floor(same[:6], real, frechet, 12, 0)
     assert fewer.floor.mean > near.floor.mean, "the fewer, the larger"
     assert against_floor(same, real, frechet, 12, 0) == near and against_floor(same, real, frechet, 12, 1) != near

@@ -1,22 +1,22 @@
 """The parts of an evaluation, on hand-made catalogs and drawn videos whose answers are known."""
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import cv2
 import numpy as np
 import polars as pl
 import pytest
-from makevideo import encode
-from rows import clip, video
-from samplecatalogs import drifting, import_all, result_catalog, sample, write
 
 from catalogs.tables import Catalog
 from datakit import config
 from datakit.errors import CatalogError
+from makevideo import encode
 from pipelines.decide import decide_and_record
 from pipelines.recipe import load_recipe
 from pipelines.settings import Settings
 from pipelines.stages import EFFICIENTNET
+from rows import clip, video
+from samplecatalogs import drifting, import_all, result_catalog, sample, write
 from sampler.evaluate import features
 from sampler.evaluate.baselines import cut_to, mean_picture
 from sampler.evaluate.captions import enter_prompts
@@ -34,16 +34,36 @@ def unit(rng: np.random.Generator, count: int, size: int = 64) -> np.ndarray:
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
-def embedded(root, vectors: np.ndarray, splits: list[str], groups: list[str | None] | None = None) -> tuple[Catalog, list[str]]:
+def embedded(
+    root, vectors: np.ndarray, splits: list[str], groups: list[str | None] | None = None
+) -> tuple[Catalog, list[str]]:
     """A catalog with a clip for each vector, every clip of a video of its own; and the clips' ids."""
     catalog = Catalog.create(root)
     ids = [f"{i % 16:x}{i:031d}" for i in range(len(vectors))]
-    rows = [clip(v, split=s, duplicate_group=(groups or [None] * len(ids))[i], num_frames=9) for i, (v, s) in enumerate(zip(ids, splits))]
+    rows = [
+        clip(v, split=s, duplicate_group=(groups or [None] * len(ids))[i], num_frames=9)
+        for i, (v, s) in enumerate(zip(ids, splits))
+    ]
     catalog.append("videos", [video(v) for v in ids])
     catalog.append("clips", rows)
-    catalog.append("embeddings", [{
-        "clip_id": row["clip_id"], "video_id": v, "shard": v[0], "run_id": "r", "model": "m", "weights_hash": "w", "fingerprint": MARK,
-        "vector": vector, "norm": 1.0, "frames": 3} for row, v, vector in zip(rows, ids, vectors.tolist())])
+    catalog.append(
+        "embeddings",
+        [
+            {
+                "clip_id": row["clip_id"],
+                "video_id": v,
+                "shard": v[0],
+                "run_id": "r",
+                "model": "m",
+                "weights_hash": "w",
+                "fingerprint": MARK,
+                "vector": vector,
+                "norm": 1.0,
+                "frames": 3,
+            }
+            for row, v, vector in zip(rows, ids, vectors.tolist())
+        ],
+    )
     return catalog, [row["clip_id"] for row in rows]
 
 
@@ -64,18 +84,26 @@ def test_neighbours_are_those_of_brute_force_and_copies_are_flagged(tmp_path):
     rng = np.random.default_rng(0)
     vectors, splits = unit(rng, 90), ["train"] * 60 + ["val"] * 15 + ["test"] * 15
     catalog, ids = embedded(tmp_path / "c", vectors, splits)
-    queries = {"copy": near_to(vectors[7], 0.999, rng), "of val": vectors[65], **{f"q{i}": v for i, v in enumerate(unit(rng, 8))}}
+    queries = {
+        "copy": near_to(vectors[7], 0.999, rng),
+        "of val": vectors[65],
+        **{f"q{i}": v for i, v in enumerate(unit(rng, 8))},
+    }
     found = ask(catalog, queries, source=ids[7])
     train = vectors[:60]
     for n in found.neighbours:
         cosines = train @ queries[n.sample_id]
         assert n.clip_id == ids[int(cosines.argmax())] and n.distance == pytest.approx(1 - cosines.max(), abs=1e-5)
     held = np.sort(1 - (vectors[60:] @ train.T).max(axis=1))
-    assert found.held == pytest.approx(held, abs=1e-5) and found.threshold == pytest.approx(np.percentile(held, 1), abs=1e-5)
+    assert found.held == pytest.approx(held, abs=1e-5) and found.threshold == pytest.approx(
+        np.percentile(held, 1), abs=1e-5
+    )
     assert found.trained == 60 and "val and test" in found.held_from
     assert found.neighbours[0].sample_id == "copy" and found.neighbours[0].clip_id == ids[7]
     assert found.neighbours[0].is_source and all(n.is_source == (n.clip_id == ids[7]) for n in found.neighbours)
-    assert [n.sample_id for n in found.flagged] == [n.sample_id for n in found.neighbours if n.distance < found.threshold]
+    assert [n.sample_id for n in found.flagged] == [
+        n.sample_id for n in found.neighbours if n.distance < found.threshold
+    ]
     assert "copy" in {n.sample_id for n in found.flagged} and "of val" not in {n.sample_id for n in found.flagged}
 
 
@@ -90,17 +118,23 @@ def test_many_clips_are_read_a_shard_at_a_time(tmp_path, monkeypatch):
     assert np.array_equal(real.of(pl.Series("clip_id", ids[::-7])), vectors[::-7])
     in_parts = ask(catalog, queries)
     assert in_parts.held == pytest.approx(at_once.held, abs=1e-6)
-    assert [(n.sample_id, n.clip_id) for n in in_parts.neighbours] == [(n.sample_id, n.clip_id) for n in at_once.neighbours]
+    assert [(n.sample_id, n.clip_id) for n in in_parts.neighbours] == [
+        (n.sample_id, n.clip_id) for n in at_once.neighbours
+    ]
 
 
 def test_near_duplicates_of_held_out_clips_are_no_neighbours(tmp_path):
     rng = np.random.default_rng(1)
     vectors = unit(rng, 60)
-    vectors[40:] = [near_to(vectors[i], 0.9999, rng) for i in range(20)]  # each held-out clip repeats one that was trained on
+    vectors[40:] = [
+        near_to(vectors[i], 0.9999, rng) for i in range(20)
+    ]  # each held-out clip repeats one that was trained on
     splits = ["train"] * 40 + ["val"] * 20
     catalog, _ = embedded(tmp_path / "apart", vectors, splits)
     assert ask(catalog, {"q": vectors[0]}).held.max() == pytest.approx(1e-4, abs=1e-5)
-    grouped, _ = embedded(tmp_path / "known", vectors, splits, [f"g{i}" for i in range(40)] + [f"g{i}" for i in range(20)])
+    grouped, _ = embedded(
+        tmp_path / "known", vectors, splits, [f"g{i}" for i in range(40)] + [f"g{i}" for i in range(20)]
+    )
     cosines = vectors[40:] @ vectors[:40].T
     cosines[np.arange(20), np.arange(20)] = -1
     assert ask(grouped, {"q": vectors[0]}).held == pytest.approx(np.sort(1 - cosines.max(axis=1)), abs=1e-5)
@@ -131,18 +165,24 @@ def test_prompts_become_the_preferred_captions_once(tmp_path):
     catalog = result_catalog(tmp_path / "s", {"a dog": drifting(1), "rain": drifting(2)})
     assert enter_prompts(catalog) == 2
     shown = ["caption", "caption_style", "caption_model", "status"]
-    assert sorted(catalog.clips(columns=shown).collect().rows()) == [(text, "prompt", "prompt", "kept") for text in ("a dog", "rain")]
+    assert sorted(catalog.clips(columns=shown).collect().rows()) == [
+        (text, "prompt", "prompt", "kept") for text in ("a dog", "rain")
+    ]
     before = catalog.versions()
     assert enter_prompts(catalog) == 0 and catalog.versions() == before
     # somebody decides by a recipe that prefers other captions, which there are
-    clip_id, shard = catalog.clips(columns=["clip_id", "shard"]).filter(pl.col("clip_id").is_not_null()).collect().row(0)
+    clip_id, shard = (
+        catalog.clips(columns=["clip_id", "shard"]).filter(pl.col("clip_id").is_not_null()).collect().row(0)
+    )
     other = {"caption_id": "x", "style": "dense", "model": "vlm", "text": "something", "flags": []}
-    catalog.append("captions", [{**other, "clip_id": clip_id, "shard": shard, "created_at": datetime.now(timezone.utc)}])
+    catalog.append("captions", [{**other, "clip_id": clip_id, "shard": shard, "created_at": datetime.now(UTC)}])
     decide_and_record(catalog, load_recipe("technical"))
     assert "something" in set(catalog.clips(columns=["caption"]).collect()["caption"])
     assert enter_prompts(catalog) == 0
     assert set(catalog.clips(columns=["caption"]).collect()["caption"]) == {"a dog", "rain"}
-    assert set(catalog.scan("decisions").select(pl.col("recipe").str.split("@").list.first()).collect()["recipe"]) == {"technical"}
+    assert set(catalog.scan("decisions").select(pl.col("recipe").str.split("@").list.first()).collect()["recipe"]) == {
+        "technical"
+    }
 
 
 def test_two_samples_of_one_content_share_a_clip_and_both_count(tmp_path):
@@ -156,8 +196,15 @@ def test_two_samples_of_one_content_share_a_clip_and_both_count(tmp_path):
 
 def test_sets_are_checkpoints_with_names_that_tell_them_apart(tmp_path):
     a = Catalog.create(tmp_path / "a")
-    a.append("samples", [
-        sample("x", "one/step-5"), sample("x", "two/step-5"), sample("x", "two/step-5", number=1), sample("y", status="failed")])
+    a.append(
+        "samples",
+        [
+            sample("x", "one/step-5"),
+            sample("x", "two/step-5"),
+            sample("x", "two/step-5", number=1),
+            sample("y", status="failed"),
+        ],
+    )
     b = Catalog.create(tmp_path / "b")
     b.append("samples", [sample("x", "one/step-5")])
     assert [s.label for s in read_sets([a.root])] == ["one/step-5", "two/step-5"]
@@ -169,7 +216,11 @@ def test_sets_are_checkpoints_with_names_that_tell_them_apart(tmp_path):
 def test_the_package_features_stand_in_where_there_are_no_weights(tmp_path, caplog):
     chosen = config.load(Settings, None, [f"models.folder={tmp_path}"])
     plan = plan_embedding(chosen, [])
-    assert plan.settings.embed.model == EFFICIENTNET and plan.fingerprint and "Using efficientnet-lite0 instead" in caplog.text
+    assert (
+        plan.settings.embed.model == EFFICIENTNET
+        and plan.fingerprint
+        and "Using efficientnet-lite0 instead" in caplog.text
+    )
     assert plan_embedding(plan.settings, []).fingerprint == plan.fingerprint
     refusing = config.load(Settings, None, [f"models.folder={tmp_path}", "embed.fallback=null"])
     none = plan_embedding(refusing, [])
@@ -186,7 +237,9 @@ def test_the_mean_picture_is_the_mean_of_middle_frames(tmp_path):
     files = [write(tmp_path / name, plain_frames(*frames)) for name, frames in colours.items()]
     catalog = import_all(files, tmp_path / "c")
     ids = catalog.finished_clips().select("clip_id", "run_id", "shard").collect()
-    catalog.append("embeddings", ids.with_columns(fingerprint=pl.lit(MARK), model=pl.lit("m"), vector=pl.lit([1.0, 0.0])))
+    catalog.append(
+        "embeddings", ids.with_columns(fingerprint=pl.lit(MARK), model=pl.lit("m"), vector=pl.lit([1.0, 0.0]))
+    )
     real = read_real(catalog, pl.lit(True), MARK)
     mean = mean_picture(real, 0.5)
     assert mean.shape[:2] == (320, 640)
@@ -231,7 +284,9 @@ def test_a_grid_has_a_row_for_each_prompt_and_a_column_for_each_checkpoint(tmp_p
     b.append("samples", [sample("rain", "y", path="files/pictures")])
     (tmp_path / "b" / "files" / "01.mp4").unlink()
     grid = make_grid(read_sets([a.root, b.root]), 10)
-    assert grid.labels == ["x", "y"] and grid.every == 3 and [row.prompt for row in grid.rows] == ["a dog", "rain", "snow"]
+    assert (
+        grid.labels == ["x", "y"] and grid.every == 3 and [row.prompt for row in grid.rows] == ["a dog", "rain", "snow"]
+    )
     dog, rain, snow = (row.cells for row in grid.rows)
     assert all(cell.strip[:2] == b"\xff\xd8" for cell in (*dog, rain[0]))
     assert rain[1].strip is None and rain[1].problem == "not a video file"

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from browsing import until
 from playwright.sync_api import sync_playwright
-from samplecatalogs import drifting, result_catalog, sample
 from starlette.testclient import TestClient
 
+from browsing import until
 from datakit.errors import CatalogError, ConfigError
+from samplecatalogs import drifting, result_catalog, sample
 from sampler.evaluate.prefer_app import make_app
 from sampler.evaluate.preference import FILE, Votes, make_pairs, tally, votes_of, wilson
 from sampler.evaluate.sets import read_sets
@@ -32,7 +32,9 @@ def roots(tmp_path_factory) -> list[str]:
     """Two checkpoints that share four prompts; the second has one more, and one sample that is no video."""
     folder = tmp_path_factory.mktemp("prefer")
     a = result_catalog(folder / "a", {prompt: drifting(i) for i, prompt in enumerate(PROMPTS)}, "runs/step-10")
-    b = result_catalog(folder / "b", {prompt: drifting(50 + i) for i, prompt in enumerate([*PROMPTS, "alone"])}, "runs/step-20")
+    b = result_catalog(
+        folder / "b", {prompt: drifting(50 + i) for i, prompt in enumerate([*PROMPTS, "alone"])}, "runs/step-20"
+    )
     for catalog, checkpoint in ((a, "runs/step-10"), (b, "runs/step-20")):
         catalog.append("samples", [sample("a folder of pictures", checkpoint, path="files/pictures")])
     return [a.root, b.root]
@@ -50,9 +52,18 @@ def test_pairs_are_of_one_prompt_seed_and_number_and_hide_whose_they_are(roots):
     pairs = make_pairs(sets, 0)
     assert sorted(pair.prompt for pair in pairs) == sorted(PROMPTS)
     assert all({pair.left.label, pair.right.label} == {"step-10", "step-20"} for pair in pairs)
-    assert all(f"/{pair.prompt}/42/0" in bytes.fromhex(side.sample_id).decode() for pair in pairs for side in (pair.left, pair.right))
-    assert make_pairs(read_sets(roots[::-1]), 0) == pairs, "neither the order of the folders nor a second look changes a pair"
-    sides = {seed: tuple(pair.left.label for pair in sorted(make_pairs(sets, seed), key=lambda p: p.prompt)) for seed in range(12)}
+    assert all(
+        f"/{pair.prompt}/42/0" in bytes.fromhex(side.sample_id).decode()
+        for pair in pairs
+        for side in (pair.left, pair.right)
+    )
+    assert make_pairs(read_sets(roots[::-1]), 0) == pairs, (
+        "neither the order of the folders nor a second look changes a pair"
+    )
+    sides = {
+        seed: tuple(pair.left.label for pair in sorted(make_pairs(sets, seed), key=lambda p: p.prompt))
+        for seed in range(12)
+    }
     orders = {tuple(pair.prompt for pair in make_pairs(sets, seed)) for seed in range(12)}
     assert len(set(sides.values())) > 4 and len(orders) > 4
     left = sum(labels.count("step-10") for labels in sides.values())
@@ -93,8 +104,12 @@ def _side(pair, label: str) -> str:
 
 def test_wilson_is_the_published_interval():
     # Newcombe 1998, Statistics in Medicine 17, table I, method 3 (Wilson score, no continuity correction)
-    for (wins, trials), (low, high) in {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0.0, 0.1611),
-                                        (1, 29): (0.0061, 0.1718)}.items():
+    for (wins, trials), (low, high) in {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0.0, 0.1611),
+        (1, 29): (0.0061, 0.1718),
+    }.items():
         assert wilson(wins, trials) == pytest.approx((low, high), abs=5e-5)
 
 
@@ -116,7 +131,9 @@ def test_a_vote_that_a_crash_cut_off_does_not_count_and_harms_none(copied):
 def test_threads_may_vote_at_once(copied):
     sets = read_sets(copied)
     pairs, votes = make_pairs(sets, 0), votes_of(sets)
-    threads = [threading.Thread(target=lambda i=i: [votes.add(pair, "tie", f"rater {i}") for pair in pairs]) for i in range(6)]
+    threads = [
+        threading.Thread(target=lambda i=i: [votes.add(pair, "tie", f"rater {i}") for pair in pairs]) for i in range(6)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -128,7 +145,9 @@ def test_threads_may_vote_at_once(copied):
 def client(copied):
     sets = read_sets(copied)
     app = make_app(make_pairs(sets, 0), votes_of(sets), "ann", 9999)
-    with TestClient(app, base_url=BASE, headers={"Sec-Fetch-Site": "same-origin"}, raise_server_exceptions=False) as client:
+    with TestClient(
+        app, base_url=BASE, headers={"Sec-Fetch-Site": "same-origin"}, raise_server_exceptions=False
+    ) as client:
         client.token, client.sets = {"X-Datakit-Token": app.state.token}, sets
         yield client
 
@@ -137,13 +156,19 @@ def test_nothing_that_is_served_tells_whose_a_video_is(client, copied):
     told = client.get("/api/pairs").json()
     assert told["all"] == len(told["pairs"]) == 4
     pair = told["pairs"][0]["pair"]
-    answers = [client.get(path) for path in ("/", "/api/pairs", "/static/prefer.js", f"/video/{pair}/left", f"/video/{pair}/right")]
+    answers = [
+        client.get(path)
+        for path in ("/", "/api/pairs", "/static/prefer.js", f"/video/{pair}/left", f"/video/{pair}/right")
+    ]
     assert all(answer.status_code == 200 for answer in answers)
     for answer in answers:
         seen = answer.content + repr(answer.headers).encode()
         assert not any(word in seen for word in (b"step-10", b"step-20", copied[0].encode(), copied[1].encode()))
     shown = {p.pair_id: p for p in make_pairs(client.sets, 0)}[pair]
-    assert answers[3].content == Path(shown.left.file).read_bytes() and answers[4].content == Path(shown.right.file).read_bytes()
+    assert (
+        answers[3].content == Path(shown.left.file).read_bytes()
+        and answers[4].content == Path(shown.right.file).read_bytes()
+    )
     assert answers[3].headers["content-type"] == "video/mp4"
     assert client.get(f"/video/{pair}/left", headers={"Range": "bytes=0-9"}).status_code == 206
 
@@ -153,7 +178,9 @@ def test_votes_take_the_page_and_a_pair_and_a_choice(client, copied):
     body = {"pair": pair, "choice": "left"}
     assert client.post("/api/vote", json=body).status_code == 403
     assert client.post("/api/vote", json=body, headers=client.token | {"Host": "evil.example:9999"}).status_code == 403
-    assert client.post("/api/vote", json=body, headers=client.token | {"Origin": "http://evil.example"}).status_code == 403
+    assert (
+        client.post("/api/vote", json=body, headers=client.token | {"Origin": "http://evil.example"}).status_code == 403
+    )
     assert client.get("/api/pairs", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
     unknown, neither = {"pair": "0" * 24, "choice": "left"}, {"pair": pair, "choice": "both"}
     for wrong, status in ((unknown, 404), (neither, 400), ({"choice": "left"}, 400), ([], 400)):
@@ -162,13 +189,18 @@ def test_votes_take_the_page_and_a_pair_and_a_choice(client, copied):
     assert client.post("/api/vote", json=body, headers=client.token).json() == {"done": 1}
     left = client.get("/api/pairs").json()
     assert len(left["pairs"]) == 3 and pair not in {p["pair"] for p in left["pairs"]}
-    assert client.get("/video/nothing/left").status_code == 404 and client.get(f"/video/{pair}/middle").status_code == 404
+    assert (
+        client.get("/video/nothing/left").status_code == 404 and client.get(f"/video/{pair}/middle").status_code == 404
+    )
 
 
 def test_what_browsers_cannot_play_is_encoded_for_them(tmp_path):
     import av
 
-    roots = [result_catalog(tmp_path / name, {"a dog": drifting(seed)}, name, ".mkv").root for name, seed in (("a", 1), ("b", 2))]
+    roots = [
+        result_catalog(tmp_path / name, {"a dog": drifting(seed)}, name, ".mkv").root
+        for name, seed in (("a", 1), ("b", 2))
+    ]
     sets = read_sets(roots)
     app = make_app(make_pairs(sets, 0), votes_of(sets), "ann", 9999)
     with TestClient(app, base_url=BASE, headers={"Sec-Fetch-Site": "same-origin"}) as client:
@@ -206,7 +238,9 @@ def test_a_browser_votes_by_keys_and_goes_on_where_it_stopped(copied):
         page.on("pageerror", lambda e: troubles.append(str(e)))
 
         def at(number: int) -> None:
-            page.wait_for_selector(f"body[data-ready][data-pair='{pairs[number].pair_id if number < len(pairs) else ''}']")
+            page.wait_for_selector(
+                f"body[data-ready][data-pair='{pairs[number].pair_id if number < len(pairs) else ''}']"
+            )
 
         page.goto(f"http://127.0.0.1:{port}/")
         at(0)

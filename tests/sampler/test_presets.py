@@ -14,8 +14,12 @@ from trainer.config import DiTSettings
 from trainer.config import load_settings as load_training
 
 OPEN_SORA = {
-    "256px": ("t2v", False, (192, 336)), "768px": ("t2v", False, (576, 1024)), "t2i2v-256px": ("t2v", True, (192, 336)),
-    "t2i2v-768px": ("t2v", True, (576, 1024)), "i2v-256px": ("i2v_head", False, (192, 336)), "i2v-768px": ("i2v_head", False, (576, 1024)),
+    "256px": ("t2v", False, (192, 336)),
+    "768px": ("t2v", False, (576, 1024)),
+    "t2i2v-256px": ("t2v", True, (192, 336)),
+    "t2i2v-768px": ("t2v", True, (576, 1024)),
+    "i2v-256px": ("i2v_head", False, (192, 336)),
+    "i2v-768px": ("i2v_head", False, (576, 1024)),
     "high-compression": ("t2v", True, (576, 1024)),
 }
 """Mode, whether a model paints the first frame, height and width."""
@@ -35,7 +39,10 @@ def test_numbers_are_open_soras(name):
     kind = found.autoencoder.kind
     time, side, causal, patch = COMPRESSION[kind]
     assert kind == ("dc-ae" if name == "high-compression" else "hunyuan") and found.text.kind == "t5-clip"
-    assert found.video.mode == mode and size_of(found.video.resolution, found.video.aspect_ratio, (side * patch,) * 2) == size
+    assert (
+        found.video.mode == mode
+        and size_of(found.video.resolution, found.video.aspect_ratio, (side * patch,) * 2) == size
+    )
     check_frames(found.video.num_frames, time, causal, 129)
     assert found.video.num_frames == (129 if causal else 128) and found.video.fps == 24
     own = found.sampling
@@ -45,7 +52,10 @@ def test_numbers_are_open_soras(name):
     assert (found.image.model is not None) == painted
     assert {found.autoencoder.weights, *([found.image.model] if painted else [])} <= set(MODELS)
     if painted:
-        assert MODELS[found.image.model].kind == "text to image" and (found.image.steps, found.image.guidance) == (50, 4.0)
+        assert MODELS[found.image.model].kind == "text to image" and (found.image.steps, found.image.guidance) == (
+            50,
+            4.0,
+        )
 
 
 def test_pairs_differ_in_nothing_but_the_resolution():
@@ -58,7 +68,11 @@ def test_pairs_differ_in_nothing_but_the_resolution():
 def test_tiny_goes_with_the_trainers():
     found, trained = load_settings("tiny"), load_training(DiTSettings, "tiny")
     assert found.autoencoder is found.text is found.image.model is None and found.video == SampleSettings().video
-    assert (found.sampling.steps, found.sampling.guidance) == (trained.preview.steps, trained.preview.guidance) == (20, 2.0)
+    assert (
+        (found.sampling.steps, found.sampling.guidance)
+        == (trained.preview.steps, trained.preview.guidance)
+        == (20, 2.0)
+    )
     assert found.work.precision == trained.engine.precision == "fp32"
 
 
@@ -74,7 +88,9 @@ def test_comments_hold(name):
 
 def test_options_lie_over_presets(tmp_path):
     (tmp_path / "own.yaml").write_text("video: {num_frames: 65}\n")
-    found = load_settings("256px", tmp_path / "own.yaml", ["work.offload=true", "prompt.motion=auto", "prompt.refine=true"])
+    found = load_settings(
+        "256px", tmp_path / "own.yaml", ["work.offload=true", "prompt.motion=auto", "prompt.refine=true"]
+    )
     assert found.video.num_frames == 65 and found.video.resolution == "256px" and found.work.offload
     assert found.prompt.motion == "auto" and found.prompt.refine
     with pytest.raises(ConfigError, match="there is no preset 512px: there are .*256px"):

@@ -7,9 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from handclips import TICKS, enter
-from handplans import bucket, plan_of, window
-from makevideo import encode, moving
 from PIL import Image
 
 from catalogs.selection import Selection
@@ -18,6 +15,9 @@ from datakit.clip import Span
 from datakit.errors import ErrorKind, MediaError
 from datakit.video.cut import cut
 from datakit.video.decode import VideoReader
+from handclips import TICKS, enter
+from handplans import bucket, plan_of, window
+from makevideo import encode, moving
 from sampler.prompts import prompts_of_catalog
 from sampler.references import Reference, check, content_hash, frames_of
 from trainer.mix import COLUMNS
@@ -40,7 +40,9 @@ def film(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def grey(tmp_path_factory) -> Path:
     """140 frames at 25 frames/s, a key frame every 20."""
-    return greys(tmp_path_factory.mktemp("grey") / "grey.mp4", 140, options={"qp": "0", "preset": "ultrafast", "g": "20"})
+    return greys(
+        tmp_path_factory.mktemp("grey") / "grey.mp4", 140, options={"qp": "0", "preset": "ultrafast", "g": "20"}
+    )
 
 
 def greys(path: Path, count: int, fps: float = 25, **how) -> Path:
@@ -86,7 +88,9 @@ def catalog(film, tmp_path_factory) -> Catalog:
 @pytest.mark.parametrize("fps", [25, 12])
 def test_frames_of_a_clip_are_those_that_training_sees(catalog, fps, tmp_path):
     """The first window of every clip begins with it, the last one ends with it."""
-    settings = PlanSettings(fps=fps, resolutions=["64px"], aspects=["16:9", "1:1"], frames=[1, 5], windows=2, max_crop=0.5)
+    settings = PlanSettings(
+        fps=fps, resolutions=["64px"], aspects=["16:9", "1:1"], frames=[1, 5], windows=2, max_crop=0.5
+    )
     plan = make_plan(Selection(catalog, where=None, columns=COLUMNS), settings, tmp_path / "plan")
     prompts = {p.source_clip: p for p in prompts_of_catalog(catalog.root, "status = 'kept'", "i2v_head")}
     assert len(prompts) == 4 and {p.motion for p in prompts.values()} == {3}
@@ -98,7 +102,9 @@ def test_frames_of_a_clip_are_those_that_training_sees(catalog, fps, tmp_path):
         assert np.array_equal(ours, frames), (clip, first)
         assert check(reference, len(frames), fps) == (0 if len(frames) == 1 else 25 / round(25 / fps))
         seen += 1
-    assert seen == 7 and len({p.references[0].uri for p in prompts.values()}) == 3, "two windows a clip, one of the picture"
+    assert seen == 7 and len({p.references[0].uri for p in prompts.values()}) == 3, (
+        "two windows a clip, one of the picture"
+    )
 
 
 def test_a_variable_rate_is_read_as_the_catalog_has_it(tmp_path):
@@ -113,14 +119,20 @@ def test_a_variable_rate_is_read_as_the_catalog_has_it(tmp_path):
     ours = frames_of(reference, 9, 16, 16, 24.0)
     assert np.array_equal(ours, planned(plan, 0))
     assert numbers(ours) == [round(50 / 24 * i) for i in range(9)] and check(reference, 9, 24.0) == 24.0
-    assert numbers(frames_of(Reference(str(film), (0, end)), 9, 16, 16, 24.0)) == list(range(0, 18, 2)), "every second of an even one"
-    assert numbers(frames_of(reference, 9, 16, 16, 24.0, end=True)) == [49 - round(50 / 24 * i) for i in reversed(range(9))]
+    assert numbers(frames_of(Reference(str(film), (0, end)), 9, 16, 16, 24.0)) == list(range(0, 18, 2)), (
+        "every second of an even one"
+    )
+    assert numbers(frames_of(reference, 9, 16, 16, 24.0, end=True)) == [
+        49 - round(50 / 24 * i) for i in reversed(range(9))
+    ]
 
 
 @pytest.mark.parametrize("fps, step", [(25, 1), (24, 1), (12.5, 2), (8, 3), (30, 1)])
 def test_either_end_of_a_file_at_a_rate(grey, fps, step):
     assert numbers(frames_of(Reference(str(grey)), 7, 16, 32, fps)) == [step * i for i in range(7)]
-    assert numbers(frames_of(Reference(str(grey)), 7, 16, 32, fps, end=True)) == [69 - step * i for i in reversed(range(7))]
+    assert numbers(frames_of(Reference(str(grey)), 7, 16, 32, fps, end=True)) == [
+        69 - step * i for i in reversed(range(7))
+    ]
 
 
 def test_spans_and_single_frames(grey):
@@ -172,20 +184,31 @@ def test_only_the_end_that_is_needed_is_read(grey, monkeypatch):
     assert 0 < len(packets) < 100, "its head, and from a key frame to its end"
 
 
-@pytest.mark.parametrize("name, how", [
-    ("a.png", {}), ("a b%d.png", {}), ("a.jpg", {"quality": 98}), ("a.webp", {"quality": 98}), ("lossless.webp", {"lossless": True}),
-    ("a.bmp", {}),
-])
+@pytest.mark.parametrize(
+    "name, how",
+    [
+        ("a.png", {}),
+        ("a b%d.png", {}),
+        ("a.jpg", {"quality": 98}),
+        ("a.webp", {"quality": 98}),
+        ("lossless.webp", {"lossless": True}),
+        ("a.bmp", {}),
+    ],
+)
 @pytest.mark.parametrize("height", [96, 800])
 def test_pictures_show_their_colours_in_the_middle(name, how, height, tmp_path):
-    """Twice as wide as high, and shown square: the outer quarters go. Untagged 800 lines are no reason to take them for BT.709."""
+    """Twice as wide as high, and shown square: the outer quarters go. Untagged 800 lines are no reason to take them for
+    BT.709."""
     picture = np.zeros((height, 2 * height, 3), np.uint8)
     picture[:, : height // 2], picture[:, height // 2 : height] = (255, 255, 255), (200, 30, 60)
     picture[:, height : 3 * height // 2], picture[:, 3 * height // 2 :] = (20, 180, 90), (0, 0, 0)
     Image.fromarray(picture).save(tmp_path / name, **how)
-    frame, = frames_of(Reference(str(tmp_path / name)), 1, 48, 48, 24)
+    (frame,) = frames_of(Reference(str(tmp_path / name)), 1, 48, 48, 24)
     assert frame.shape == (48, 48, 3)
-    assert np.abs(frame[:, 2:20].astype(int) - (200, 30, 60)).max() <= 6 and np.abs(frame[:, 28:46].astype(int) - (20, 180, 90)).max() <= 6
+    assert (
+        np.abs(frame[:, 2:20].astype(int) - (200, 30, 60)).max() <= 6
+        and np.abs(frame[:, 28:46].astype(int) - (20, 180, 90)).max() <= 6
+    )
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P", "L", "LA", "I;16"])
@@ -193,7 +216,9 @@ def test_pictures_of_other_kinds(mode, tmp_path):
     if mode == "I;16":
         Image.fromarray(np.full((32, 32), 100 * 257, np.uint16)).save(tmp_path / "a.png")
     else:
-        Image.new("RGB", (32, 32), (100, 100, 100)).convert(mode, palette=Image.Palette.ADAPTIVE).save(tmp_path / "a.png")
+        Image.new("RGB", (32, 32), (100, 100, 100)).convert(mode, palette=Image.Palette.ADAPTIVE).save(
+            tmp_path / "a.png"
+        )
     assert levels(frames_of(Reference(str(tmp_path / "a.png")), 1, 16, 16, 24)) == pytest.approx([100], abs=1)
 
 
@@ -201,7 +226,9 @@ def test_a_crop_is_taken_out(tmp_path):
     picture = np.zeros((64, 64, 3), np.uint8)
     picture[16:32, 32:64] = 150
     Image.fromarray(picture).save(tmp_path / "a.png")
-    assert levels(frames_of(Reference(str(tmp_path / "a.png"), crop=(32, 16, 32, 16)), 1, 16, 32, 24)) == pytest.approx([150], abs=1)
+    assert levels(frames_of(Reference(str(tmp_path / "a.png"), crop=(32, 16, 32, 16)), 1, 16, 32, 24)) == pytest.approx(
+        [150], abs=1
+    )
 
 
 def test_what_cannot_be_shown(grey, tmp_path):
@@ -232,6 +259,12 @@ def test_the_hash_is_of_what_is_shown(grey, film, tmp_path):
     same = content_hash(Reference(str(grey)))
     assert content_hash(Reference(moved)) == same and len(same) == 32
     assert content_hash(Reference(f"file://{moved}", vfr=False)) == same, "a fact about it, not a part"
-    others = [Reference(str(film)), Reference(moved, (0, 512)), Reference(moved, (0, 1024)), Reference(moved, (0, 512), 1),
-              Reference(moved, crop=(0, 0, 8, 8)), Reference(moved, (0, 512), crop=(0, 0, 8, 8))]
+    others = [
+        Reference(str(film)),
+        Reference(moved, (0, 512)),
+        Reference(moved, (0, 1024)),
+        Reference(moved, (0, 512), 1),
+        Reference(moved, crop=(0, 0, 8, 8)),
+        Reference(moved, (0, 512), crop=(0, 0, 8, 8)),
+    ]
     assert len({same, *map(content_hash, others)}) == 1 + len(others)

@@ -1,4 +1,5 @@
-"""Prompts rewritten and motion scores asked for: by an endpoint that answers as it is told, and by a small real model."""
+"""Prompts rewritten and motion scores asked for: by an endpoint that answers as it is told, and by a small real
+model."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import psutil
 import pytest
-from faulty_endpoint import FaultyEndpoint, colour_of
 
 from datakit.errors import ConfigError
+from faulty_endpoint import FaultyEndpoint, colour_of
 from pipelines.backends import EngineDown
 from pipelines.settings import LanguageModel
 from sampler.refining import AGAIN, check_language_model, motion_in, motion_scores, refine_prompts
@@ -20,13 +21,39 @@ from sampler.refining import AGAIN, check_language_model, motion_in, motion_scor
 LONG = "A brown dog runs along a wide sandy beach at dawn while low waves roll in and the camera follows beside it."
 
 
-@pytest.mark.parametrize("answer, score", [
-    ("5", 5), ("5.", 5), ("**6**", 6), ("Motion score: 3", 3), ("I'd give it a 4 out of 7.", 4), ("On a scale of 1 to 7, this is a 6.", 6),
-    ("4/7", 4), ("five", 5), ("The score is five", 5), ("Score: 5. Two dogs run.", 5), ("5 motion score", 5), ("“4 motion score”", 4),
-    ("<think>maybe 3 or 4</think>5", 5), ("The motion score would be 7, since 2 cars crash", 7), ("4.0", 4), ("score 2, 2", 2),
-    ("", None), ("lively", None), ("4.5", None), ("0", None), ("8", None), ("12", None), ("1-7", None), ("3,5", None), ("-3", None),
-    ("It is 3 or 4", None), ("one or two", None), ("2024", None),
-])
+@pytest.mark.parametrize(
+    "answer, score",
+    [
+        ("5", 5),
+        ("5.", 5),
+        ("**6**", 6),
+        ("Motion score: 3", 3),
+        ("I'd give it a 4 out of 7.", 4),
+        ("On a scale of 1 to 7, this is a 6.", 6),
+        ("4/7", 4),
+        ("five", 5),
+        ("The score is five", 5),
+        ("Score: 5. Two dogs run.", 5),
+        ("5 motion score", 5),
+        ("“4 motion score”", 4),
+        ("<think>maybe 3 or 4</think>5", 5),
+        ("The motion score would be 7, since 2 cars crash", 7),
+        ("4.0", 4),
+        ("score 2, 2", 2),
+        ("", None),
+        ("lively", None),
+        ("4.5", None),
+        ("0", None),
+        ("8", None),
+        ("12", None),
+        ("1-7", None),
+        ("3,5", None),
+        ("-3", None),
+        ("It is 3 or 4", None),
+        ("one or two", None),
+        ("2024", None),
+    ],
+)
 def test_scores_in_answers(answer, score):
     assert motion_in(answer) == score
 
@@ -49,8 +76,12 @@ def refusing(number: int, body: dict):
 def test_prompts_are_rewritten_or_stay(ray_address, caplog):
     """In the order of the prompts; what the answer has around it goes; braces in a prompt are text."""
     answers = {
-        "a dog": f"Here is the rewritten prompt description:\n\n\"{LONG}\"", "a {caption} {cat}": "A cat sits.\n\nIt looks up at {a} bird.",
-        "weapons": "I'm sorry, but I can't help with that.", "nothing": " ", "around": "the sea, " * 80, "refused": "never said",
+        "a dog": f'Here is the rewritten prompt description:\n\n"{LONG}"',
+        "a {caption} {cat}": "A cat sits.\n\nIt looks up at {a} bird.",
+        "weapons": "I'm sorry, but I can't help with that.",
+        "nothing": " ",
+        "around": "the sea, " * 80,
+        "refused": "never said",
         "same": "same",
     }
     seen = []
@@ -126,12 +157,12 @@ def test_a_real_model_rewrites_and_leaves_nothing_behind(smollm2, ray_address):
         while not work.done():
             during |= engines() - before
             time.sleep(0.2)
-    found, = work.result()
+    (found,) = work.result()
     assert "dog" in found.lower() and found != "a brown dog runs along the beach" and "\n" not in found
     assert during
     psutil.wait_procs(during, timeout=10)
     assert not [process for process in during if process.is_running()], "its memory is free"
-    score, = motion_scores(["a stone lies on a table"], options, ray_address)
+    (score,) = motion_scores(["a stone lies on a table"], options, ray_address)
     assert score in range(1, 5)
 
 
@@ -143,7 +174,8 @@ def test_a_model_that_takes_no_pictures_says_so(smollm2, ray_address):
 
 def test_what_is_missing_is_told_before_anything_starts(tmp_path):
     for options, said in (
-        ({}, "llm.model=NAME"), ({"backend": "openai", "model": "m"}, "llm.base_url="),
+        ({}, "llm.model=NAME"),
+        ({"backend": "openai", "model": "m"}, "llm.base_url="),
         ({"model": str(tmp_path / "no")}, "cannot start: .*datakit models"),
     ):
         chosen = LanguageModel(**{"backend": "transformers", **options})

@@ -1,4 +1,5 @@
-"""The page to try a checkpoint on: what is asked for there is made, is in the catalog as a command's samples are, and shows."""
+"""The page to try a checkpoint on: what is asked for there is made, is in the catalog as a command's samples are, and
+shows."""
 
 from __future__ import annotations
 
@@ -8,16 +9,15 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
 
 import cv2
 import httpx
 import numpy as np
 import pytest
 from playwright.sync_api import Page, sync_playwright
-from sampling import SETS, prompts, save_model, settings
 
 from catalogs.tables import Catalog
 from datakit.errors import ConfigError
@@ -29,6 +29,7 @@ from sampler.references import Reference, content_hash
 from sampler.samples import expand
 from sampler.serve import REFERENCES, Studio
 from sampler.worker import Worker
+from sampling import SETS, prompts, save_model, settings
 
 WAIT_MS = 60_000
 PROMPT = "a red <b>ball</b> rolls"
@@ -70,7 +71,20 @@ def apart(a: np.ndarray, b: np.ndarray) -> float:
 def serving(weights: str, out: Path) -> Iterator[tuple[subprocess.Popen, str]]:
     """The command, and its page's address."""
     sets = [part for one in SETS for part in ("--set", one)]
-    command = [sys.executable, "-m", "datakit.cli", "sample", "serve", "--ckpt", weights, "--out", str(out), "--port", "0", *sets]
+    command = [
+        sys.executable,
+        "-m",
+        "datakit.cli",
+        "sample",
+        "serve",
+        "--ckpt",
+        weights,
+        "--out",
+        str(out),
+        "--port",
+        "0",
+        *sets,
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         told = [process.stdout.readline() for _ in range(2)]
@@ -85,7 +99,9 @@ def serving(weights: str, out: Path) -> Iterator[tuple[subprocess.Popen, str]]:
 def is_shown(page: Page, words: str) -> None:
     """The words are about the video that is shown, it has been loaded, and the next one may be asked for."""
     page.wait_for_function("words => document.querySelector('#about textarea').value.includes(words)", arg=words)
-    page.wait_for_function("[...document.querySelectorAll('#video video')].some((v) => v.readyState >= 2 && v.videoWidth === 48)")
+    page.wait_for_function(
+        "[...document.querySelectorAll('#video video')].some((v) => v.readyState >= 2 && v.videoWidth === 48)"
+    )
     page.wait_for_selector("#make:not([disabled])")
 
 
@@ -99,7 +115,8 @@ def choose_mode(page: Page, mode: str) -> None:
 
 
 def test_the_page(weights, picture, tmp_path):
-    """In a browser: a video from words, one from a picture, what cannot be made, the gallery, and Ctrl-C while there is work."""
+    """In a browser: a video from words, one from a picture, what cannot be made, the gallery, and Ctrl-C while there is
+    work."""
     out = tmp_path / "out"
     executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     asked, troubles = [], []
@@ -118,7 +135,7 @@ def test_the_page(weights, picture, tmp_path):
         page.fill("#prompt textarea", PROMPT)
         page.click("#make")
         is_shown(page, "t2v, 9 frames of 32×48")
-        row, = rows(out)
+        (row,) = rows(out)
         assert (row["prompt"], row["status"], row["mode"], row["forwards"]) == (PROMPT, "done", "t2v", 8)
         made = pixels(out / row["path"])
         assert made.shape == SHAPE
@@ -129,16 +146,19 @@ def test_the_page(weights, picture, tmp_path):
         page.fill("#motion input, #motion textarea", "5")
         page.click("#make")
         is_shown(page, "5 motion score")
-        second, = [r for r in rows(out) if r["mode"] == "i2v_head"]
+        (second,) = [r for r in rows(out) if r["mode"] == "i2v_head"]
         kept = out / REFERENCES / f"{content_hash(Reference(str(picture)))}.png"
         assert second["references"] == [str(kept)] and kept.read_bytes() == picture.read_bytes()
         given = cv2.imread(str(picture))[None, ..., ::-1]
-        assert apart(pixels(out / second["path"])[:1], given) < 20 < apart(made[:1], given), "it begins with the picture"
+        assert apart(pixels(out / second["path"])[:1], given) < 20 < apart(made[:1], given), (
+            "it begins with the picture"
+        )
 
         before = files(out)
         for field, wrong, words in [
             ("num_frames", "10", "10 frames: this autoencoder takes 4k + 1 frames; the nearest are 9 and 13"),
-            ("steps", "0", "sampling.steps: Input should be greater than 0"), ("seed", "1.5", "seed: Input should be a valid integer"),
+            ("steps", "0", "sampling.steps: Input should be greater than 0"),
+            ("seed", "1.5", "seed: Input should be a valid integer"),
         ]:
             right = page.input_value(f"#{field} input")
             page.fill(f"#{field} input", wrong)
@@ -148,14 +168,18 @@ def test_the_page(weights, picture, tmp_path):
         assert files(out) == before and page.is_visible("#video video"), "nothing is written, and what is shown stays"
 
         assert page.locator("#gallery button img").count() == 2
-        assert [PROMPT in text for text in page.locator("#gallery .caption-label").all_inner_texts()] == [True, True], "markup is text"
+        assert [PROMPT in text for text in page.locator("#gallery .caption-label").all_inner_texts()] == [True, True], (
+            "markup is text"
+        )
         page.click("#gallery button:has(img) >> nth=1")
         is_shown(page, "t2v, 9 frames of 32×48")
         assert page.input_value("#mode input") == "t2v" and page.input_value("#motion input, #motion textarea") == ""
         page.click("#gallery button:has(img) >> nth=0")
         is_shown(page, "5 motion score")
         page.wait_for_selector("#references img")
-        assert page.input_value("#mode input") == "i2v_head" and page.input_value("#motion input, #motion textarea") == "5"
+        assert (
+            page.input_value("#mode input") == "i2v_head" and page.input_value("#motion input, #motion textarea") == "5"
+        )
         page.click("#make")
         says(page, "1 of 1 were there already")
         assert len(rows(out)) == 2, "the fields say what makes the very same sample"
@@ -175,14 +199,22 @@ def test_the_page(weights, picture, tmp_path):
         browser.close()
     assert process.returncode == 0 and complaints == "", complaints
     assert all(url.startswith((address, "data:", "blob:")) for url in asked), "no other host is asked for anything"
-    assert [r["status"] for r in sorted(rows(out, "runs"), key=lambda r: r["started_at"])] == ["finished", "finished", "stopped"]
+    assert [r["status"] for r in sorted(rows(out, "runs"), key=lambda r: r["started_at"])] == [
+        "finished",
+        "finished",
+        "stopped",
+    ]
     assert sorted(r["status"] for r in rows(out)) == ["done", "done", "encoded"]
     view = Catalog(out).clips(columns=["caption", "status", "num_frames"]).collect()
-    assert view.to_dicts() == [{"caption": PROMPT, "status": "kept", "num_frames": FRAMES}] * 2 and len(rows(out, "videos")) == 2
+    assert (
+        view.to_dicts() == [{"caption": PROMPT, "status": "kept", "num_frames": FRAMES}] * 2
+        and len(rows(out, "videos")) == 2
+    )
 
 
 def test_requests_wait_for_each_other_and_are_the_commands_samples(weights, picture, tmp_path):
-    """Two requests at once, of formats that browsers cannot play; what is in the catalog is what the command would make."""
+    """Two requests at once, of formats that browsers cannot play; what is in the catalog is what the command would
+    make."""
     from sampler.serve_page import Shelf
 
     out, scratch = tmp_path / "out", tmp_path / "scratch"
@@ -192,7 +224,9 @@ def test_requests_wait_for_each_other_and_are_the_commands_samples(weights, pict
     studio = Studio(weights, out, own)
     studio.load()
     first = studio.submit(Prompt("one"), own)
-    second = studio.submit(Prompt("two", references=(Reference(str(upload)),)), settings("output.format=lossless", "video.mode=i2v_head"))
+    second = studio.submit(
+        Prompt("two", references=(Reference(str(upload)),)), settings("output.format=lossless", "video.mode=i2v_head")
+    )
     events = list(first.events())
     assert (first.result().done, second.result().done) == (2, 1)
     steps = [(event.text, event.done, event.of) for event in events if "step" in event.text]
@@ -204,14 +238,24 @@ def test_requests_wait_for_each_other_and_are_the_commands_samples(weights, pict
     assert [row["run_id"] for row in table] == [runs[0]["run_id"]] * 2 + [runs[1]["run_id"]]
     assert runs[0]["finished_at"] <= runs[1]["started_at"] and json.loads(runs[0]["counts"])["done"] == 2
     left = []
-    sample([Prompt("one")], weights, str(out), own, dry_run=True, on_start=lambda found: left.append((found.asked, found.todo)))
+    sample(
+        [Prompt("one")],
+        weights,
+        str(out),
+        own,
+        dry_run=True,
+        on_start=lambda found: left.append((found.asked, found.todo)),
+    )
     assert left == [(2, 0)], "to the command they are done"
     upload.unlink()
     again = studio.submit(Prompt("two", references=(Reference(table[2]["references"][0]),)), second.settings)
     assert (again.result().there, again.result().done) == (1, 0), "references outlive what was uploaded"
     shelf = Shelf(studio, scratch)
     shown, ids = shelf.newest()
-    assert ids == [row["sample_id"] for row in reversed(table)] and [caption for _, caption in shown][0] == "two · i2v_head · seed 0"
+    assert (
+        ids == [row["sample_id"] for row in reversed(table)]
+        and [caption for _, caption in shown][0] == "two · i2v_head · seed 0"
+    )
     film = Path(shelf.video(table[0]))
     assert film.parent == scratch and film.suffix == ".mp4"
     assert apart(pixels(film), pixels(out / table[0]["path"])) < 8 < apart(pixels(film), pixels(out / table[1]["path"]))

@@ -4,10 +4,10 @@ import json
 import os
 
 import pytest
-from samplecatalogs import drifting, result_catalog, sample
 
 from catalogs.tables import Catalog
 from datakit.errors import CatalogError, ConfigError
+from samplecatalogs import drifting, result_catalog, sample
 from sampler.vbench import export_vbench, vbench_prompts
 
 FULL_INFO = [
@@ -34,13 +34,16 @@ def test_the_full_list_says_which_prompt_judges_what(tmp_path):
     assert vbench_prompts(str(path), "dynamic_degree") == ["a bicycle slowing down"]
 
 
-@pytest.mark.parametrize("name, text, dimension, words", [
-    ("full.json", json.dumps(FULL_INFO), "colour", "no dimension 'colour': there are color, dynamic_degree"),
-    ("full.json", '[{"prompt": "x"}]', None, "no list of VBench"),
-    ("full.json", "{", None, "no list of VBench"),
-    ("list.txt", "a bicycle", "color", "give VBench_full_info.json"),
-    ("list.txt", "\n \n", None, "holds no prompts"),
-])
+@pytest.mark.parametrize(
+    "name, text, dimension, words",
+    [
+        ("full.json", json.dumps(FULL_INFO), "colour", "no dimension 'colour': there are color, dynamic_degree"),
+        ("full.json", '[{"prompt": "x"}]', None, "no list of VBench"),
+        ("full.json", "{", None, "no list of VBench"),
+        ("list.txt", "a bicycle", "color", "give VBench_full_info.json"),
+        ("list.txt", "\n \n", None, "holds no prompts"),
+    ],
+)
 def test_other_files_are_refused_in_one_line(tmp_path, name, text, dimension, words):
     with pytest.raises(ConfigError, match=words) as error:
         vbench_prompts(listed(tmp_path, text, name), dimension)
@@ -69,8 +72,10 @@ def test_samples_are_numbered_from_zero_for_each_prompt(tmp_path):
     assert export_vbench(str(tmp_path / "s"), tmp_path / "out" / "videos") == 6
     found = {path.name: path.read_text() for path in (tmp_path / "out" / "videos").iterdir()}
     order = [(3, 0), (3, 1), (7, 0), (7, 1), (9, 0)]
-    assert found == {**{f"a red car-{i}.mp4": f"a red car {seed} {number}" for i, (seed, number) in enumerate(order)},
-                     "two. dogs, 'running'-0.mp4": "two. dogs, 'running' 42 0"}
+    assert found == {
+        **{f"a red car-{i}.mp4": f"a red car {seed} {number}" for i, (seed, number) in enumerate(order)},
+        "two. dogs, 'running'-0.mp4": "two. dogs, 'running' 42 0",
+    }
     linked = (tmp_path / "out" / "videos" / "a red car-0.mp4").stat()
     assert linked.st_nlink == 2, "a link where that can be"
 
@@ -84,14 +89,17 @@ def test_a_real_result_catalog_exports_videos_that_play(tmp_path):
         assert sum(1 for _ in container.decode(video=0)) == 9
 
 
-@pytest.mark.parametrize("rows, words", [
-    ([sample("either/or"), sample("and/or"), sample("fine")], r"2 with a slash \('and/or'; 'either/or'\)"),
-    ([sample("x" * 250)], "1 longer than 255 bytes"),
-    ([sample("ü" * 125)], "1 longer than 255 bytes"),
-    ([sample("")], "1 empty"),
-    ([sample("a", path="files/0.mkv")], "1 samples are not .first: files/0.mkv.*output.format=mp4"),
-    ([sample("a"), sample("a", checkpoint="other/step-7")], "2 checkpoints .step-7, step-100."),
-])
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        ([sample("either/or"), sample("and/or"), sample("fine")], r"2 with a slash \('and/or'; 'either/or'\)"),
+        ([sample("x" * 250)], "1 longer than 255 bytes"),
+        ([sample("ü" * 125)], "1 longer than 255 bytes"),
+        ([sample("")], "1 empty"),
+        ([sample("a", path="files/0.mkv")], "1 samples are not .first: files/0.mkv.*output.format=mp4"),
+        ([sample("a"), sample("a", checkpoint="other/step-7")], "2 checkpoints .step-7, step-100."),
+    ],
+)
 def test_what_vbench_could_not_read_is_refused_and_nothing_is_written(tmp_path, rows, words):
     rows_of(tmp_path / "s", [dict(row) for row in rows])
     with pytest.raises(ConfigError, match=words) as error:
@@ -114,6 +122,8 @@ def test_a_catalog_without_finished_samples_is_named(tmp_path):
     catalog = Catalog.create(tmp_path / "s")
     with pytest.raises(CatalogError, match="no finished samples .nor any others."):
         export_vbench(catalog.root, tmp_path / "out")
-    catalog.append("samples", [sample("a", status="queued"), sample("b", status="queued"), sample("c", status="failed")])
+    catalog.append(
+        "samples", [sample("a", status="queued"), sample("b", status="queued"), sample("c", status="failed")]
+    )
     with pytest.raises(CatalogError, match="no finished samples .1 failed, 2 queued."):
         export_vbench(catalog.root, tmp_path / "out")

@@ -1,6 +1,7 @@
-"""What the test processes of the engine do: two of them, started once, go through all scenarios and write down what they found.
+"""What the test processes of the engine do: two of them, started once, go through all scenarios and write down what
+they found.
 
-    RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python engine_worker.py FOLDER
+RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python engine_worker.py FOLDER
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import json
 import random
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +29,17 @@ from trainer.engine.shards import Piece, Shards
 from trainer.models.mmdit import MMDiT, MMDiTConfig
 from trainer.models.weights import read_weights
 
-CONFIG = dict(in_channels=8, vec_in_dim=16, context_in_dim=24, hidden_size=32, mlp_ratio=2.0, num_heads=4, depth=1, depth_single_blocks=1,
-              axes_dim=(2, 2, 4))
+CONFIG = dict(
+    in_channels=8,
+    vec_in_dim=16,
+    context_in_dim=24,
+    hidden_size=32,
+    mlp_ratio=2.0,
+    num_heads=4,
+    depth=1,
+    depth_single_blocks=1,
+    axes_dim=(2, 2, 4),
+)
 ADAM = OptimizerSettings(lr=1e-3, warmup=2)
 CLIP = 0.5
 """Below the gradients' norm, so that clipping matters."""
@@ -51,12 +62,19 @@ def matches(folder: Path) -> dict[str, Any]:
     """Every way of spreading a model against one process with torch alone, whose step is one batch of eight."""
     wanted, found = reference(), {}
     for name, settings in {
-        "ddp": dict(precision="fp32"), "zero1": dict(plugin="zero1", precision="fp32"), "zero2": dict(plugin="zero2", precision="fp32"),
-        "tp": dict(plugin="hybrid", tp=2, precision="fp32"), "sp": dict(plugin="hybrid", sp=2, precision="fp32"),
+        "ddp": dict(precision="fp32"),
+        "zero1": dict(plugin="zero1", precision="fp32"),
+        "zero2": dict(plugin="zero2", precision="fp32"),
+        "tp": dict(plugin="hybrid", tp=2, precision="fp32"),
+        "sp": dict(plugin="hybrid", sp=2, precision="fp32"),
         "tp fused": dict(plugin="hybrid", tp=2, precision="fp32"),
-        "ddp bf16": {}, "zero2 bf16": dict(plugin="zero2"), "gemini": dict(plugin="gemini"),
-        "tp bf16": dict(plugin="hybrid", tp=2), "tp zero2 bf16": dict(plugin="hybrid", tp=2, zero=2),
-        "sp zero1 bf16": dict(plugin="hybrid", sp=2, zero=1), "sp zero2 bf16": dict(plugin="hybrid", sp=2, zero=2),
+        "ddp bf16": {},
+        "zero2 bf16": dict(plugin="zero2"),
+        "gemini": dict(plugin="gemini"),
+        "tp bf16": dict(plugin="hybrid", tp=2),
+        "tp zero2 bf16": dict(plugin="hybrid", tp=2, zero=2),
+        "sp zero1 bf16": dict(plugin="hybrid", sp=2, zero=1),
+        "sp zero2 bf16": dict(plugin="hybrid", sp=2, zero=2),
     }.items():
         layout = "fused" if "fused" in name else "separate"
         expected = reference(layout) if layout == "fused" else wanted
@@ -98,10 +116,18 @@ def averages(folder: Path) -> dict[str, Any]:
     if dist.get_rank():
         return {}
     exported = {name: tensor.bfloat16() for name, tensor in average.items()}, masters[3]
-    closed = {name: 0.7**3 * masters[0][name] + 0.3 * sum(0.7 ** (3 - k) * masters[k][name] for k in (1, 2, 3)) for name in masters[0]}
-    return {"error": max(float((average[n] - closed[n]).abs().max()) for n in closed),
-            "moved": max(float((average[n] - masters[3][n]).abs().max()) for n in closed),
-            "exported": [same(read_weights(folder / f"{name}.safetensors"), state) for name, state in zip(("ema", "masters"), exported)]}
+    closed = {
+        name: 0.7**3 * masters[0][name] + 0.3 * sum(0.7 ** (3 - k) * masters[k][name] for k in (1, 2, 3))
+        for name in masters[0]
+    }
+    return {
+        "error": max(float((average[n] - closed[n]).abs().max()) for n in closed),
+        "moved": max(float((average[n] - masters[3][n]).abs().max()) for n in closed),
+        "exported": [
+            same(read_weights(folder / f"{name}.safetensors"), state)
+            for name, state in zip(("ema", "masters"), exported)
+        ],
+    }
 
 
 def trains_a_part(folder: Path) -> dict[str, Any]:
@@ -116,8 +142,10 @@ def trains_a_part(folder: Path) -> dict[str, Any]:
         train(engine, [0])
         engine.save(folder / plugin)
         changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-        found[plugin] = {"as wanted": changed == set(engine.parameters) == {n for n in before if n.startswith("single_blocks.")},
-                         "error": message(lambda: build(plugin=plugin, precision="fp32").load(folder / plugin))}
+        found[plugin] = {
+            "as wanted": changed == set(engine.parameters) == {n for n in before if n.startswith("single_blocks.")},
+            "error": message(lambda: build(plugin=plugin, precision="fp32").load(folder / plugin)),
+        }
     return found
 
 
@@ -130,10 +158,14 @@ def refuses(folder: Path) -> dict[str, Any]:
         return lambda: Engine(model, EngineSettings(precision="bf16", **settings), ADAM, join_processes())
 
     said = {
-        "other model": message(engine(torch.nn.Linear(2, 2), plugin="hybrid", sp=2)), "heads": message(engine(odd, plugin="hybrid", sp=2)),
-        "frozen with tp": message(engine(frozen, plugin="hybrid", tp=2)), "frozen with gemini": message(engine(frozen, plugin="gemini")),
-        "nothing": message(engine(make_model().requires_grad_(False))), "processes": message(engine(make_model(), plugin="hybrid", tp=4)),
-        "no ema": message(lambda: build().full_state(ema=True)), "compile": message(engine(torch.nn.Linear(2, 2), compile=True)),
+        "other model": message(engine(torch.nn.Linear(2, 2), plugin="hybrid", sp=2)),
+        "heads": message(engine(odd, plugin="hybrid", sp=2)),
+        "frozen with tp": message(engine(frozen, plugin="hybrid", tp=2)),
+        "frozen with gemini": message(engine(frozen, plugin="gemini")),
+        "nothing": message(engine(make_model().requires_grad_(False))),
+        "processes": message(engine(make_model(), plugin="hybrid", tp=4)),
+        "no ema": message(lambda: build().full_state(ema=True)),
+        "compile": message(engine(torch.nn.Linear(2, 2), compile=True)),
     }
     both: list[Any] = [None, None]
     dist.all_gather_object(both, said)
@@ -144,8 +176,13 @@ def resumes(folder: Path) -> dict[str, Any]:
     """Two steps, a checkpoint, two steps; against a fresh model with other weights, resumed, and two steps."""
     found = {}
     for name, settings in {
-        "ddp": {}, "ddp fp32": dict(precision="fp32"), "zero1": dict(plugin="zero1"), "zero2": dict(plugin="zero2"),
-        "tp": dict(plugin="hybrid", tp=2), "sp zero2": dict(plugin="hybrid", sp=2, zero=2), "gemini": dict(plugin="gemini"),
+        "ddp": {},
+        "ddp fp32": dict(precision="fp32"),
+        "zero1": dict(plugin="zero1"),
+        "zero2": dict(plugin="zero2"),
+        "tp": dict(plugin="hybrid", tp=2),
+        "sp zero2": dict(plugin="hybrid", sp=2, zero=2),
+        "gemini": dict(plugin="gemini"),
     }.items():
         engine = build(ema=0.9, **settings)
         seed_all(dist.get_rank())
@@ -162,9 +199,14 @@ def resumes(folder: Path) -> dict[str, Any]:
         resumed = resume({"model": fresh}, folder / name, plan="p1")
         again = train(fresh, [2, 3])
         found[name] = {
-            "losses": again == unbroken, "random": draw_all() == drawn, "rate": fresh.rate == states[2],
-            "loop": resumed.loop, "step": resumed.step, "whole": whole,
-            "masters": same(fresh.full_state(), states[0]), "ema": same(fresh.full_state(ema=True), states[1]),
+            "losses": again == unbroken,
+            "random": draw_all() == drawn,
+            "rate": fresh.rate == states[2],
+            "loop": resumed.loop,
+            "step": resumed.step,
+            "whole": whole,
+            "masters": same(fresh.full_state(), states[0]),
+            "ema": same(fresh.full_state(ema=True), states[1]),
         }
     found["zero2"]["other plan"] = message(lambda: resume({"model": fresh}, folder / "zero2", plan="p2"))
     return found
@@ -179,11 +221,22 @@ def changes_worlds(folder: Path) -> dict[str, Any]:
     found = {}
     alone(folder / "meet1")
     if dist.get_rank() == 0 and RANK == 0:
-        for i, settings in enumerate((dict(), dict(plugin="zero2"), dict(plugin="gemini"), dict(plugin="hybrid", zero=1))):
+        for i, settings in enumerate(
+            (dict(), dict(plugin="zero2"), dict(plugin="gemini"), dict(plugin="hybrid", zero=1))
+        ):
             pass_on(folder, i, f"1 process, {settings.get('plugin', 'ddp')}", settings, found)
     together(folder / "meet2")
-    for i, settings in enumerate((dict(), dict(plugin="hybrid", tp=2), dict(plugin="gemini"), dict(plugin="hybrid", sp=2, zero=2),
-                                  dict(plugin="hybrid", tp=2, zero=1), dict(plugin="zero1")), 4):
+    for i, settings in enumerate(
+        (
+            dict(),
+            dict(plugin="hybrid", tp=2),
+            dict(plugin="gemini"),
+            dict(plugin="hybrid", sp=2, zero=2),
+            dict(plugin="hybrid", tp=2, zero=1),
+            dict(plugin="zero1"),
+        ),
+        4,
+    ):
         pass_on(folder, i, f"2 processes, {settings}", settings, found)
     engine = build(seed=1, plugin="zero2", ema=0.9)
     engine.load(folder / "10")
@@ -219,7 +272,8 @@ def reference(layout: str = "separate") -> tuple[list[float], list[float], dict[
 
 
 def train(engine: Engine, steps) -> tuple[list[float], list[float]]:
-    """Losses and norms. Ranks take micro-batches by turns; where there is none left, one is repeated with weight zero."""
+    """Losses and norms. Ranks take micro-batches by turns; where there is none left, one is repeated with weight
+    zero."""
     losses, norms = [], []
     for step in steps:
         rounds = -(-len(MICRO) // engine.world)
@@ -244,8 +298,13 @@ def compare(losses: list[float], norms: list[float], weights: dict[str, Tensor],
         return {}
     way = sum((wanted[2][n] - wanted[3][n]).square().sum() for n in weights).sqrt()
     off = sum((weights[n] - wanted[2][n]).square().sum() for n in weights).sqrt()
-    return {"loss": max(abs(a - b) for a, b in zip(losses, wanted[0])), "norm": max(abs(a / b - 1) for a, b in zip(norms, wanted[1])),
-            "weights": float(off / way), "clipped": min(wanted[1]) > CLIP, "names": set(weights) == set(wanted[2])}
+    return {
+        "loss": max(abs(a - b) for a, b in zip(losses, wanted[0])),
+        "norm": max(abs(a / b - 1) for a, b in zip(norms, wanted[1])),
+        "weights": float(off / way),
+        "clipped": min(wanted[1]) > CLIP,
+        "names": set(weights) == set(wanted[2]),
+    }
 
 
 def build(layout: str = "separate", seed: int = 0, **settings: Any) -> Engine:
@@ -270,16 +329,26 @@ def samples(step: int, start: int, stop: int) -> tuple[dict[str, Tensor], Tensor
         return torch.randn(8, *shape, generator=generator)[start:stop]
 
     positions = torch.tensor([[0.0, 0.0, i] for i in range(7)]).expand(stop - start, -1, -1)
-    inputs = dict(img=normal(7, 8), img_ids=positions, txt=normal(5, 24), txt_ids=torch.zeros(stop - start, 5, 3),
-                  timesteps=torch.rand(8, generator=generator)[start:stop], y_vec=normal(16), cond=normal(7, 12))
+    inputs = dict(
+        img=normal(7, 8),
+        img_ids=positions,
+        txt=normal(5, 24),
+        txt_ids=torch.zeros(stop - start, 5, 3),
+        timesteps=torch.rand(8, generator=generator)[start:stop],
+        y_vec=normal(16),
+        cond=normal(7, 12),
+    )
     return inputs, normal(7, 8)
 
 
 def assemble(folder: Path) -> dict[str, Tensor]:
     """Everything in the shards of a folder, whole."""
     shards = Shards(folder)
-    return {f"{kind}/{name}": shards.read(kind, Piece(name, shape, None, 0, 0, (0, 0), dict), 0, torch.Size(shape).numel())
-            for name, shape in shards.parameters.items() for kind in ("master", "exp_avg", "exp_avg_sq", "ema")}
+    return {
+        f"{kind}/{name}": shards.read(kind, Piece(name, shape, None, 0, 0, (0, 0), dict), 0, torch.Size(shape).numel())
+        for name, shape in shards.parameters.items()
+        for kind in ("master", "exp_avg", "exp_avg_sq", "ema")
+    }
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -326,6 +395,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     faulthandler.enable()  # the test ends a process that hangs by SIGABRT
     FOLDER = Path(sys.argv[1])
-    dist.init_process_group("cpu:gloo", timeout=timedelta(seconds=100))  # named as on GPUs (cpu:gloo,cuda:nccl): ColossalAI looks at it
+    dist.init_process_group(
+        "cpu:gloo", timeout=timedelta(seconds=100)
+    )  # named as on GPUs (cpu:gloo,cuda:nccl): ColossalAI looks at it
     RANK = dist.get_rank()
     main(FOLDER)

@@ -1,5 +1,5 @@
-"""What the test processes of `test_resume.py` do: two of them, started once, train by the real loop, together and each alone, are
-stopped, and go on. They write down what every step showed the model.
+"""What the test processes of `test_resume.py` do: two of them, started once, train by the real loop, together and each
+alone, are stopped, and go on. They write down what every step showed the model.
 
     RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python resume_worker.py FOLDER
 """
@@ -19,26 +19,41 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from shown import Watch
 
+from shown import Watch
 from trainer.config import DiTSettings, load_settings
 from trainer.dit_run import train_dit
 from trainer.training import Request
 
 STOP, STEPS = 3, 7
-"""Steps before the signal, and in all. An epoch has four: of three micro-batches, which two processes cannot share evenly, and of one."""
+"""Steps before the signal, and in all. An epoch has four: of three micro-batches, which two processes cannot share
+evenly, and of one."""
 WORKERS = (0, 2, 4)
 PATIENCE = timedelta(seconds=300)
 SETTINGS = (
     "model={hidden_size: 48, num_heads: 2, depth: 1, depth_single_blocks: 1, axes_dim: [4, 10, 10], patch_size: 1}",
-    "text.options={length: 8}", "plan.text_tokens=8", "optimizer.warmup=2", "dropout=0.3",
-    "conditions={t2v: 1, i2v_head: 1, i2v_loop: 1}", f"steps={STEPS}", "seed=24",
-    "checkpoint.every=2", "loader={augment: random, flip: true, prefetch_mb: 1, workers: 0}", "log={every: 1, tensorboard: false}",
-    "validation.every=0", "preview.every=0", "write_back=false", "watchdog_s=0")
+    "text.options={length: 8}",
+    "plan.text_tokens=8",
+    "optimizer.warmup=2",
+    "dropout=0.3",
+    "conditions={t2v: 1, i2v_head: 1, i2v_loop: 1}",
+    f"steps={STEPS}",
+    "seed=24",
+    "checkpoint.every=2",
+    "loader={augment: random, flip: true, prefetch_mb: 1, workers: 0}",
+    "log={every: 1, tensorboard: false}",
+    "validation.every=0",
+    "preview.every=0",
+    "write_back=false",
+    "watchdog_s=0",
+)
 BF16 = "engine.precision=bf16"
 PLUGINS = {
-    "ddp": (), "zero2": ("engine.plugin=zero2", BF16, "write_back=true"), "tp": ("engine.plugin=hybrid", "engine.tp=2"),
-    "sp": ("engine.plugin=hybrid", "engine.sp=2", "engine.zero=1", BF16)}
+    "ddp": (),
+    "zero2": ("engine.plugin=zero2", BF16, "write_back=true"),
+    "tp": ("engine.plugin=hybrid", "engine.tp=2"),
+    "sp": ("engine.plugin=hybrid", "engine.sp=2", "engine.zero=1", BF16),
+}
 
 CUT_OFF = "zero2"
 """Of this one the last checkpoint is not whole, so that it goes on from the one before."""
@@ -86,13 +101,23 @@ def train(name: str, *sets: str, stop: bool = False, resume: bool = False) -> No
 
     settings = load_settings(DiTSettings, "tiny", None, [*SETTINGS, *sets])
     with Watch(signalled) as watch:
-        ended = train_dit(Request(FOLDER / name, plan=None if resume else FOLDER / "plan", resume=resume, quiet=True), settings)
-    mine = [{"step": s.step, "window": s.window, "clip": s.clip, "seed": s.seed, "draws": s.digest, "loss": s.loss} for s in watch.shown]
+        ended = train_dit(
+            Request(FOLDER / name, plan=None if resume else FOLDER / "plan", resume=resume, quiet=True), settings
+        )
+    mine = [
+        {"step": s.step, "window": s.window, "clip": s.clip, "seed": s.seed, "draws": s.digest, "loss": s.loss}
+        for s in watch.shown
+    ]
     everywhere: list[list[dict[str, Any]]] = [[]] * dist.get_world_size()
     dist.all_gather_object(everywhere, mine)
     if dist.get_rank() == 0:
         samples = sorted((sample for each in everywhere for sample in each), key=lambda s: (s["step"], s["seed"]))
-        found = {"status": ended.status, "step": ended.step, "samples": samples, "cpu_s": round(time.process_time() - started, 2)}
+        found = {
+            "status": ended.status,
+            "step": ended.step,
+            "samples": samples,
+            "cpu_s": round(time.process_time() - started, 2),
+        }
         with (FOLDER / f"{name}.jsonl").open("a") as file:
             file.write(json.dumps(found) + "\n")
 
@@ -122,7 +147,9 @@ def alone() -> None:
 
 def together() -> None:
     leave()
-    dist.init_process_group("gloo", store=dist.FileStore(str(FOLDER / "meeting"), 2), rank=RANK, world_size=2, timeout=PATIENCE)
+    dist.init_process_group(
+        "gloo", store=dist.FileStore(str(FOLDER / "meeting"), 2), rank=RANK, world_size=2, timeout=PATIENCE
+    )
 
 
 def leave() -> None:

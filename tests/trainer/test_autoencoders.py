@@ -33,7 +33,9 @@ def models():
     built = {kind: build_autoencoder(kind, **sizes) for kind, sizes in SIZES.items()}
     for kind, name in GOLDEN.items():
         tensors = load_file(Path(__file__).parent.parent / "data" / "golden" / f"{name}.safetensors")
-        built[kind].load_state_dict({k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")})
+        built[kind].load_state_dict(
+            {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
+        )
     return built
 
 
@@ -50,6 +52,7 @@ def video(model, latent_frames=2, height=1, width=2, batch=1, seed=0):
 
 # Shapes
 
+
 @torch.no_grad()
 @pytest.mark.parametrize(("length", "height", "width"), [(0, 1, 1), (0, 2, 3), (1, 3, 1), (2, 1, 2)])
 def test_every_size_that_fits_comes_back(model, length, height, width):
@@ -61,26 +64,41 @@ def test_every_size_that_fits_comes_back(model, length, height, width):
     assert model.decode(encoded.mean).shape == clip.shape
 
 
-@pytest.mark.parametrize(("kind", "size", "nearest"), [
-    ("tiny", (18, 64, 64), "17 of 64×64"), ("tiny", (5, 60, 64), "5 of 64×64"), ("tiny", (0, 3, 64), "1 of 8×64"),
-    ("hunyuan", (128, 64, 100), "129 of 64×96"), ("dc-ae", (129, 64, 64), "128 of 64×64"), ("dc-ae", (4, 32, 32), "8 of 32×32"),
-    ("dc-ae", (8, 48, 250), "8 of 64×256")])
+@pytest.mark.parametrize(
+    ("kind", "size", "nearest"),
+    [
+        ("tiny", (18, 64, 64), "17 of 64×64"),
+        ("tiny", (5, 60, 64), "5 of 64×64"),
+        ("tiny", (0, 3, 64), "1 of 8×64"),
+        ("hunyuan", (128, 64, 100), "129 of 64×96"),
+        ("dc-ae", (129, 64, 64), "128 of 64×64"),
+        ("dc-ae", (4, 32, 32), "8 of 32×32"),
+        ("dc-ae", (8, 48, 250), "8 of 64×256"),
+    ],
+)
 def test_a_size_that_does_not_fit_is_refused_with_the_nearest_that_does(models, kind, size, nearest):
     model = models[kind]
     for refused in (lambda: model.latent_shape(*size), lambda: model.encode(torch.zeros(1, 3, *size))):
-        with pytest.raises(ValueError, match=f"{kind} takes .*not {size[0]} of {size[1]}×{size[2]}; the nearest is {nearest}$"):
+        with pytest.raises(
+            ValueError, match=f"{kind} takes .*not {size[0]} of {size[1]}×{size[2]}; the nearest is {nearest}$"
+        ):
             refused()
     frames, space = nearest.split(" of ")
     model.latent_shape(int(frames), *map(int, space.split("×")))
 
 
 def test_lengths(models):
-    assert [models["tiny"].frames_of(n) for n in (1, 2, 33)] == [models["hunyuan"].frames_of(n) for n in (1, 2, 33)] == [1, 5, 129]
+    assert (
+        [models["tiny"].frames_of(n) for n in (1, 2, 33)]
+        == [models["hunyuan"].frames_of(n) for n in (1, 2, 33)]
+        == [1, 5, 129]
+    )
     assert [models["dc-ae"].frames_of(n) for n in (1, 2, 32)] == [1, 8, 128]
     assert models["hunyuan"].latent_shape(129, 192, 336) == (4, 33, 24, 42)
 
 
 # Properties
+
 
 @torch.no_grad()
 def test_a_sample_does_not_know_its_batch(model):
@@ -89,7 +107,9 @@ def test_a_sample_does_not_know_its_batch(model):
     others[[0, 2]] = others[[0, 2]].flip(0) * 5 - 3
     for together in (clip, others):
         encoded, alone = model.encode(together), model.encode(clip[1:2])
-        assert torch.allclose(encoded.mean[1:2], alone.mean, atol=1e-5) and torch.allclose(encoded.std[1:2], alone.std, atol=1e-5)
+        assert torch.allclose(encoded.mean[1:2], alone.mean, atol=1e-5) and torch.allclose(
+            encoded.std[1:2], alone.std, atol=1e-5
+        )
         assert torch.allclose(model.decode(encoded.mean)[1:2], model.decode(alone.mean), atol=1e-4)
 
 
@@ -105,12 +125,17 @@ def test_every_parameter_has_a_gradient(model):
 
 @torch.no_grad()
 def test_bf16_is_near_float32(model):
-    """Relative error of mean, spread and video. Measured: at most 4.1 % (HunyuanVideo: its norms magnify), 1.2 %, 0.7 %."""
+    """Relative error of mean, spread and video. Measured: at most 4.1 % (HunyuanVideo: its norms magnify), 1.2 %, 0.7
+    %."""
     most = {"hunyuan": 0.06, "dc-ae": 0.02, "tiny": 0.01}[model.kind]
     clip = video(model)
     half = copy.deepcopy(model).bfloat16()
     exact, rounded = model.encode(clip), half.encode(clip.bfloat16())
-    pairs = [(exact.mean, rounded.mean), (exact.std, rounded.std), (model.decode(exact.mean), half.decode(exact.mean.bfloat16()))]
+    pairs = [
+        (exact.mean, rounded.mean),
+        (exact.std, rounded.std),
+        (model.decode(exact.mean), half.decode(exact.mean.bfloat16())),
+    ]
     for expected, found in pairs:
         assert found.dtype == torch.bfloat16
         assert (found.float() - expected).norm() <= most * expected.norm()
@@ -126,10 +151,14 @@ def test_latents_are_scaled_and_shifted():
     raw, found = plain.encode(clip), scaled.encode(clip)
     assert torch.allclose(found.mean, (raw.mean - 0.5) * 2) and torch.allclose(found.std, raw.std * 2)
     assert torch.allclose(scaled.decode(found.mean), plain.decode(raw.mean), atol=1e-5)
-    assert torch.equal(Encoded(raw.mean, raw.std).sample(torch.ones_like(raw.std)), raw.mean + raw.std) and (raw.std > 0).all()
+    assert (
+        torch.equal(Encoded(raw.mean, raw.std).sample(torch.ones_like(raw.std)), raw.mean + raw.std)
+        and (raw.std > 0).all()
+    )
 
 
 # The tiny one's causality
+
 
 @torch.no_grad()
 def test_no_latent_of_the_tiny_one_knows_later_frames_and_no_frame_later_latents(models):
@@ -137,7 +166,7 @@ def test_no_latent_of_the_tiny_one_knows_later_frames_and_no_frame_later_latents
     clip = video(tiny, latent_frames=5)
     for known in (1, 2, 4):
         other = clip.clone()
-        other[:, :, tiny.frames_of(known):] = -other[:, :, tiny.frames_of(known):]
+        other[:, :, tiny.frames_of(known) :] = -other[:, :, tiny.frames_of(known) :]
         latents, changed = tiny.encode(clip), tiny.encode(other)
         assert torch.equal(latents.mean[:, :, :known], changed.mean[:, :, :known])
         assert torch.equal(latents.std[:, :, :known], changed.std[:, :, :known])
@@ -150,6 +179,7 @@ def test_no_latent_of_the_tiny_one_knows_later_frames_and_no_frame_later_latents
 
 
 # Tiles: which, and where
+
 
 def grouped(x, by, causal):
     """Means of the pixels of each latent: an encoder that knows nothing but them."""
@@ -174,19 +204,38 @@ def test_tiles_put_everything_where_it_belongs(causal, overlap):
         latents = (length, length + 1, 2)
         z = torch.randn(1, 2, *latents)
         clip = spread(z, by, causal)
-        axes = [pieces(n, size, overlap, (b, 1), fore) for n, size, b, fore in zip(latents, (tile, tile, 1), by, (lead, 0, 0))]
+        axes = [
+            pieces(n, size, overlap, (b, 1), fore)
+            for n, size, b, fore in zip(latents, (tile, tile, 1), by, (lead, 0, 0))
+        ]
         assert torch.allclose(tiled(lambda x: grouped(x, by, causal), clip, axes), grouped(clip, by, causal), atol=1e-5)
-        axes = [pieces(n, size, overlap, (1, b), fore) for n, size, b, fore in zip(latents, (tile, tile, 1), by, (lead, 0, 0))]
+        axes = [
+            pieces(n, size, overlap, (1, b), fore)
+            for n, size, b, fore in zip(latents, (tile, tile, 1), by, (lead, 0, 0))
+        ]
         assert torch.allclose(tiled(lambda x: spread(x, by, causal), z, axes), clip, atol=1e-5)
 
 
-@pytest.mark.parametrize(("latents", "tile", "overlap", "starts"), [
-    (32, 32, 0.25, [0]), (20, 32, 0.25, [0]), (33, 32, 0.25, [0, 1]), (56, 32, 0.25, [0, 24]), (57, 32, 0.25, [0, 12, 25]),
-    (8, 4, 0, [0, 4])])
+@pytest.mark.parametrize(
+    ("latents", "tile", "overlap", "starts"),
+    [
+        (32, 32, 0.25, [0]),
+        (20, 32, 0.25, [0]),
+        (33, 32, 0.25, [0, 1]),
+        (56, 32, 0.25, [0, 24]),
+        (57, 32, 0.25, [0, 12, 25]),
+        (8, 4, 0, [0, 4]),
+    ],
+)
 def test_as_few_tiles_as_overlap_enough_and_all_of_one_size(latents, tile, overlap, starts):
     found = pieces(latents, tile, overlap, (1, 8))
-    assert [p.source.start for p in found] == starts and {p.source.stop - p.source.start for p in found} == {min(tile, latents)}
-    assert all((p.weight >= 0).all() and (p.weight <= 1).all() and len(p.weight) == p.target.stop - p.target.start for p in found)
+    assert [p.source.start for p in found] == starts and {p.source.stop - p.source.start for p in found} == {
+        min(tile, latents)
+    }
+    assert all(
+        (p.weight >= 0).all() and (p.weight <= 1).all() and len(p.weight) == p.target.stop - p.target.start
+        for p in found
+    )
 
 
 def test_hunyuans_tiles_of_64_frames_are_65():
@@ -202,13 +251,17 @@ def test_tiles_that_make_no_sense(wrong):
 
 
 def test_tiles_below_a_latent_are_refused(models):
-    for kind, tiles, least in (("tiny", Tiles(4, 8, 7), "4 frames of 8×8"), ("dc-ae", Tiles(4, 32, 32), "8 frames of 32×32")):
+    for kind, tiles, least in (
+        ("tiny", Tiles(4, 8, 7), "4 frames of 8×8"),
+        ("dc-ae", Tiles(4, 32, 32), "8 frames of 32×32"),
+    ):
         clip = video(models[kind])
         with pytest.raises(ValueError, match=f"{kind} needs tiles of at least {least}, not 4 of"):
             models[kind].encode(clip, tiles)
 
 
 # Tiles: through the networks
+
 
 def small_tiles(model, latents=2, overlap=0.25):
     t, h, w = model.compression
@@ -239,7 +292,9 @@ def test_no_larger_tile_goes_through_and_none_is_kept(models, dtype):
 
         for network in (model.encoder, model.decoder):
             network.register_forward_pre_hook(before)
-            network.register_forward_hook(lambda module, args, output: outputs.append(StorageWeakRef(output.untyped_storage())))
+            network.register_forward_hook(
+                lambda module, args, output: outputs.append(StorageWeakRef(output.untyped_storage()))
+            )
         clip, (t, h, w) = video(model, 4 + lead, 2, 3).to(dtype), model.compression
         tiles = Tiles(2 * t, h, 2 * w + w // 2, overlap=0.0)
         encoded = model.encode(clip, tiles)
@@ -264,24 +319,37 @@ def test_gradients_pass_through_tiles(models):
 
 # Tiles: their seams
 
+
 @pytest.fixture(scope="module")
 def trained(footage):
     """The tiny one that comes with datakit, and real clips: 5 × 64 × 256 and 49 × 64 × 64."""
     with av.open(str(footage["bikes.mp4"])) as file:
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame, _ in zip(file.decode(video=0), range(200))])
     film = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-    return build_autoencoder("tiny", "embedded"), {"wide": film[:, :, 60:65, 100:164, 200:456], "long": film[:, :, 150:199, 100:164, 0:64]}
+    return build_autoencoder("tiny", "embedded"), {
+        "wide": film[:, :, 60:65, 100:164, 200:456],
+        "long": film[:, :, 150:199, 100:164, 0:64],
+    }
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("weights", ["trained", "random"])
-@pytest.mark.parametrize(("tiles", "clip", "most"), [
-    (Tiles(64, 64, 128, 0.25), "wide", 1e-6),  # a quarter of what tiles share is more than pixels know of their neighbourhood
-    (Tiles(64, 64, 64, 0.5), "wide", 1e-2),
-    (Tiles(24, 64, 64, 0.25), "long", 1e-2)])
+@pytest.mark.parametrize(
+    ("tiles", "clip", "most"),
+    [
+        (
+            Tiles(64, 64, 128, 0.25),
+            "wide",
+            1e-6,
+        ),  # a quarter of what tiles share is more than pixels know of their neighbourhood
+        (Tiles(64, 64, 64, 0.5), "wide", 1e-2),
+        (Tiles(24, 64, 64, 0.25), "long", 1e-2),
+    ],
+)
 def test_tiles_of_the_tiny_one_are_as_the_whole(trained, weights, tiles, clip, most):
-    """Largest differences anywhere, in parts of the range of pixels; measured 0, 0.2 % to 0.7 %, 0.6 % to 1.2 % (of random weights,
-    which may differ half as much again), and on average below 0.05 %. Without overlap they are far larger: the test can fail."""
+    """Largest differences anywhere, in parts of the range of pixels; measured 0, 0.2 % to 0.7 %, 0.6 % to 1.2 % (of
+    random weights, which may differ half as much again), and on average below 0.05 %. Without overlap they are far
+    larger: the test can fail."""
     model, clips = trained
     if weights == "random":
         torch.manual_seed(0)
@@ -299,37 +367,50 @@ def test_tiles_of_the_tiny_one_are_as_the_whole(trained, weights, tiles, clip, m
 @pytest.mark.parametrize("kind", ["dc-ae", "hunyuan"])
 @pytest.mark.parametrize("axis", ["time", "width"])
 def test_pictures_are_continuous_over_seams(models, kind, axis):
-    """DC-AE attends to all of a tile and HunyuanVideo's norms see all of it, so what tiles show differs, even far from their
-    edges. Where tiles blend, the mean step from a pixel to the next is at most 3 times that in the same places of the video
-    that was decoded whole; without overlap it is more than 6 times."""
+    """DC-AE attends to all of a tile and HunyuanVideo's norms see all of it, so what tiles show differs, even far from
+    their edges. Where tiles blend, the mean step from a pixel to the next is at most 3 times that in the same places of
+    the video that was decoded whole; without overlap it is more than 6 times."""
     model, dim = models[kind], {"time": 2, "width": 4}[axis]
     latents, tile = {
-        ("dc-ae", "time"): ((10, 1, 1), 5), ("dc-ae", "width"): ((2, 1, 10), 5),
-        ("hunyuan", "time"): ((21, 2, 3), 5), ("hunyuan", "width"): ((2, 4, 16), 4)}[kind, axis]
+        ("dc-ae", "time"): ((10, 1, 1), 5),
+        ("dc-ae", "width"): ((2, 1, 10), 5),
+        ("hunyuan", "time"): ((21, 2, 3), 5),
+        ("hunyuan", "width"): ((2, 4, 16), 4),
+    }[kind, axis]
     lead, by = int(model.causal and axis == "time"), model.compression[dim - 2]
     torch.manual_seed(1)
     smooth = F.interpolate(torch.randn(1, model.channels, 2, 2, 3), size=latents, mode="trilinear")
 
     def steps(found):
-        assert found.shape[2:] == (model.frames_of(latents[0]), *(n * size for n, size in zip(latents[1:], model.compression[1:])))
+        assert found.shape[2:] == (
+            model.frames_of(latents[0]),
+            *(n * size for n, size in zip(latents[1:], model.compression[1:])),
+        )
         return found.diff(dim=dim).abs().mean([d for d in range(5) if d != dim])
 
     whole = steps(model.decode(smooth))
     for overlap, fits in ((0.5, lambda ratio: ratio <= 3), (0.0, lambda ratio: ratio > 6)):
         found = steps(model.decode(smooth, small_tiles(model, tile, overlap)))
         cuts = pieces(latents[dim - 2], tile, overlap, (1, by), lead)
-        seams = torch.cat([torch.arange(after.target.start - 1, before.target.stop) for before, after in zip(cuts, cuts[1:])])
+        seams = torch.cat(
+            [torch.arange(after.target.start - 1, before.target.stop) for before, after in zip(cuts, cuts[1:])]
+        )
         assert fits(found[seams].max() / whole[seams].max())
 
 
 # Building
+
 
 def test_a_kind_or_size_that_does_not_exist():
     with pytest.raises(ConfigError, match="no autoencoder 'wan': hunyuan, dc-ae or tiny"):
         build_autoencoder("wan")
     with pytest.raises(ConfigError, match="tiny has no size 'width': it has latent_channels, widths"):
         build_autoencoder("tiny", width=3)
-    for wrong in ("tiny has 3 widths, not 2", "hunyuan has 4 widths, not 2", "dc-ae has 2 widths, but 6 encoder_depths"):
+    for wrong in (
+        "tiny has 3 widths, not 2",
+        "hunyuan has 4 widths, not 2",
+        "dc-ae has 2 widths, but 6 encoder_depths",
+    ):
         with pytest.raises(ConfigError, match=wrong):
             build_autoencoder(wrong.split()[0], widths=[8, 8])
 

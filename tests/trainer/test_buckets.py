@@ -7,8 +7,8 @@ import yaml
 
 from datakit.config import load
 from datakit.errors import ConfigError
-from trainer.budget import DEFAULT_TOKENS, GIB, cost, gpu_gib, parameters, peak_bytes, tokens_that_fit
 from trainer.buckets import bucket_table, sizes_of, tokens_of
+from trainer.budget import DEFAULT_TOKENS, GIB, cost, gpu_gib, parameters, peak_bytes, tokens_that_fit
 from trainer.plan_settings import ASPECTS, MemorySettings, PlanSettings
 
 CUT = MemorySettings(double_blocks=4, single_blocks=8)
@@ -21,7 +21,13 @@ def settings(*sets: str) -> PlanSettings:
 
 def test_sizes_are_those_of_open_sora():
     assert sizes_of(256**2, ["16:9", "9:16", "1:1", "4:3", "3:4", "2.39:1"], (16, 16)) == (
-        (192, 336), (336, 192), (256, 256), (224, 288), (288, 224), (160, 400))
+        (192, 336),
+        (336, 192),
+        (256, 256),
+        (224, 288),
+        (288, 224),
+        (160, 400),
+    )
     assert sizes_of(768**2, ["16:9", "9:16", "1:1"], (16, 16)) == ((576, 1024), (1024, 576), (768, 768))
     assert sizes_of(64**2, ["1:1", "16:9"], (16, 16)) == ((64, 64), (48, 80))
 
@@ -60,9 +66,13 @@ def test_tokens_of_a_sample():
 
 
 def test_frames_that_the_autoencoder_does_not_take():
-    with pytest.raises(ConfigError, match=r"windows of 32 frames: a causal autoencoder takes 4k \+ 1 frames, for example 29 or 33"):
+    with pytest.raises(
+        ConfigError, match=r"windows of 32 frames: a causal autoencoder takes 4k \+ 1 frames, for example 29 or 33"
+    ):
         bucket_table(settings("frames=[32]"))
-    with pytest.raises(ConfigError, match=r"windows of 33 frames: .* multiples of 4 frames from 8 on, for example 32 or 36"):
+    with pytest.raises(
+        ConfigError, match=r"windows of 33 frames: .* multiples of 4 frames from 8 on, for example 32 or 36"
+    ):
         bucket_table(settings("frames=[33]", "causal=false"))
     with pytest.raises(ConfigError, match="for example 8 or 12"):
         bucket_table(settings("frames=[4]", "causal=false"))
@@ -82,7 +92,9 @@ def test_buckets_over_the_budget_are_named():
     table = bucket_table(settings("resolutions=[256px, 768px]", "aspects=['16:9']", "tokens=18000", "frames=[1, 129]"))
     assert table.too_large == (("576x1024x129", 76_544),)
     assert [b.name for b in table.buckets] == ["576x1024x1", "192x336x129", "192x336x1"]
-    with pytest.raises(ConfigError, match="no bucket fits: 192x336x129, the smallest, takes 8,828 tokens a sample, the budget is 8,000"):
+    with pytest.raises(
+        ConfigError, match="no bucket fits: 192x336x129, the smallest, takes 8,828 tokens a sample, the budget is 8,000"
+    ):
         bucket_table(settings("aspects=['16:9']", "frames=[129]", "tokens=8000"))
 
 
@@ -90,12 +102,25 @@ def test_a_table_in_open_soras_form():
     config = "bucket_config={256px: {1: [1.0, 45], 33: [0.5, 12], 129: [[1.0, 0.25], null]}, 768px: {33: [1, 1]}}"
     table = bucket_table(settings(config, "aspects=['16:9', '1:1']", "tokens=9000"))
     assert [(level.name, [(n.frames, n.keep, n.keep_frames) for n in level.lengths]) for level in table.levels] == [
-        ("768px", [(33, 1.0, 1.0)]), ("256px", [(129, 1.0, 0.25), (33, 0.5, 1.0), (1, 1.0, 1.0)])]
+        ("768px", [(33, 1.0, 1.0)]),
+        ("256px", [(129, 1.0, 0.25), (33, 0.5, 1.0), (1, 1.0, 1.0)]),
+    ]
     assert {b.name: b.batch for b in table.buckets} == {
-        "576x1024x33": 1, "768x768x33": 1, "192x336x129": 1, "256x256x129": 1, "192x336x33": 12, "256x256x33": 12, "192x336x1": 45,
-        "256x256x1": 45}
-    for wrong, why in [("{256px: {33: [1.5, 1]}}", "a probability lies between 0 and 1, not 1.5"),
-                       ("{256px: {33: [1, 0]}}", "at least one sample"), ("{}", "bucket_config is empty"), ("{256px: {33: 1}}", "bucket_config.256px.33")]:
+        "576x1024x33": 1,
+        "768x768x33": 1,
+        "192x336x129": 1,
+        "256x256x129": 1,
+        "192x336x33": 12,
+        "256x256x33": 12,
+        "192x336x1": 45,
+        "256x256x1": 45,
+    }
+    for wrong, why in [
+        ("{256px: {33: [1.5, 1]}}", "a probability lies between 0 and 1, not 1.5"),
+        ("{256px: {33: [1, 0]}}", "at least one sample"),
+        ("{}", "bucket_config is empty"),
+        ("{256px: {33: 1}}", "bucket_config.256px.33"),
+    ]:
         with pytest.raises(ConfigError, match=why):
             bucket_table(settings(f"bucket_config={wrong}"))
 
@@ -107,8 +132,10 @@ def test_weights_are_of_buckets_that_there_are():
         bucket_table(settings("weights={65: 2}", "frames=[1, 33]"))
 
 
-@pytest.mark.parametrize("recompute, frames_tokens, batch, measured", [
-    (0.0, 8828, 1, 47.9), (0.0, 2780, 1, 47.9), (1.0, 8828, 3, 48.0), (0.0, 8828, 2, 56.7), (0.0, 2780, 4, 48.1)])
+@pytest.mark.parametrize(
+    "recompute, frames_tokens, batch, measured",
+    [(0.0, 8828, 1, 47.9), (0.0, 2780, 1, 47.9), (1.0, 8828, 3, 48.0), (0.0, 8828, 2, 56.7), (0.0, 2780, 4, 48.1)],
+)
 def test_the_memory_model_agrees_with_the_h100(recompute, frames_tokens, batch, measured):
     """GiB of facts/training.md; what is missing is within the reserve."""
     predicted = peak_bytes(CUT.model_copy(update={"recompute": recompute}), frames_tokens * batch) / GIB
@@ -145,7 +172,9 @@ def test_cost_is_that_of_the_model():
 def test_gpus(tmp_path, monkeypatch):
     assert [gpu_gib(g) for g in ("24gb", "80GB", 11.5, "16")] == [23, 78, 11.5, 16]
     for wrong in ("h100", "0", -1):
-        with pytest.raises(ConfigError, match=f"no GPU {wrong!r}: plan.gpu is one of 24gb, .*, a number of GiB, or here"):
+        with pytest.raises(
+            ConfigError, match=f"no GPU {wrong!r}: plan.gpu is one of 24gb, .*, a number of GiB, or here"
+        ):
             gpu_gib(wrong)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="no GPU here: name one .* or give the tokens"):

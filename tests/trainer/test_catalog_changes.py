@@ -1,4 +1,5 @@
-"""A training run while its catalog changes: cached latents that it reads stay, clips that were forgotten are not trained on."""
+"""A training run while its catalog changes: cached latents that it reads stay, clips that were forgotten are not
+trained on."""
 
 import json
 import re
@@ -9,7 +10,6 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import torch
-from makevideo import encode as encode_film
 
 from catalogs.forget import Forgetting
 from catalogs.forget import Request as Forget
@@ -19,6 +19,7 @@ from catalogs.snapshots import vacuum
 from catalogs.tables import Catalog
 from datakit.clip import clip_id, video_id
 from datakit.errors import CatalogError, ConfigError
+from makevideo import encode as encode_film
 from trainer import write_back
 from trainer.config import DiTSettings, load_settings
 from trainer.dit import build_frozen
@@ -39,11 +40,28 @@ from trainer.training import Request
 FRAMES, TICKS = 9, 512
 """Of a film; of a frame, in MP4 at 24 frames/s: 1/12288 s."""
 PLAN = PlanSettings(
-    fps=24, resolutions=["64px"], aspects=["4:3"], frames=[9], captions="optional", tokens=1000, patch=1, text_tokens=8, max_upscale=2)
+    fps=24,
+    resolutions=["64px"],
+    aspects=["4:3"],
+    frames=[9],
+    captions="optional",
+    tokens=1000,
+    patch=1,
+    text_tokens=8,
+    max_upscale=2,
+)
 SETTINGS = [
     "model={hidden_size: 48, num_heads: 2, depth: 1, depth_single_blocks: 1, axes_dim: [4, 10, 10], patch_size: 1}",
-    "text.options={length: 8}", "loader={workers: 0}", "log.tensorboard=false", "preview.every=0", "validation.every=0",
-    "watchdog_s=0", "conditions={t2v: 1}", "checkpoint={every: 1, keep: 2}", "optimizer={lr: 1.0e-3, warmup: 0}"]
+    "text.options={length: 8}",
+    "loader={workers: 0}",
+    "log.tensorboard=false",
+    "preview.every=0",
+    "validation.every=0",
+    "watchdog_s=0",
+    "conditions={t2v: 1}",
+    "checkpoint={every: 1, keep: 2}",
+    "optimizer={lr: 1.0e-3, warmup: 0}",
+]
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +85,51 @@ def catalog(films, tmp_path) -> Catalog:
             video = video_id(file, film.stat().st_size)
         end, base = FRAMES * TICKS, "1/12288"
         clip = clip_id(video, 0, 0, end)
-        catalog.append("videos", [{
-            "video_id": video, "shard": video[0], "status": "ok", "run_id": "r", "clip_count": 1, "kind": "video", "time_base": base,
-            "uris": [{"uri": str(film), "size": film.stat().st_size, "etag": "e"}], "duration_s": FRAMES / 24, "vfr": False}])
-        catalog.append("clips", [{
-            "clip_id": clip, "video_id": video, "shard": video[0], "stream": 0, "run_id": "r", "start_pts": 0, "end_pts": end,
-            "time_base": base, "start_s": 0.0, "end_s": FRAMES / 24, "num_frames": FRAMES, "fps": 24.0, "width": 64, "height": 48,
-            "split": "train", "errors": [], "stage_versions": []}])
-        catalog.append("decisions", [{"clip_id": clip, "shard": video[0], "status": "kept", "reasons": [], "recipe": "r", "level": 1}])
+        catalog.append(
+            "videos",
+            [
+                {
+                    "video_id": video,
+                    "shard": video[0],
+                    "status": "ok",
+                    "run_id": "r",
+                    "clip_count": 1,
+                    "kind": "video",
+                    "time_base": base,
+                    "uris": [{"uri": str(film), "size": film.stat().st_size, "etag": "e"}],
+                    "duration_s": FRAMES / 24,
+                    "vfr": False,
+                }
+            ],
+        )
+        catalog.append(
+            "clips",
+            [
+                {
+                    "clip_id": clip,
+                    "video_id": video,
+                    "shard": video[0],
+                    "stream": 0,
+                    "run_id": "r",
+                    "start_pts": 0,
+                    "end_pts": end,
+                    "time_base": base,
+                    "start_s": 0.0,
+                    "end_s": FRAMES / 24,
+                    "num_frames": FRAMES,
+                    "fps": 24.0,
+                    "width": 64,
+                    "height": 48,
+                    "split": "train",
+                    "errors": [],
+                    "stage_versions": [],
+                }
+            ],
+        )
+        catalog.append(
+            "decisions",
+            [{"clip_id": clip, "shard": video[0], "status": "kept", "reasons": [], "recipe": "r", "level": 1}],
+        )
     return catalog
 
 
@@ -126,7 +181,9 @@ def test_latents_that_a_run_reads_outlive_a_vacuum_as_long_as_its_row_is_there(c
     version = catalog.table("latents").version()
     assert plan.parts[0].selection["versions"]["latents"] < version and len(read) == 1
     assert json.loads(run_row(catalog)["selection"]) == {
-        **plan.parts[0].selection, "versions": {**plan.parts[0].selection["versions"], "latents": version}}
+        **plan.parts[0].selection,
+        "versions": {**plan.parts[0].selection["versions"], "latents": version},
+    }
     catalog.delete("latents", "first = 0")
     encode(catalog, plan, settings(1))
     assert vacuum(catalog, keep_days=0).referenced["latents"] == [version] and all(file.exists() for file in read)
@@ -136,7 +193,10 @@ def test_latents_that_a_run_reads_outlive_a_vacuum_as_long_as_its_row_is_there(c
         assert reader.read(reader.find(row), window.geometry, window.clip_id).dtype == "float32"
     train_dit(Request(tmp_path / "run", resume=True, quiet=True), settings(3, "loader.latents=only"))
     later = files(tmp_path / "run")
-    assert not later & read and json.loads(run_row(catalog)["selection"])["versions"]["latents"] == catalog.table("latents").version()
+    assert (
+        not later & read
+        and json.loads(run_row(catalog)["selection"])["versions"]["latents"] == catalog.table("latents").version()
+    )
     catalog.delete("latents", "first = 0")
     vacuum(catalog, keep_days=0)
     assert not any(file.exists() for file in read) and all(file.exists() for file in later), "those of the resumed run"
@@ -150,8 +210,13 @@ def test_clips_that_were_forgotten_are_not_trained_on_any_more(catalog, settings
     """Neither by a resumed run nor by one that starts on a plan of before; what is not in the plan may go."""
     sets = [f"write_back={json.dumps(write_back)}"]
     ids = catalog.scan("clips").sort("clip_id").collect()["clip_id"].to_list()
-    catalog.update("decisions", lambda t: (pl.DataFrame({"clip_id": ids[:1], "status": ["rejected"]}), {
-        "on": "t.clip_id = s.clip_id", "set": {"status": "s.status"}}))
+    catalog.update(
+        "decisions",
+        lambda t: (
+            pl.DataFrame({"clip_id": ids[:1], "status": ["rejected"]}),
+            {"on": "t.clip_id = s.clip_id", "set": {"status": "s.status"}},
+        ),
+    )
     plan = planned(catalog, tmp_path / "plan")
     assert set(plan.windows["clip_id"].to_pylist()) == set(ids[1:])
     train_dit(Request(tmp_path / "run", plan=plan.folder, quiet=True), settings(1, *sets))
@@ -159,7 +224,10 @@ def test_clips_that_were_forgotten_are_not_trained_on_any_more(catalog, settings
     assert train_dit(Request(tmp_path / "run", resume=True, quiet=True), settings(2, *sets)).step == 2
     source = catalog.clips().filter(pl.col("clip_id") == ids[2]).collect()["video_id"].item()
     Forgetting(catalog, Forget(clips=(ids[1],), sources=(source,))).run()
-    said = rf"2 of the clips of the plan .*plan were forgotten after it was made \(for example {ids[1]}\): plan anew and train with another"
+    said = (
+        rf"2 of the clips of the plan .*plan were forgotten after it was made \(for example {ids[1]}\): plan anew "
+        rf"and train with another"
+    )
     for request in (Request(tmp_path / "run", resume=True), Request(tmp_path / "new", plan=plan.folder)):
         with pytest.raises(ConfigError, match=said):
             train_dit(request, settings(3, *sets))
@@ -175,12 +243,16 @@ def test_a_catalog_that_is_out_of_reach(catalog, settings, tmp_path, capsys):
     Path(catalog.root).rename(tmp_path / "elsewhere")
     with pytest.raises(CatalogError, match="catalog"):
         train_dit(Request(tmp_path / "one", plan=plan.folder, quiet=True), settings(1))
-    assert train_dit(Request(tmp_path / "two", plan=plan.folder, quiet=True), settings(1, "write_back=false")).status == "finished"
+    assert (
+        train_dit(Request(tmp_path / "two", plan=plan.folder, quiet=True), settings(1, "write_back=false")).status
+        == "finished"
+    )
     assert "whether clips of the plan were forgotten cannot be seen: " in capsys.readouterr().out
 
 
 def test_a_catalog_that_is_out_of_reach_for_a_while(catalog, settings, tmp_path, capsys, monkeypatch):
-    """At a checkpoint: training goes on, and the next enters all. At the last: the run fails, and `--resume` enters the rest."""
+    """At a checkpoint: training goes on, and the next enters all. At the last: the run fails, and `--resume` enters the
+    rest."""
     plan, there, away = planned(catalog, tmp_path / "plan"), Path(catalog.root), tmp_path / "away"
     commits, gone = [], {2}
 
@@ -197,7 +269,11 @@ def test_a_catalog_that_is_out_of_reach_for_a_while(catalog, settings, tmp_path,
     monkeypatch.setattr(write_back, "commit", flaky)
     run = tmp_path / "run"
     assert train_dit(Request(run, plan=plan.folder, quiet=True), settings(3)).step == 3
-    assert re.findall("^step (.*): what was learned is in the checkpoint, and enters the catalog with the next", capsys.readouterr().err, re.M) == ["2"]
+    assert re.findall(
+        "^step (.*): what was learned is in the checkpoint, and enters the catalog with the next",
+        capsys.readouterr().err,
+        re.M,
+    ) == ["2"]
     assert ranges(catalog) == [(0, 1), (1, 2), (2, 3)]
     commits.clear()
     gone |= {1, 3}

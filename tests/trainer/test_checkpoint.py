@@ -1,4 +1,5 @@
-"""Checkpoints: atomic under a real SIGKILL, whole or refused, cut and joined without loss. (Exact resumes: test_engine.py.)"""
+"""Checkpoints: atomic under a real SIGKILL, whole or refused, cut and joined without loss. (Exact resumes:
+test_engine.py.)"""
 
 import json
 import os
@@ -87,10 +88,16 @@ def test_files_put_into_the_opened_folder_are_part_of_it_and_it_is_told_once(tmp
     path = checkpoints.latest()
     assert (path / "losses.txt").read_text() == "0.5"
     summary = json.loads((path / SUMMARY).read_text())
-    assert (summary["step"], summary["loop"], summary["run"]) == (1, {"position": 7}, {"plan": "p", "selections": ["a"], "settings": {}})
+    assert (summary["step"], summary["loop"], summary["run"]) == (
+        1,
+        {"position": 7},
+        {"plan": "p", "selections": ["a"], "settings": {}},
+    )
 
 
-@pytest.mark.parametrize("keep, every, left", [(1, None, [5]), (2, None, [4, 5]), (2, 3, [3, 4, 5]), (9, None, [1, 2, 3, 4, 5])])
+@pytest.mark.parametrize(
+    "keep, every, left", [(1, None, [5]), (2, None, [4, 5]), (2, 3, [3, 4, 5]), (9, None, [1, 2, 3, 4, 5])]
+)
 def test_the_newest_stay_and_those_of_round_steps(tmp_path, keep, every, left):
     save_steps(tmp_path, 5, keep_last=keep, keep_every=every)
     assert [path.name for path in whole(tmp_path)] == [f"step-{step:06d}" for step in left]
@@ -156,7 +163,9 @@ def kill_a_writer(folder: Path) -> int:
     """The step that it was writing when it was seen last."""
     script = f"import test_checkpoint, pathlib; test_checkpoint.save_for_ever(pathlib.Path({str(folder)!r}))"
     paths = os.pathsep.join((str(Path(__file__).parent), str(Path(__file__).parents[2])))
-    process = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths})
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    )
     try:
         return wait_for_partial(folder, process)
     finally:
@@ -224,7 +233,8 @@ def test_a_parameter_cut_and_sliced_in_one_way_is_read_in_any_other(tmp_path, wr
     """Rows and columns are cut as tensor parallelism cuts joined linears: some of each section."""
     full = torch.arange(60.0).view(SHAPE)
     layouts = {
-        "whole": [(None, 1)], "slices": [(None, 4)],
+        "whole": [(None, 1)],
+        "slices": [(None, 4)],
         "rows": [(Cut(0, ((0, 1), (2, 4))), 2), (Cut(0, ((1, 2), (4, 6))), 3)],
         "columns": [(Cut(1, ((0, 3), (6, 8))), 3), (Cut(1, ((3, 6), (8, 10))), 1)],
     }
@@ -232,7 +242,11 @@ def test_a_parameter_cut_and_sliced_in_one_way_is_read_in_any_other(tmp_path, wr
     def pieces(name: str) -> list[Piece]:
         """One for each rank: a slice of a cut."""
         sizes = [(cut, n, (cut.take(full) if cut else full).numel()) for cut, n in layouts[name]]
-        return [Piece("w", SHAPE, cut, *share(0, size, i, n), share(0, size, i, n), dict) for cut, n, size in sizes for i in range(n)]
+        return [
+            Piece("w", SHAPE, cut, *share(0, size, i, n), share(0, size, i, n), dict)
+            for cut, n, size in sizes
+            for i in range(n)
+        ]
 
     def part(piece: Piece) -> torch.Tensor:
         return (piece.cut.take(full) if piece.cut else full).flatten()[piece.start : piece.stop].clone()

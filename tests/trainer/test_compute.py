@@ -13,7 +13,15 @@ from trainer.models.fp8 import Fp8Linear, to_fp8
 from trainer.models.mmdit import MMDiT, MMDiTConfig
 
 CONFIG = MMDiTConfig(
-    in_channels=16, vec_in_dim=8, context_in_dim=12, hidden_size=64, num_heads=4, depth=2, depth_single_blocks=2, axes_dim=(4, 6, 6))
+    in_channels=16,
+    vec_in_dim=8,
+    context_in_dim=12,
+    hidden_size=64,
+    num_heads=4,
+    depth=2,
+    depth_single_blocks=2,
+    axes_dim=(4, 6, 6),
+)
 
 
 def random_model(config: MMDiTConfig = CONFIG) -> MMDiT:
@@ -24,14 +32,20 @@ def random_model(config: MMDiTConfig = CONFIG) -> MMDiT:
     return model
 
 
-def random_inputs(config: MMDiTConfig = CONFIG, batch: int = 2, size: tuple[int, int, int] = (3, 4, 6), text: int = 5) -> dict[str, torch.Tensor]:
+def random_inputs(
+    config: MMDiTConfig = CONFIG, batch: int = 2, size: tuple[int, int, int] = (3, 4, 6), text: int = 5
+) -> dict[str, torch.Tensor]:
     """Size: of the latents."""
     torch.manual_seed(1)
     ids = positions(batch, *size, config.patch_size)
     n = ids.shape[1]
     inputs = {
-        "img": torch.randn(batch, n, config.in_channels), "img_ids": ids, "txt": torch.randn(batch, text, config.context_in_dim),
-        "txt_ids": torch.zeros(batch, text, 3), "timesteps": torch.rand(batch), "y_vec": torch.randn(batch, config.vec_in_dim),
+        "img": torch.randn(batch, n, config.in_channels),
+        "img_ids": ids,
+        "txt": torch.randn(batch, text, config.context_in_dim),
+        "txt_ids": torch.zeros(batch, text, 3),
+        "timesteps": torch.rand(batch),
+        "y_vec": torch.randn(batch, config.vec_in_dim),
     }
     if config.cond_embed:
         inputs["cond"] = torch.randn(batch, n, config.in_channels + config.patch_size**2)
@@ -52,10 +66,15 @@ def gradients(model: MMDiT) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("layout", ["separate", "fused"])
 @pytest.mark.parametrize("patch", [1, 2])
-@pytest.mark.parametrize("batch, size, text", [(1, (1, 2, 2), 1), (2, (3, 4, 6), 5), (3, (2, 6, 2), 7), (1, (5, 2, 8), 3)])
+@pytest.mark.parametrize(
+    "batch, size, text", [(1, (1, 2, 2), 1), (2, (3, 4, 6), 5), (3, (2, 6, 2), 7), (1, (5, 2, 8), 3)]
+)
 def test_any_size_batch_length_and_aspect(layout, patch, batch, size, text):
-    """Shapes are right; a sample is what it is alone; order in the batch does not matter; every parameter has a gradient."""
-    config = replace(CONFIG, layout=layout, patch_size=patch, guidance_embed=layout == "fused", cond_embed=layout == "separate")
+    """Shapes are right; a sample is what it is alone; order in the batch does not matter; every parameter has a
+    gradient."""
+    config = replace(
+        CONFIG, layout=layout, patch_size=patch, guidance_embed=layout == "fused", cond_embed=layout == "separate"
+    )
     model, inputs = random_model(config), random_inputs(config, batch, size, text)
     out = model(**inputs)
     assert out.shape == inputs["img"].shape and out.isfinite().all()
@@ -69,21 +88,33 @@ def test_attention_is_softmax_of_scaled_products():
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 4, 7, 16)
     expected = torch.softmax(q @ k.transpose(-1, -2) / 4, -1) @ v
-    assert torch.allclose(attend(q, k, v), expected, atol=1e-5) and torch.allclose(attend(q, k, v, "sdpa"), expected, atol=1e-5)
+    assert torch.allclose(attend(q, k, v), expected, atol=1e-5) and torch.allclose(
+        attend(q, k, v, "sdpa"), expected, atol=1e-5
+    )
     with pytest.raises(ValueError, match="cudnn, flash-attn, sdpa"):
         attend(q, k, v, "magic")
 
 
 def test_the_kernel_is_chosen_by_device_and_type(monkeypatch):
-    """Hopper takes cuDNN's in half precision; older ones flash-attn where it is installed; what kernels do not take, torch chooses."""
+    """Hopper takes cuDNN's in half precision; older ones flash-attn where it is installed; what kernels do not take,
+    torch chooses."""
     from trainer.models import attention
 
     gpu, half = torch.device("cuda:0"), torch.bfloat16
-    for major, installed, expected in [(9, False, "cudnn"), (10, True, "cudnn"), (8, True, "flash-attn"), (8, False, "sdpa")]:
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, major=major: type("Properties", (), {"major": major}))
+    for major, installed, expected in [
+        (9, False, "cudnn"),
+        (10, True, "cudnn"),
+        (8, True, "flash-attn"),
+        (8, False, "sdpa"),
+    ]:
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda device, major=major: type("Properties", (), {"major": major})
+        )
         monkeypatch.setattr(attention, "FLASH_ATTN", installed)
         assert best_kernel(gpu, half, 128) == expected and expected in KERNELS
-        assert best_kernel(gpu, torch.float32, 128) == best_kernel(gpu, half, 60) == best_kernel(gpu, half, 256) == "sdpa"
+        assert (
+            best_kernel(gpu, torch.float32, 128) == best_kernel(gpu, half, 60) == best_kernel(gpu, half, 256) == "sdpa"
+        )
     assert best_kernel(torch.device("cpu"), half, 128) == "sdpa" and "cpu" in describe(torch.device("cpu"), half, 128)
 
 
@@ -147,7 +178,10 @@ def test_a_block_is_one_graph_forward_and_back(recomputed):
     assert torch.equal(random_model()(**random_inputs()), model(**random_inputs()))  # eager again
     names = set(model.state_dict())
     compile_blocks(model, "aot_eager")
-    assert torch.allclose(model(**random_inputs()), random_model()(**random_inputs()), atol=1e-5) and set(model.state_dict()) == names
+    assert (
+        torch.allclose(model(**random_inputs()), random_model()(**random_inputs()), atol=1e-5)
+        and set(model.state_dict()) == names
+    )
 
 
 def test_blocks_are_compiled_for_every_bucket():
@@ -169,7 +203,9 @@ def test_wrong_gradients_of_a_compiler_are_told_by_name():
         out = loss(model)
         return out + (100 * model.double_blocks[0].img_mod.lin.weight.square().sum() if len(calls) == 2 else 0)
 
-    with pytest.raises(WrongGradients, match=r"for 1 parameters, worst: double_blocks\.0\.img_mod\.lin\.weight") as caught:
+    with pytest.raises(
+        WrongGradients, match=r"for 1 parameters, worst: double_blocks\.0\.img_mod\.lin\.weight"
+    ) as caught:
         check_gradients(model, bent, "aot_eager")
     assert set(caught.value.worst) == {"double_blocks.0.img_mod.lin.weight"}
 
@@ -185,7 +221,8 @@ def test_bf16_is_within_two_percent_of_float32():
 @torch.no_grad()
 @pytest.mark.parametrize("scales", ["row", "tensor"])
 def test_fp8_layers_are_near_and_take_half_the_bytes(scales):
-    """e4m3 has three bits after the point: a product of two is off by a few percent, and a row's own scale survives outliers."""
+    """e4m3 has three bits after the point: a product of two is off by a few percent, and a row's own scale survives
+    outliers."""
     torch.manual_seed(0)
     linear, x = torch.nn.Linear(64, 48), torch.randn(2, 7, 64)
     quantised = Fp8Linear(linear, scales)
@@ -197,7 +234,9 @@ def test_fp8_layers_are_near_and_take_half_the_bytes(scales):
     assert rest < 5e-2 if scales == "row" else rest > 0.5
     model, inputs = random_model(), random_inputs()
     wanted = model(**inputs)
-    assert to_fp8(model, scales) == 2 * (2 * 4 + 2 * 2) + 2 * 4  # q, k, v, proj and the MLP of two streams; q, k, v_mlp and linear2
+    assert (
+        to_fp8(model, scales) == 2 * (2 * 4 + 2 * 2) + 2 * 4
+    )  # q, k, v, proj and the MLP of two streams; q, k, v_mlp and linear2
     assert isinstance(model.double_blocks[0].img_mod.lin, torch.nn.Linear) and isinstance(model.img_in, torch.nn.Linear)
     assert 0 < (model(**inputs) - wanted).norm() / wanted.norm() < 0.1
     with pytest.raises(ValueError, match="multiples of 16"):

@@ -20,8 +20,14 @@ def golden():
         about = {k: json.loads(v) for k, v in file.metadata().items()}
         tensors = {key: file.get_tensor(key) for key in file.keys()}
     config = DCAEConfig(
-        about["latent_channels"], tuple(about["width_list"]), tuple(about["encoder_depth_list"]), tuple(about["decoder_depth_list"]),
-        tuple(kind != "ResBlock" for kind in about["block_type"]), tuple(about["temporal_downsample"]), about["scaling_factor"])
+        about["latent_channels"],
+        tuple(about["width_list"]),
+        tuple(about["encoder_depth_list"]),
+        tuple(about["decoder_depth_list"]),
+        tuple(kind != "ResBlock" for kind in about["block_type"]),
+        tuple(about["temporal_downsample"]),
+        about["scaling_factor"],
+    )
     assert (config.space, config.time) == (about["spatial_compression"], about["time_compression"])
     model = DCAE(config)
     model.load_state_dict({k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")})

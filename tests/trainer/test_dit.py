@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from handplans import bucket, window
-from makevideo import encode
 
 from datakit.errors import ConfigError
+from handplans import bucket, window
+from makevideo import encode
 from trainer.conditions import MODES, given_condition, latent_frames
 from trainer.config import DiTSettings, load_settings
 from trainer.dit import DiTTask, build_model
@@ -27,9 +27,23 @@ from trainer.training import Request
 
 CLIPS = 5
 SIZE = 32, 48
-MODEL = ["model.hidden_size=48", "model.num_heads=2", "model.depth=1", "model.depth_single_blocks=1", "model.axes_dim=[4,10,10]"]
-QUICK = ["text.options={length: 8}", "loader.workers=0", "write_back=false", "log.tensorboard=false", "log.every=1", "preview.every=0",
-         "plan.text_tokens=8", "watchdog_s=0"]
+MODEL = [
+    "model.hidden_size=48",
+    "model.num_heads=2",
+    "model.depth=1",
+    "model.depth_single_blocks=1",
+    "model.axes_dim=[4,10,10]",
+]
+QUICK = [
+    "text.options={length: 8}",
+    "loader.workers=0",
+    "write_back=false",
+    "log.tensorboard=false",
+    "log.every=1",
+    "preview.every=0",
+    "plan.text_tokens=8",
+    "watchdog_s=0",
+]
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +56,23 @@ def home(tmp_path_factory) -> Path:
         for i, picture in enumerate(pictures):
             picture[:, 4 * i : 4 * i + 8] = 255 - 40 * v
         film = encode(folder / f"{v}.mp4", pictures, 24)
-        rows.append(window(0, f"video {v}", clip_id=f"clip{v}", uri=str(film), frames=9, fps=24.0, time_base="1/12288", end_pts=9 * 512,
-                           crop_width=SIZE[1], crop_height=SIZE[0], width=SIZE[1], height=SIZE[0], caption=f"bar number {v}"))
+        rows.append(
+            window(
+                0,
+                f"video {v}",
+                clip_id=f"clip{v}",
+                uri=str(film),
+                frames=9,
+                fps=24.0,
+                time_base="1/12288",
+                end_pts=9 * 512,
+                crop_width=SIZE[1],
+                crop_height=SIZE[0],
+                width=SIZE[1],
+                height=SIZE[0],
+                caption=f"bar number {v}",
+            )
+        )
     planned(folder / "plan", rows)
     planned(folder / "plan-val", rows[:2])
     torch.manual_seed(0)
@@ -56,11 +85,22 @@ def planned(folder: Path, rows: list[dict]) -> Plan:
 
     buckets = [bucket(2, frames=9, height=SIZE[0], width=SIZE[1], tokens=3 * 24 + 8)]
     resolved = {"compression": [4, 8, 8], "causal": True, "patch": 1}
-    return write_plan(folder, buckets, [Part("all", 1.0, {"content_hash": "0"}, "")], resolved, 2, {}, [pa.RecordBatch.from_pylist(rows, schema=WINDOWS)], [])
+    return write_plan(
+        folder,
+        buckets,
+        [Part("all", 1.0, {"content_hash": "0"}, "")],
+        resolved,
+        2,
+        {},
+        [pa.RecordBatch.from_pylist(rows, schema=WINDOWS)],
+        [],
+    )
 
 
 def settings_for(home: Path, *sets: str) -> DiTSettings:
-    return load_settings(DiTSettings, "tiny", None, [f"autoencoder.weights={home / 'tiny.safetensors'}", *MODEL, *QUICK, *sets])
+    return load_settings(
+        DiTSettings, "tiny", None, [f"autoencoder.weights={home / 'tiny.safetensors'}", *MODEL, *QUICK, *sets]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -97,21 +137,46 @@ def test_every_mode_trains_and_its_frames_are_told(home, parts, batches, mode):
     batch = batches[0]
     together = task.sample(model, batch)
     for i in range(2):
-        one = dataclasses.replace(batch, windows=batch.windows[i : i + 1], clip_ids=batch.clip_ids[i : i + 1], seeds=batch.seeds[i : i + 1],
-                                  captions=batch.captions[i : i + 1], fps=batch.fps[i : i + 1], motion_vmaf=batch.motion_vmaf[i : i + 1],
-                                  video=batch.video[i : i + 1], raw=[0])
+        one = dataclasses.replace(
+            batch,
+            windows=batch.windows[i : i + 1],
+            clip_ids=batch.clip_ids[i : i + 1],
+            seeds=batch.seeds[i : i + 1],
+            captions=batch.captions[i : i + 1],
+            fps=batch.fps[i : i + 1],
+            motion_vmaf=batch.motion_vmaf[i : i + 1],
+            video=batch.video[i : i + 1],
+            raw=[0],
+        )
         alone = task.sample(model, one)
         assert torch.allclose(alone.losses[0], together.losses[i], rtol=1e-4) and alone.times[0] == together.times[i]
     together.losses.mean().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.named_parameters() if mode != "t2v" or n != "cond_in.weight")
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0
+        for n, p in model.named_parameters()
+        if mode != "t2v" or n != "cond_in.weight"
+    )
     nothing = task_for(home, parts, "conditions={t2v: 1}", "dropout=0").sample(model, batch)
-    assert torch.equal(nothing.losses, together.losses) == (mode == "t2v"), "the same noise and time, with another condition"
+    assert torch.equal(nothing.losses, together.losses) == (mode == "t2v"), (
+        "the same noise and time, with another condition"
+    )
 
 
-@pytest.mark.parametrize("mode, given", [("i2v_head", [0]), ("i2v_tail", [18]), ("i2v_loop", [0, 18]), ("v2v_head", range(9)),
-                                         ("v2v_tail", range(10, 19)), ("v2v_head_easy", range(17)), ("v2v_tail_easy", range(2, 19))])
+@pytest.mark.parametrize(
+    "mode, given",
+    [
+        ("i2v_head", [0]),
+        ("i2v_tail", [18]),
+        ("i2v_loop", [0, 18]),
+        ("v2v_head", range(9)),
+        ("v2v_tail", range(10, 19)),
+        ("v2v_head_easy", range(17)),
+        ("v2v_tail_easy", range(2, 19)),
+    ],
+)
 def test_given_frames_are_where_open_sora_has_them(parts, mode, given):
-    """73 frames, 19 latents: one frame fills a latent, 33 fill 9, 65 fill 17. At the end, the frames are encoded by themselves."""
+    """73 frames, 19 latents: one frame fills a latent, 33 fill 9, 65 fill 17. At the end, the frames are encoded by
+    themselves."""
     torch.manual_seed(0)
     video = torch.rand(1, 3, 73, 16, 16) * 2 - 1
     with torch.no_grad():
@@ -124,10 +189,12 @@ def test_given_frames_are_where_open_sora_has_them(parts, mode, given):
     assert mask.nonzero().flatten().tolist() == list(given) and torch.allclose(cond, again, atol=1e-5)
     assert torch.equal(cond[:, 1:][:, :, mask == 0], torch.zeros_like(cond[:, 1:][:, :, mask == 0]))
     head = latent_frames(MODES[mode], parts[0]).head
-    assert torch.allclose(cond[:, 1 : , :head], latents[:, :, :head], atol=1e-5), "of a causal autoencoder"
+    assert torch.allclose(cond[:, 1:, :head], latents[:, :, :head], atol=1e-5), "of a causal autoencoder"
     if apart is not None:
-        assert torch.allclose(cond[:, 1:, -apart.shape[2]:], apart, atol=1e-6)
-        assert not torch.allclose(apart, latents[:, :, -apart.shape[2]:], atol=1e-3), "the whole video's latents know what came before"
+        assert torch.allclose(cond[:, 1:, -apart.shape[2] :], apart, atol=1e-6)
+        assert not torch.allclose(apart, latents[:, :, -apart.shape[2] :], atol=1e-3), (
+            "the whole video's latents know what came before"
+        )
 
 
 def test_cached_latents_are_worth_what_frames_are(home, parts, batches):
@@ -136,7 +203,9 @@ def test_cached_latents_are_worth_what_frames_are(home, parts, batches):
     model, batch = random_model(task, parts), batches[1]
     encoded = parts[0].encode(task._video(batch))
     cached = dataclasses.replace(batch, video=None, raw=[], mean=encoded.mean.detach(), std=encoded.std.detach())
-    half = dataclasses.replace(batch, video=batch.video[1:], raw=[1], mean=encoded.mean[:1].detach(), std=encoded.std[:1].detach())
+    half = dataclasses.replace(
+        batch, video=batch.video[1:], raw=[1], mean=encoded.mean[:1].detach(), std=encoded.std[:1].detach()
+    )
     for other in (cached, half):
         assert torch.allclose(task.sample(model, other).losses, task.sample(model, batch).losses, rtol=1e-4)
     with pytest.raises(ConfigError, match=f"i2v_tail needs the frames of clip {batch.clip_ids[0]}"):
@@ -158,22 +227,46 @@ def test_validation_is_at_fixed_noise_whatever_the_batch(home, parts, batches):
     model = random_model(task, parts)
     found = task.validate(model, batches[0], [0.2, 0.8])
     shuffled = dataclasses.replace(batches[0], seeds=[1, 2])
-    assert found.shape == (2, 2) and torch.equal(task.validate(model, shuffled, [0.2, 0.8]), found), "seeds do not count"
-    swapped = dataclasses.replace(batches[0], clip_ids=batches[0].clip_ids[::-1], captions=batches[0].captions[::-1], video=batches[0].video.flip(0))
+    assert found.shape == (2, 2) and torch.equal(task.validate(model, shuffled, [0.2, 0.8]), found), (
+        "seeds do not count"
+    )
+    swapped = dataclasses.replace(
+        batches[0],
+        clip_ids=batches[0].clip_ids[::-1],
+        captions=batches[0].captions[::-1],
+        video=batches[0].video.flip(0),
+    )
     assert torch.allclose(task.validate(model, swapped, [0.2, 0.8]), found.flip(1), rtol=1e-4)
 
 
 def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(home, tmp_path):
-    """Weights, moments and EMA after 5 steps: at once, or stopped after 2 and resumed (mid-epoch: an epoch has 2 steps)."""
-    whole = train_dit(Request(tmp_path / "whole", plan=home / "plan", quiet=True), settings_for(home, "steps=5", "checkpoint.every=2", "validation.every=2"))
-    train_dit(Request(tmp_path / "parts", plan=home / "plan", quiet=True), settings_for(home, "steps=3", "checkpoint.every=2", "validation.every=2"))
-    ended = train_dit(Request(tmp_path / "parts", resume=True, quiet=True), settings_for(home, "steps=5", "checkpoint.every=2", "validation.every=2"))
-    assert (whole.status, ended.status, ended.step) == ("finished", "finished", 5) and whole.checkpoint.name == ended.checkpoint.name == "step-000005"
-    assert shards(whole.checkpoint) and all(torch.equal(a, b) for a, b in zip(shards(whole.checkpoint), shards(ended.checkpoint), strict=True))
+    """Weights, moments and EMA after 5 steps: at once, or stopped after 2 and resumed (mid-epoch: an epoch has 2
+    steps)."""
+    whole = train_dit(
+        Request(tmp_path / "whole", plan=home / "plan", quiet=True),
+        settings_for(home, "steps=5", "checkpoint.every=2", "validation.every=2"),
+    )
+    train_dit(
+        Request(tmp_path / "parts", plan=home / "plan", quiet=True),
+        settings_for(home, "steps=3", "checkpoint.every=2", "validation.every=2"),
+    )
+    ended = train_dit(
+        Request(tmp_path / "parts", resume=True, quiet=True),
+        settings_for(home, "steps=5", "checkpoint.every=2", "validation.every=2"),
+    )
+    assert (whole.status, ended.status, ended.step) == (
+        "finished",
+        "finished",
+        5,
+    ) and whole.checkpoint.name == ended.checkpoint.name == "step-000005"
+    assert shards(whole.checkpoint) and all(
+        torch.equal(a, b) for a, b in zip(shards(whole.checkpoint), shards(ended.checkpoint), strict=True)
+    )
     lines = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
     before = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
-    assert [(x["step"], x.get("loss"), x.get("val_loss")) for x in before] == [(x["step"], x.get("loss"), x.get("val_loss")) for x in lines if
-                                                                             x["step"] != 3 or "loss" in x]
+    assert [(x["step"], x.get("loss"), x.get("val_loss")) for x in before] == [
+        (x["step"], x.get("loss"), x.get("val_loss")) for x in lines if x["step"] != 3 or "loss" in x
+    ]
     with pytest.raises(ConfigError, match="is not empty: --resume"):
         train_dit(Request(tmp_path / "parts", plan=home / "plan"), settings_for(home, "steps=5"))
     with pytest.raises(ConfigError, match="keeps its settings of seed"):
@@ -187,15 +280,37 @@ def shards(folder: Path) -> list[torch.Tensor]:
 
 
 def test_any_number_of_processes_trains_on_the_same(home, tmp_path, monkeypatch):
-    """Two processes through the command line (the last step of an epoch has work for one of them only), then one: the losses of one all along."""
+    """Two processes through the command line (the last step of an epoch has work for one of them only), then one: the
+    losses of one all along."""
     from trainer.launch import on_this_machine
 
     settings = settings_for(home, "steps=6", "checkpoint.every=3", "validation.every=3")
     train_dit(Request(tmp_path / "one", plan=home / "plan", quiet=True), settings)
     file = tmp_path / "settings.yaml"
     file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
-    on_this_machine(2, ["train", "dit", "--plan", str(home / "plan"), "--config", str(file), "--set", "steps=3", "--out", str(tmp_path / "two")], tmp_path / "two")
-    assert sum(path.name.startswith("shard") and path.suffix == ".safetensors" for path in (tmp_path / "two" / "checkpoints" / "step-000003").rglob("*")) == 2
+    on_this_machine(
+        2,
+        [
+            "train",
+            "dit",
+            "--plan",
+            str(home / "plan"),
+            "--config",
+            str(file),
+            "--set",
+            "steps=3",
+            "--out",
+            str(tmp_path / "two"),
+        ],
+        tmp_path / "two",
+    )
+    assert (
+        sum(
+            path.name.startswith("shard") and path.suffix == ".safetensors"
+            for path in (tmp_path / "two" / "checkpoints" / "step-000003").rglob("*")
+        )
+        == 2
+    )
     train_dit(Request(tmp_path / "two", resume=True, quiet=True), settings)
     for name, within in (("loss", 1e-4), ("val_loss", 1e-4), ("norm", 1e-3)):
         one, two = (numbers(tmp_path / run / "log.jsonl", name) for run in ("one", "two"))
@@ -216,12 +331,19 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_clip(home, tmp_pat
         return dataclasses.replace(found, losses=torch.where(bad, torch.nan, found.losses))
 
     monkeypatch.setattr(DiTTask, "sample", poisoned)
-    with pytest.raises(NotFinite, match=r"step \d: the loss of clip clip3 is not finite \(clips of the step: clip.*\); there is no checkpoint yet"):
+    with pytest.raises(
+        NotFinite,
+        match=r"step \d: the loss of clip clip3 is not finite \(clips of the step: clip.*\); there is no checkpoint "
+        r"yet",
+    ):
         train_dit(Request(tmp_path / "run", plan=home / "plan", quiet=True), settings_for(home, "steps=5"))
 
 
 def test_previews_are_videos_of_captions(home, tmp_path, capsys):
-    train_dit(Request(tmp_path / "run", plan=home / "plan"), settings_for(home, "steps=1", "preview.every=1", "preview.steps=2", "validation.every=0"))
+    train_dit(
+        Request(tmp_path / "run", plan=home / "plan"),
+        settings_for(home, "steps=1", "preview.every=1", "preview.steps=2", "validation.every=0"),
+    )
     from datakit.video.probe import probe
 
     said = capsys.readouterr().out

@@ -1,4 +1,5 @@
-"""Windows of a plan are encoded once, come back as the loader's own frames would give them, and go when their clips go."""
+"""Windows of a plan are encoded once, come back as the loader's own frames would give them, and go when their clips
+go."""
 
 import json
 import shutil
@@ -6,23 +7,21 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
-import handplans
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-import rows as handmade
 import torch
 import typer
-from makevideo import encode as write_video
-from makevideo import shots
 from typer.testing import CliRunner
 
+import handplans
+import rows as handmade
 from catalogs.check import problems
 from catalogs.forget import Forgetting, Request
 from catalogs.history import runs
@@ -34,6 +33,8 @@ from catalogs.tables import Catalog
 from datakit import config
 from datakit.clip import clip_id, video_id
 from datakit.errors import ConfigError, DatakitError, ErrorKind
+from makevideo import encode as write_video
+from makevideo import shots
 from pipelines.isolate import Failed
 from pipelines.runner import Outcome
 from pipelines.session import RaySession
@@ -68,7 +69,9 @@ def footage(tmp_path_factory) -> Path:
         if length == 1:
             cv2.imwrite(str(folder / f"{name}.png"), frames[0])
         else:
-            write_video(folder / f"{name}.mp4", frames, 25, pix_fmt="yuv420p", options={"crf": "20", "preset": "ultrafast"})
+            write_video(
+                folder / f"{name}.mp4", frames, 25, pix_fmt="yuv420p", options={"crf": "20", "preset": "ultrafast"}
+            )
     return folder
 
 
@@ -81,14 +84,47 @@ def catalog_of(footage: Path, root: Path) -> Catalog:
             video = video_id(opened, file.stat().st_size)
         image, end = length == 1, length * TICKS
         base = "1/25" if image else "1/12800"
-        catalog.append("videos", [{
-            "video_id": video, "shard": video[0], "status": "ok", "run_id": "r", "clip_count": 1, "kind": "image" if image else "video",
-            "uris": [{"uri": str(file), "size": file.stat().st_size, "etag": "e"}], "duration_s": length / 25, "vfr": False,
-            "time_base": base}])
-        catalog.append("clips", [{
-            "clip_id": clip_id(video, 0, 0, end), "video_id": video, "shard": video[0], "stream": 0, "run_id": "r", "start_pts": 0,
-            "end_pts": end, "time_base": base, "start_s": 0.0, "end_s": length / 25, "num_frames": length, "fps": None if image else 25.0,
-            "width": 128, "height": 96, "split": "train", "errors": [], "stage_versions": []}])
+        catalog.append(
+            "videos",
+            [
+                {
+                    "video_id": video,
+                    "shard": video[0],
+                    "status": "ok",
+                    "run_id": "r",
+                    "clip_count": 1,
+                    "kind": "image" if image else "video",
+                    "uris": [{"uri": str(file), "size": file.stat().st_size, "etag": "e"}],
+                    "duration_s": length / 25,
+                    "vfr": False,
+                    "time_base": base,
+                }
+            ],
+        )
+        catalog.append(
+            "clips",
+            [
+                {
+                    "clip_id": clip_id(video, 0, 0, end),
+                    "video_id": video,
+                    "shard": video[0],
+                    "stream": 0,
+                    "run_id": "r",
+                    "start_pts": 0,
+                    "end_pts": end,
+                    "time_base": base,
+                    "start_s": 0.0,
+                    "end_s": length / 25,
+                    "num_frames": length,
+                    "fps": None if image else 25.0,
+                    "width": 128,
+                    "height": 96,
+                    "split": "train",
+                    "errors": [],
+                    "stage_versions": [],
+                }
+            ],
+        )
     return catalog
 
 
@@ -104,7 +140,9 @@ def crop(catalog: Catalog, *names: str) -> None:
     """Black borders are found in clips: other pixels train."""
     box = {"crop_x": 16, "crop_y": 0, "crop_width": 96, "crop_height": 96}
     rows = pl.DataFrame([{"clip_id": clip_of(catalog, name)["clip_id"], **box} for name in names])
-    catalog.update("clips", lambda table: (rows, {"on": "t.clip_id = s.clip_id", "set": {column: f"s.{column}" for column in box}}))
+    catalog.update(
+        "clips", lambda table: (rows, {"on": "t.clip_id = s.clip_id", "set": {column: f"s.{column}" for column in box}})
+    )
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +159,19 @@ def model(weights):
 
 
 def settings(weights: Path, *sets: str) -> EncodeSettings:
-    return config.load(EncodeSettings, None, [
-        "autoencoder.kind=tiny", f"autoencoder.weights={weights}", f"autoencoder.sizes={json.dumps(SIZES)}", "encode.threads=1",
-        "encode.dtype=float32", "encode.batch=2", *sets])
+    return config.load(
+        EncodeSettings,
+        None,
+        [
+            "autoencoder.kind=tiny",
+            f"autoencoder.weights={weights}",
+            f"autoencoder.sizes={json.dumps(SIZES)}",
+            "encode.threads=1",
+            "encode.dtype=float32",
+            "encode.batch=2",
+            *sets,
+        ],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +182,9 @@ def world(footage, weights, ray_address, tmp_path_factory):
     plan = plan_of(catalog, folder / "plan")
     seen = []
     done = encode([plan.folder], settings(weights), ray=ray_address, on_progress=lambda *state: seen.append(state))
-    return SimpleNamespace(folder=folder, catalog=catalog, plan=plan, done=done, hash=done.estimate.autoencoder, seen=seen)
+    return SimpleNamespace(
+        folder=folder, catalog=catalog, plan=plan, done=done, hash=done.estimate.autoencoder, seen=seen
+    )
 
 
 @pytest.fixture
@@ -196,13 +246,20 @@ def test_latents_are_what_the_frames_that_a_loader_reads_are_encoded_to(world, m
                 assert torch.equal(stored[i][0], mean) and torch.equal(stored[i][1], std)
                 with torch.inference_mode():
                     alone = model.encode(pixels(torch.from_numpy(raw[i])[None], model))
-                assert torch.allclose(stored[i][0], alone.mean[0], atol=1e-5) and torch.allclose(stored[i][1], alone.std[0], atol=1e-5)
+                assert torch.allclose(stored[i][0], alone.mean[0], atol=1e-5) and torch.allclose(
+                    stored[i][1], alone.std[0], atol=1e-5
+                )
     assert len({mean.numpy().tobytes() for mean, _ in stored}) == 10  # no two windows show the same
 
 
 def test_rows_lie_as_in_the_plan_and_the_run_is_recorded(world):
-    assert world.done.estimate.bytes == world.done.tally.bytes == sum(r for r in latents(world.catalog).select(
-        pl.col("mean").bin.size() + pl.col("std").bin.size()).to_series())
+    assert (
+        world.done.estimate.bytes
+        == world.done.tally.bytes
+        == sum(
+            r for r in latents(world.catalog).select(pl.col("mean").bin.size() + pl.col("std").bin.size()).to_series()
+        )
+    )
     assert world.seen[-1] == (10, 10) and list(world.seen) == sorted(world.seen)
     order = {g: i for i, g in enumerate(world.plan.windows.column("geometry").to_pylist())}
     for file in Path(world.catalog.root, "latents").rglob("*.parquet"):
@@ -220,13 +277,16 @@ def test_what_is_there_is_not_encoded_again(world, weights, ray_address, monkeyp
 
 
 def test_a_changed_plan_and_a_changed_source(world, footage, weights, ray_address, tmp_path):
-    """Only windows whose geometry changed are encoded; what cannot be read has a row that says why, and may be tried again."""
+    """Only windows whose geometry changed are encoded; what cannot be read has a row that says why, and may be tried
+    again."""
     shutil.copytree(world.catalog.root, tmp_path / "catalog")
     shutil.copytree(footage, tmp_path / "footage")
     catalog = Catalog(tmp_path / "catalog")
     moved = {"uris": [{"uri": str(tmp_path / "footage" / "d.mp4"), "size": 1, "etag": "e"}]}
     video = clip_of(catalog, "d")["video_id"]
-    rows = pl.DataFrame([{"video_id": video, **moved}], schema_overrides={"uris": catalog.scan("videos").collect_schema()["uris"]})
+    rows = pl.DataFrame(
+        [{"video_id": video, **moved}], schema_overrides={"uris": catalog.scan("videos").collect_schema()["uris"]}
+    )
     catalog.update("videos", lambda table: (rows, {"on": "t.video_id = s.video_id", "set": {"uris": "s.uris"}}))
     crop(catalog, "a", "d")
     plan = plan_of(catalog, tmp_path / "plan")
@@ -242,20 +302,29 @@ def test_a_changed_plan_and_a_changed_source(world, footage, weights, ray_addres
     assert (done.estimate.there, done.tally.encoded, done.tally.failed) == (6, 2, {"source_changed": 2})
     table = latents(catalog)
     assert set(table.filter(pl.col("error_kind").is_null())["geometry"]) - old == set(
-        i for i, c in zip(plan.windows.column("geometry").to_pylist(), plan.windows.column("clip_id").to_pylist())
-        if c == clip_of(catalog, "a")["clip_id"])
+        i
+        for i, c in zip(plan.windows.column("geometry").to_pylist(), plan.windows.column("clip_id").to_pylist())
+        if c == clip_of(catalog, "a")["clip_id"]
+    )
     errors = table.filter(pl.col("error_kind").is_not_null())
     assert set(errors["clip_id"]) == {clip_of(catalog, "d")["clip_id"]} and errors["mean"].null_count() == 2
     assert all("holds other content" in text for text in errors["error"])
     located = locate(plan, world.hash, tmp_path / "i.arrow")
-    assert (located.found, located.missing, {b.kind for b in located.broken}, len(located.broken)) == (8, 0, {"source_changed"}, 2)
+    assert (located.found, located.missing, {b.kind for b in located.broken}, len(located.broken)) == (
+        8,
+        0,
+        {"source_changed"},
+        2,
+    )
     assert all(isinstance(b, Broken) and plan.rows([b.window])[0]["uri"].endswith("d.mp4") for b in located.broken)
     assert encode([plan.folder], settings(weights), ray=ray_address, dry_run=True).estimate.broken == 2
 
     shutil.copy(footage / "d.mp4", tmp_path / "footage" / "d.mp4")
     done = encode([plan.folder], settings(weights), retry_failed=True, ray=ray_address)
     assert (done.tally.encoded, done.tally.failed) == (2, {})
-    assert latents(catalog)["error_kind"].null_count() == 14 == latents(catalog).height  # ten of the first plan, four of this one
+    assert (
+        latents(catalog)["error_kind"].null_count() == 14 == latents(catalog).height
+    )  # ten of the first plan, four of this one
     assert locate(plan, world.hash, tmp_path / "i.arrow").found == 10 and not list(problems(catalog, sources=False))
 
 
@@ -278,13 +347,18 @@ def test_killed_between_files_and_log_it_goes_on(world, footage, weights, ray_ad
     catalog = catalog_of(footage, tmp_path / "catalog")
     plan = plan_of(catalog, tmp_path / "plan")
     chosen = settings(weights, "encode.commit_s=0.001").model_dump_json()
-    script = (f"{KILLED}\nfrom trainer.encode import *\n"
-              f"encode([{str(plan.folder)!r}], EncodeSettings.model_validate_json({chosen!r}), ray={ray_address!r})")
+    script = (
+        f"{KILLED}\nfrom trainer.encode import *\n"
+        f"encode([{str(plan.folder)!r}], EncodeSettings.model_validate_json({chosen!r}), ray={ray_address!r})"
+    )
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
     before = latents(catalog, "geometry").height
     assert 2 <= before < 10
-    on_disk, known = len(list(Path(catalog.root, "latents").rglob("*.parquet"))), len(catalog.table("latents").file_uris())
+    on_disk, known = (
+        len(list(Path(catalog.root, "latents").rglob("*.parquet"))),
+        len(catalog.table("latents").file_uris()),
+    )
     assert on_disk > known == 2
     done = encode([plan.folder], settings(weights), ray=ray_address)
     assert (done.estimate.there, done.tally.encoded, done.tally.failed) == (before, 10 - before, {})
@@ -293,7 +367,9 @@ def test_killed_between_files_and_log_it_goes_on(world, footage, weights, ray_ad
 
 def test_latents_of_another_autoencoder_and_none_at_all(world, footage, tmp_path):
     other = "f" * 32
-    with pytest.raises(ConfigError, match=f"latents of 10 of the plan's 10 .*was encoded by autoencoder {world.hash}, not by {other}"):
+    with pytest.raises(
+        ConfigError, match=f"latents of 10 of the plan's 10 .*was encoded by autoencoder {world.hash}, not by {other}"
+    ):
         locate(world.plan, other, tmp_path / "i.arrow")
     plan = plan_of(catalog_of(footage, tmp_path / "catalog"), tmp_path / "plan")
     located = locate(plan, world.hash, tmp_path / "none.arrow")
@@ -307,10 +383,27 @@ def test_latents_of_another_autoencoder_and_none_at_all(world, footage, tmp_path
 def row(number: int, size: int = 8, video: str = "a" * 32, **columns) -> dict:
     start = number * 100
     return {
-        "clip_id": clip_id(video, 0, start, start + 100), "video_id": video, "shard": video[0], "stream": 0, "start_pts": start,
-        "end_pts": start + 100, "geometry": f"{number:016x}", "bucket": "8x8x1", "first": 0, "frames": 1, "fps": 0.0, "dtype": "float32",
-        "shape": [1, 1, 1, size // 4], "mean": bytes([number % 251]) * size, "std": b"\0" * size, "error_kind": None, "error": None,
-        "run_id": "e", "created_at": datetime.now(timezone.utc), **columns}
+        "clip_id": clip_id(video, 0, start, start + 100),
+        "video_id": video,
+        "shard": video[0],
+        "stream": 0,
+        "start_pts": start,
+        "end_pts": start + 100,
+        "geometry": f"{number:016x}",
+        "bucket": "8x8x1",
+        "first": 0,
+        "frames": 1,
+        "fps": 0.0,
+        "dtype": "float32",
+        "shape": [1, 1, 1, size // 4],
+        "mean": bytes([number % 251]) * size,
+        "std": b"\0" * size,
+        "error_kind": None,
+        "error": None,
+        "run_id": "e",
+        "created_at": datetime.now(UTC),
+        **columns,
+    }
 
 
 def failed(number: int, kind: str = "decode") -> dict:
@@ -329,8 +422,15 @@ def test_row_groups_are_small_and_in_order(catalog, compression):
     assert Latents(catalog, "ae", compression).add([*rows, *(row(20 + i, bucket="16x8x1") for i in range(3))]) == 13
     files = {Path(f).parent.name: pq.ParquetFile(f) for f in catalog.table("latents").file_uris()}
     big, small = files["bucket=8x8x1"], files["bucket=16x8x1"]
-    assert [big.metadata.row_group(i).num_rows for i in range(big.num_row_groups)] == [4, 4, 2] and small.num_row_groups == 1
-    assert max(sum(c.nbytes for c in big.read_row_group(i, ["mean", "std"]).columns) for i in range(3)) <= GROUP_BYTES + 1024
+    assert [big.metadata.row_group(i).num_rows for i in range(big.num_row_groups)] == [
+        4,
+        4,
+        2,
+    ] and small.num_row_groups == 1
+    assert (
+        max(sum(c.nbytes for c in big.read_row_group(i, ["mean", "std"]).columns) for i in range(3))
+        <= GROUP_BYTES + 1024
+    )
     assert big.read(["geometry"])["geometry"].to_pylist() == [r["geometry"] for r in rows]
     there = latents(catalog, *rows[0]).filter(bucket="8x8x1")
     assert same(there, pl.DataFrame(rows, schema=there.schema))
@@ -356,20 +456,26 @@ def test_two_writers_at_once_enter_every_window_once(catalog):
     lying = [p for p in Path(catalog.root, "latents").rglob("*.parquet")]
     assert len(lying) == len(catalog.table("latents").file_uris())  # those of commits that lost are gone
     late = Latents(catalog, "ae")
-    assert late.add([row(3)]) == 1  # it was told that there is one, and asked all the same: only what came since is looked at
+    assert (
+        late.add([row(3)]) == 1
+    )  # it was told that there is one, and asked all the same: only what came since is looked at
     assert any("latents: 1" in line for line in problems(catalog))
 
 
 def test_an_error_counts_until_there_is_a_latent(catalog):
     mine, other = Latents(catalog, "ae"), Latents(catalog, "ae")
     assert mine.add([row(0), failed(1), failed(2), row(3)]) == 4
-    assert other.add([failed(0), failed(1), row(2), failed(4)]) == 2  # a latent comes before an error, an error is told once
+    assert (
+        other.add([failed(0), failed(1), row(2), failed(4)]) == 2
+    )  # a latent comes before an error, an error is told once
     assert other.added(f"{0:016x}") and not other.added(f"{1:016x}")
     good = {Path(f).name for f in catalog.table("latents").file_uris()}
     again = Latents(catalog, "ae")
     assert again.windows().height == 6
     assert again.add([row(1), failed(4, "truncated")], [f"{1:016x}", f"{4:016x}"]) == 2
-    kinds = dict(latents(catalog).filter(pl.col("geometry") != f"{2:016x}").select("geometry", "error_kind").iter_rows())
+    kinds = dict(
+        latents(catalog).filter(pl.col("geometry") != f"{2:016x}").select("geometry", "error_kind").iter_rows()
+    )
     assert kinds == {f"{i:016x}": kind for i, kind in ((0, None), (1, None), (3, None), (4, "truncated"))}
     still = {Path(f).name for f in catalog.table("latents").file_uris()}
     means = [pq.ParquetFile(next(Path(catalog.root).rglob(name))).read(["mean"])["mean"] for name in good & still]
@@ -441,7 +547,16 @@ def test_an_encoder_that_fails_on_everything_ends_the_run(world, catalog):
 
     def run(jobs):
         for key, _ in (job for job in jobs if job is not None):
-            yield Outcome(key, [{"place": 0, "latent": None, "errors": [{"stage": "encode", "kind": "stage", "message": "no kernel"}]}])
+            yield Outcome(
+                key,
+                [
+                    {
+                        "place": 0,
+                        "latent": None,
+                        "errors": [{"stage": "encode", "kind": "stage", "message": "no kernel"}],
+                    }
+                ],
+            )
 
     with pytest.raises(DatakitError, match="the encoder failed on each of 16 windows; the last error: no kernel"):
         _encode_into(SimpleNamespace(run=run), target, Encode(batch=1), "run", Tally(), lambda count: None)
@@ -453,7 +568,9 @@ def test_reading_says_what_is_wrong_and_goes_on(world, monkeypatch, tmp_path):
     windows = [Window.of(world.plan, i) for i in rows]
     ids = [world.plan.rows([i], ["video_id"])[0]["video_id"] for i in rows]
     gone, other = replace(windows[1], uri=str(tmp_path / "no.mp4")), replace(windows[2], uri=windows[0].uri)
-    job = EncodeJob(((windows[0], ids[0]), (gone, ids[1]), (other, "0" * 32)), frames_shape(world.plan.buckets[windows[0].bucket]))
+    job = EncodeJob(
+        ((windows[0], ids[0]), (gone, ids[1]), (other, "0" * 32)), frames_shape(world.plan.buckets[windows[0].bucket])
+    )
     *signs, batch, facts = read_windows(job)
     assert len(signs) == 3 and facts.clip_count == 3
     assert [[e["kind"] for e in r["errors"]] for r in batch.rows] == [[], ["unreadable"], ["source_changed"]]
@@ -468,7 +585,11 @@ def test_the_encoder(weights, model, world):
     encoder = Encoder(about, world.hash, False, "bf16", "bfloat16", 1)
     video = np.random.default_rng(1).integers(0, 256, (3, 5, 16, 16), np.uint8)
     nothing, found = encoder.run([{}, {}], [[], [video]])
-    assert nothing == {"latent": None} and found["latent"]["dtype"] == "bfloat16" and found["latent"]["shape"] == [4, 2, 2, 2]
+    assert (
+        nothing == {"latent": None}
+        and found["latent"]["dtype"] == "bfloat16"
+        and found["latent"]["shape"] == [4, 2, 2, 2]
+    )
     with torch.inference_mode():
         exact = model.encode(pixels(torch.from_numpy(video)[None], model)).mean[0]
     stored = torch.frombuffer(bytearray(found["latent"]["mean"]), dtype=torch.bfloat16).view(4, 2, 2, 2)
@@ -487,15 +608,33 @@ def cli(*arguments: str):
 
 def test_the_command_says_how_much_before_it_starts(world, weights, footage, tmp_path, monkeypatch):
     plan = plan_of(catalog_of(footage, tmp_path / "catalog"), tmp_path / "plan")
-    common = ("--plan", plan.folder, "--autoencoder", "tiny", "--weights", weights, "--set", f"autoencoder.sizes={json.dumps(SIZES)}")
+    common = (
+        "--plan",
+        plan.folder,
+        "--autoencoder",
+        "tiny",
+        "--weights",
+        weights,
+        "--set",
+        f"autoencoder.sizes={json.dumps(SIZES)}",
+    )
     shown = cli(*common, "--dry-run")
     assert shown.exit_code == 0, shown.output
-    assert "10 windows; 10 to encode:" in shown.output and "MB of latents, of " in shown.output and "GB free" in shown.output and world.hash in shown.output
+    assert (
+        "10 windows; 10 to encode:" in shown.output
+        and "MB of latents, of " in shown.output
+        and "GB free" in shown.output
+        and world.hash in shown.output
+    )
     told = json.loads(cli(*common, "--dry-run", "--json").stdout)
-    sizes = {b.name: 2 * 2 * 4 * (b.frames // 4 + 1) * (b.height // 8) * (b.width // 8) for b in plan.buckets}  # bfloat16, four channels
+    sizes = {
+        b.name: 2 * 2 * 4 * (b.frames // 4 + 1) * (b.height // 8) * (b.width // 8) for b in plan.buckets
+    }  # bfloat16, four channels
     assert told["estimate"]["bytes"] == sum(sizes[name] * count for name, count in told["estimate"]["todo"].items())
     assert Catalog(tmp_path / "catalog").table("latents").version() == 0
-    assert "10 of the windows have float32 latents" in str(cli("--plan", world.plan.folder, *common[2:], "--dry-run").exception)
+    assert "10 of the windows have float32 latents" in str(
+        cli("--plan", world.plan.folder, *common[2:], "--dry-run").exception
+    )
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     assert "has 0.001 MB left" in str(cli(*common).exception)
     assert "the sections are autoencoder, encode, runner" in str(cli(*common, "--set", "plan.fps=3").exception)
@@ -505,7 +644,9 @@ def test_the_command_says_how_much_before_it_starts(world, weights, footage, tmp
 
 def test_a_bucket_that_does_not_fit_the_autoencoder_is_named(weights, tmp_path):
     plan = handplans.plan_of(tmp_path / "plan", [handplans.window()], [handplans.bucket(frames=6)])
-    with pytest.raises(ConfigError, match=f"bucket 32x48x6 of {plan.folder} does not fit autoencoder tiny: tiny takes 4k . 1 frames"):
+    with pytest.raises(
+        ConfigError, match=f"bucket 32x48x6 of {plan.folder} does not fit autoencoder tiny: tiny takes 4k . 1 frames"
+    ):
         encode([plan.folder], settings(weights), dry_run=True)
 
 

@@ -1,4 +1,5 @@
-"""The engine: every way of spreading a model over processes learns what one process with torch alone learns; resumes are exact.
+"""The engine: every way of spreading a model over processes learns what one process with torch alone learns; resumes
+are exact.
 
 Two processes run all of `engine_worker.py` once, over gloo on the CPU; the tests look at what they found.
 """
@@ -32,13 +33,20 @@ def found(tmp_path_factory) -> dict:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
-                        "PYTHONPATH": str(Path(__file__).parents[2])}
+    env = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
     logs = [folder / f"log{rank}.txt" for rank in (0, 1)]
     (alive := folder / "alive").touch()
     command = [sys.executable, str(WORKER), str(folder)]
-    both = [subprocess.Popen(command, env=env | {"RANK": str(rank)}, stdout=log.open("w"), stderr=subprocess.STDOUT)
-            for rank, log in enumerate(logs)]
+    both = [
+        subprocess.Popen(command, env=env | {"RANK": str(rank)}, stdout=log.open("w"), stderr=subprocess.STDOUT)
+        for rank, log in enumerate(logs)
+    ]
     try:
         while any(process.poll() is None for process in both) and time.time() - alive.stat().st_mtime < LIMIT_S:
             time.sleep(0.2)
@@ -52,8 +60,8 @@ def found(tmp_path_factory) -> dict:
 
 @pytest.mark.parametrize("name", FP32)
 def test_spread_over_two_processes_it_learns_what_one_learns(found, name):
-    """Micro-batches of 3, 2 and 3 samples, one of them on each rank with weight 0 in its place, against one batch of 8; the norm is
-    clipped; tokens do not divide by the ranks. Five steps."""
+    """Micro-batches of 3, 2 and 3 samples, one of them on each rank with weight 0 in its place, against one batch of 8;
+    the norm is clipped; tokens do not divide by the ranks. Five steps."""
     result = found["matches"][name]
     assert result["names"] and result["clipped"]
     assert result["loss"] <= 1e-5 and result["norm"] <= 1e-5
@@ -75,7 +83,11 @@ def test_all_ways_agree_in_bf16(found):
 
 
 def test_gradients_are_exchanged_once_a_step(found):
-    assert {name: found["exchanges_once"][name] for name in ("ddp", "zero1", "sp")} == {"ddp": True, "zero1": True, "sp": True}
+    assert {name: found["exchanges_once"][name] for name in ("ddp", "zero1", "sp")} == {
+        "ddp": True,
+        "zero1": True,
+        "sp": True,
+    }
 
 
 def test_the_average_is_its_closed_form_and_is_exported(found):
@@ -95,8 +107,14 @@ def test_what_does_not_fit_is_said_in_one_line_on_all_ranks(found):
     said = found["refuses"]
     assert said["alike"]
     for name, words in {
-        "other model": "not a Linear", "heads": "3 heads must divide", "frozen with tp": "trains all parameters", "nothing": "to train",
-        "frozen with gemini": "zero2", "processes": "2 processes do not divide", "no ema": "set engine.ema", "compile": "engine.compile=false",
+        "other model": "not a Linear",
+        "heads": "3 heads must divide",
+        "frozen with tp": "trains all parameters",
+        "nothing": "to train",
+        "frozen with gemini": "zero2",
+        "processes": "2 processes do not divide",
+        "no ema": "set engine.ema",
+        "compile": "engine.compile=false",
     }.items():
         assert words in said[name] and "\n" not in said[name]
 
@@ -127,10 +145,19 @@ def test_the_rate_rises_then_falls_as_half_a_cosine(step, share):
     assert math.isclose(settings.rate(step), 2e-4 * share, rel_tol=1e-9)
 
 
-@pytest.mark.parametrize("settings", [
-    dict(plugin="ddp", tp=2), dict(plugin="zero2", sp=2), dict(plugin="gemini", precision="fp32"), dict(plugin="gemini", compile=True),
-    dict(plugin="hybrid", zero=1, precision="fp32"), dict(plugin="hybrid", tp=2, compile=True), dict(ema=1.0), dict(grad_clip=0),
-])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(plugin="ddp", tp=2),
+        dict(plugin="zero2", sp=2),
+        dict(plugin="gemini", precision="fp32"),
+        dict(plugin="gemini", compile=True),
+        dict(plugin="hybrid", zero=1, precision="fp32"),
+        dict(plugin="hybrid", tp=2, compile=True),
+        dict(ema=1.0),
+        dict(grad_clip=0),
+    ],
+)
 def test_settings_that_make_no_sense_are_refused(settings):
     with pytest.raises(ValidationError):
         EngineSettings(**settings)

@@ -1,13 +1,14 @@
-"""The MMDiT's checkpoints: Open-Sora 2.0's and Flux's are recognised, loaded in both layouts, and exported bit for bit."""
+"""The MMDiT's checkpoints: Open-Sora 2.0's and Flux's are recognised, loaded in both layouts, and exported bit for
+bit."""
 
 import dataclasses
 
 import pytest
 import torch
-from datakit.errors import ConfigError
-from mmdit_golden import GOLDEN, close, golden, same
 from safetensors.torch import load_file, save_file
 
+from datakit.errors import ConfigError
+from mmdit_golden import GOLDEN, close, golden, same
 from trainer.models.export import axes_of, config_of, export_open_sora, layout_of, load_mmdit, open_sora_state
 from trainer.models.mmdit import MMDiT, MMDiTConfig
 from trainer.models.weights import WeightsError, load_weights
@@ -24,7 +25,10 @@ def flux() -> dict[str, torch.Tensor]:
     state, width = {}, 3072
 
     def linear(name, out, size):
-        state[f"{name}.weight"], state[f"{name}.bias"] = torch.empty(out, size, device="meta"), torch.empty(out, device="meta")
+        state[f"{name}.weight"], state[f"{name}.bias"] = (
+            torch.empty(out, size, device="meta"),
+            torch.empty(out, device="meta"),
+        )
 
     def norm(name):
         for part in ("query_norm", "key_norm"):
@@ -66,8 +70,17 @@ def test_the_released_models_are_recognised_by_their_shapes():
     assert config_of(state) == MMDiTConfig(guidance_embed=True, cond_embed=False, layout="fused")
     with torch.device("meta"):
         assert shapes(MMDiT(config_of(state)).state_dict()) == shapes(state)
-        dense = MMDiTConfig(in_channels=128, patch_size=1, hidden_size=96, num_heads=4, axes_dim=axes_of(24), depth=1,
-                            depth_single_blocks=2, mlp_ratio=25 / 7, qkv_bias=False)
+        dense = MMDiTConfig(
+            in_channels=128,
+            patch_size=1,
+            hidden_size=96,
+            num_heads=4,
+            axes_dim=axes_of(24),
+            depth=1,
+            depth_single_blocks=2,
+            mlp_ratio=25 / 7,
+            qkv_bias=False,
+        )
         assert config_of(MMDiT(dense).state_dict()).mlp_size == dense.mlp_size
         assert dataclasses.replace(config_of(MMDiT(dense).state_dict()), mlp_ratio=25 / 7) == dense
 
@@ -84,7 +97,10 @@ def test_the_full_model_exports_under_the_released_names_and_shapes():
     exported = open_sora_state(model.state_dict(), model.config)
     assert shapes(exported) == shapes(released()) and len(exported) == 1082
     fused = open_sora_state(model.state_dict(), model.config, "fused")
-    wanted = {k: v for k, v in shapes(flux()).items() if "guidance_in" not in k} | {"cond_in.weight": (3072, 68), "cond_in.bias": (3072,)}
+    wanted = {k: v for k, v in shapes(flux()).items() if "guidance_in" not in k} | {
+        "cond_in.weight": (3072, 68),
+        "cond_in.bias": (3072,),
+    }
     assert shapes(fused) == wanted
 
 
@@ -98,7 +114,9 @@ def test_a_checkpoint_computes_what_the_reference_computed_in_both_layouts(tmp_p
         model = load_mmdit(file, dataclasses.replace(config, layout=layout))
         assert model.config.layout == layout_of(model.state_dict()) == layout and close(model(**inputs), velocity)
     guessed = load_mmdit(file, layout="fused")
-    assert guessed.config == dataclasses.replace(config, axes_dim=(4, 14, 14), layout="fused"), "axes cannot be seen in shapes"
+    assert guessed.config == dataclasses.replace(config, axes_dim=(4, 14, 14), layout="fused"), (
+        "axes cannot be seen in shapes"
+    )
     assert load_mmdit(file).config.layout == config.layout
 
 
@@ -112,7 +130,9 @@ def test_exports_come_back_bit_for_bit(tmp_path, name):
     other = "fused" if config.layout == "separate" else "separate"
     export_open_sora(model, tmp_path / "other.safetensors", other)
     again = load_mmdit(tmp_path / "other.safetensors")
-    assert again.config == dataclasses.replace(config, layout=other) and close(again(**inputs), velocity), "its metadata tells the axes"
+    assert again.config == dataclasses.replace(config, layout=other) and close(again(**inputs), velocity), (
+        "its metadata tells the axes"
+    )
     assert same(load_mmdit(tmp_path / "other.safetensors", layout=config.layout).state_dict(), state)
     export_open_sora(again, tmp_path / "back.safetensors", config.layout)
     assert same(load_file(tmp_path / "back.safetensors"), state)
@@ -122,16 +142,21 @@ def test_exports_come_back_bit_for_bit(tmp_path, name):
 
 
 def test_a_model_with_a_condition_starts_from_weights_without(tmp_path):
-    """As Open-Sora's training starts from Flux: the condition changes nothing at first, and the guidance is left behind."""
+    """As Open-Sora's training starts from Flux: the condition changes nothing at first, and the guidance is left
+    behind."""
     state, config, inputs, _ = golden("mmdit_flux_tiny")
     file = tmp_path / "flux.safetensors"
     save_file(state, file)
     wanted = dataclasses.replace(config, cond_embed=True, guidance_embed=False)
-    with pytest.raises(WeightsError, match="2 missing .cond_in.weight .64, 20., cond_in.bias .64..; 4 unexpected .guidance_in"):
+    with pytest.raises(
+        WeightsError, match="2 missing .cond_in.weight .64, 20., cond_in.bias .64..; 4 unexpected .guidance_in"
+    ):
         load_mmdit(file, wanted)
     with pytest.raises(WeightsError, match="2 missing .cond_in"):
         load_mmdit(file, wanted, allow_unexpected=("guidance_in.*",))
-    model = load_mmdit(file, wanted, allow_missing=("cond_in.*",), allow_unexpected=("guidance_in.*",), dtype=torch.float64)
+    model = load_mmdit(
+        file, wanted, allow_missing=("cond_in.*",), allow_unexpected=("guidance_in.*",), dtype=torch.float64
+    )
     assert model.cond_in.weight.dtype == torch.float64 and not model.cond_in.weight.any()
     without = load_mmdit(file, dataclasses.replace(config, guidance_embed=False), allow_unexpected=("guidance_in.*",))
     args = {k: v for k, v in inputs.items() if k != "guidance"}
@@ -149,7 +174,10 @@ def test_what_is_no_mmdit_is_said(tmp_path):
         ({"conv.weight": torch.ones(2)}, "no img_in.weight, but conv.weight"),
         ({"img_in.weight": torch.ones(2, 2)}, "no norm of queries"),
         ({k: v for k, v in state.items() if "blocks" not in k or "norm" in k}, "but no blocks"),
-        ({k: v for k, v in state.items() if k != "single_blocks.0.k_proj.bias"}, "1 missing .single_blocks.0.k_proj.bias"),
+        (
+            {k: v for k, v in state.items() if k != "single_blocks.0.k_proj.bias"},
+            "1 missing .single_blocks.0.k_proj.bias",
+        ),
     )
     for i, (weights_, words) in enumerate(cases):
         save_file(weights_, tmp_path / f"{i}.safetensors")
@@ -159,6 +187,10 @@ def test_what_is_no_mmdit_is_said(tmp_path):
     with pytest.raises(ConfigError, match="give the config"):
         load_mmdit(tmp_path / "odd.safetensors")
     model = MMDiT(config)
-    with pytest.raises(WeightsError, match="cannot export weights that are not those of the model: 1 missing .img_in.bias"):
-        export_open_sora(model, tmp_path / "x.safetensors", state={k: v for k, v in state.items() if k != "img_in.bias"})
+    with pytest.raises(
+        WeightsError, match="cannot export weights that are not those of the model: 1 missing .img_in.bias"
+    ):
+        export_open_sora(
+            model, tmp_path / "x.safetensors", state={k: v for k, v in state.items() if k != "img_in.bias"}
+        )
     assert not (tmp_path / "x.safetensors").exists()

@@ -26,7 +26,9 @@ def times(rate, count: int, base: Fraction | None = None) -> list[Fraction]:
     return [round(t / base) * base for t in exact] if base else exact
 
 
-def chosen(rate, frames: int = 9, target: float = 24, count: int = 200, base: Fraction | None = None, **options) -> tuple[list[int], float]:
+def chosen(
+    rate, frames: int = 9, target: float = 24, count: int = 200, base: Fraction | None = None, **options
+) -> tuple[list[int], float]:
     found = frame_rate(float(rate), target, **options)
     return choose_frames(times(rate, count, base), Window(0, frames, found.stride, found.fps)), found.fps
 
@@ -34,39 +36,45 @@ def chosen(rate, frames: int = 9, target: float = 24, count: int = 200, base: Fr
 EVERY, SECOND, FIFTH = list(range(9)), list(range(0, 18, 2)), list(range(0, 45, 5))
 
 
-@pytest.mark.parametrize("rate, indices, fps", [
-    (24, EVERY, 24.0),
-    (24 * NTSC, EVERY, 23.976),
-    (25, EVERY, 25.0),
-    (30 * NTSC, EVERY, 29.97),
-    (30, EVERY, 30.0),
-    (12, EVERY, 12.0),
-    (15, EVERY, 15.0),
-    (48, SECOND, 24.0),
-    (48 * NTSC, SECOND, 23.976),
-    (50, SECOND, 25.0),
-    (60 * NTSC, SECOND, 29.97),
-    (60, SECOND, 30.0),
-    (Fraction("60.02"), SECOND, 30.01),
-    (120, FIFTH, 24.0),
-    (120 * NTSC, FIFTH, 23.976),
-    (240, list(range(0, 90, 10)), 24.0),
-    (100, list(range(0, 36, 4)), 25.0),
-    (Fraction("45.6"), SECOND, 22.8),
-    (125, [0, 5, 10, 16, 21, 26, 31, 36, 42], 24.0),  # by timestamps: 4 ms off at most
-])
+@pytest.mark.parametrize(
+    "rate, indices, fps",
+    [
+        (24, EVERY, 24.0),
+        (24 * NTSC, EVERY, 23.976),
+        (25, EVERY, 25.0),
+        (30 * NTSC, EVERY, 29.97),
+        (30, EVERY, 30.0),
+        (12, EVERY, 12.0),
+        (15, EVERY, 15.0),
+        (48, SECOND, 24.0),
+        (48 * NTSC, SECOND, 23.976),
+        (50, SECOND, 25.0),
+        (60 * NTSC, SECOND, 29.97),
+        (60, SECOND, 30.0),
+        (Fraction("60.02"), SECOND, 30.01),
+        (120, FIFTH, 24.0),
+        (120 * NTSC, FIFTH, 23.976),
+        (240, list(range(0, 90, 10)), 24.0),
+        (100, list(range(0, 36, 4)), 25.0),
+        (Fraction("45.6"), SECOND, 22.8),
+        (125, [0, 5, 10, 16, 21, 26, 31, 36, 42], 24.0),  # by timestamps: 4 ms off at most
+    ],
+)
 def test_frames_for_a_target_of_24(rate, indices, fps):
     assert chosen(rate) == (indices, fps)
     assert chosen(rate, base=Fraction(1, 90_000))[0] == indices  # as MPEG holds times
-    assert chosen(rate, base=Fraction(1, 1000))[0] == indices    # as Matroska does
+    assert chosen(rate, base=Fraction(1, 1000))[0] == indices  # as Matroska does
 
 
-@pytest.mark.parametrize("rate, indices", [
-    (30, [0, 1, 2, 4, 5, 6, 7, 9, 10]),
-    (25, [*range(13), *range(13, 25)][:9]),
-    (50, [0, 2, 4, 6, 8, 10, 12, 15, 17]),
-    (60, [0, 2, 5, 7, 10, 12, 15, 17, 20]),
-])
+@pytest.mark.parametrize(
+    "rate, indices",
+    [
+        (30, [0, 1, 2, 4, 5, 6, 7, 9, 10]),
+        (25, [*range(13), *range(13, 25)][:9]),
+        (50, [0, 2, 4, 6, 8, 10, 12, 15, 17]),
+        (60, [0, 2, 5, 7, 10, 12, 15, 17, 20]),
+    ],
+)
 def test_a_wider_limit_takes_frames_by_timestamp(rate, indices):
     assert chosen(rate, time_error=0.5) == (indices, 24.0)
 
@@ -78,10 +86,17 @@ def test_25_to_24_by_timestamp_leaves_out_one_frame_a_second():
 
 def test_a_target_of_12():
     assert frame_rate(24, 12) == frame_rate(24, 12, time_error=0.0)
-    assert [(frame_rate(f, 12).stride, frame_rate(f, 12).fps) for f in (24, 25, 30, 60)] == [(2, 12.0), (2, 12.5), (2, 15.0), (5, 12.0)]
+    assert [(frame_rate(f, 12).stride, frame_rate(f, 12).fps) for f in (24, 25, 30, 60)] == [
+        (2, 12.0),
+        (2, 12.5),
+        (2, 15.0),
+        (5, 12.0),
+    ]
 
 
-@pytest.mark.parametrize("mean, fps", [(24.2, 24.2), (23.6, 23.6), (30, 24.0), (27, 24.0), (22, 12.0), (15, 12.0), (8.5, 8.0), (60, 24.0)])
+@pytest.mark.parametrize(
+    "mean, fps", [(24.2, 24.2), (23.6, 23.6), (30, 24.0), (27, 24.0), (22, 12.0), (15, 12.0), (8.5, 8.0), (60, 24.0)]
+)
 def test_a_variable_rate_goes_by_timestamp(mean, fps):
     assert frame_rate(mean, 24, vfr=True).stride == 0
     assert frame_rate(mean, 24, vfr=True).fps == fps
@@ -123,7 +138,8 @@ def test_a_picture_is_one_frame():
 
 @pytest.mark.parametrize("time_error", [0.0, 0.1, 0.25, 0.5])
 def test_every_rate_keeps_the_promises(time_error):
-    """No frame twice, as many source frames as `frames_needed` says, the stated rate is the true one, errors within the limit."""
+    """No frame twice, as many source frames as `frames_needed` says, the stated rate is the true one, errors within the
+    limit."""
     rng = np.random.default_rng(1)
     rates = np.concatenate([rng.uniform(3, 250, 300), [23.976, 24, 25, 29.97, 30, 50, 59.94, 60, 120]])
     strides, fps = frame_rates(rates, np.zeros(len(rates), bool), 24.0, time_error)

@@ -22,11 +22,17 @@ def golden():
         about = {k: json.loads(v) for k, v in file.metadata().items()}
         tensors = {key: file.get_tensor(key) for key in file.keys()}
     model = build_autoencoder(
-        "hunyuan", latent_channels=about["latent_channels"], widths=tuple(about["block_out_channels"]), layers=about["layers_per_block"],
-        groups=about["norm_num_groups"])
+        "hunyuan",
+        latent_channels=about["latent_channels"],
+        widths=tuple(about["block_out_channels"]),
+        layers=about["layers_per_block"],
+        groups=about["norm_num_groups"],
+    )
     assert (model.scale, model.shift) == (about["scale_factor"], about["shift_factor"])
     assert model.compression == (about["time_compression_ratio"], *2 * (about["spatial_compression_ratio"],))
-    assert model.tiles == Tiles(about["sample_tsize"], about["sample_size"], about["sample_size"], about["tile_overlap_factor"])
+    assert model.tiles == Tiles(
+        about["sample_tsize"], about["sample_size"], about["sample_size"], about["tile_overlap_factor"]
+    )
     model.load_state_dict({k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")})
     return model, tensors
 

@@ -1,4 +1,5 @@
-"""Samples as they reach the model: the right frames, the same ones for any number of ranks and workers, whatever breaks."""
+"""Samples as they reach the model: the right frames, the same ones for any number of ranks and workers, whatever
+breaks."""
 
 from __future__ import annotations
 
@@ -23,13 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from handplans import bucket, plan_of, window
-from makevideo import encode
 
 from datakit.clip import Span
 from datakit.errors import ConfigError, DatakitError
 from datakit.video.cut import cut
 from datakit.video.decode import VideoReader
+from handplans import bucket, plan_of, window
+from makevideo import encode
 from trainer.latent_reading import INDEX, LatentReader, Place
 from trainer.loader import Batch, Loader, LoaderOptions, Position
 from trainer.order import Order
@@ -50,23 +51,35 @@ def level(video: int, frame: int) -> int:
 def films(tmp_path_factory) -> list[Path]:
     """Four films of 20 frames, 64 x 48, at 25 frames/s; film v, frame i is grey `level(v, i)`. And one that is none."""
     folder = tmp_path_factory.mktemp("films")
-    made = [encode(folder / f"{v}.mp4", [np.full((48, 64, 3), level(v, i), np.uint8) for i in range(20)], 25) for v in range(4)]
+    made = [
+        encode(folder / f"{v}.mp4", [np.full((48, 64, 3), level(v, i), np.uint8) for i in range(20)], 25)
+        for v in range(4)
+    ]
     (folder / "broken.mp4").write_bytes(b"this is no video" * 100)
     return [*made, folder / "broken.mp4"]
 
 
 def row(film: Path, v: int, first: int = 0, of: int = 0, **columns) -> dict:
-    usual = {"clip_id": f"clip{v}-{first:02d}", "uri": str(film), "first": first, "time_base": "1/12800", "end_pts": 20 * 512}
+    usual = {
+        "clip_id": f"clip{v}-{first:02d}",
+        "uri": str(film),
+        "first": first,
+        "time_base": "1/12800",
+        "end_pts": 20 * 512,
+    }
     return window(of, f"video {v}", **usual | columns)
 
 
 @pytest.fixture(scope="module")
 def plan(films, tmp_path_factory):
-    """Bucket 0: four windows of each film, and two of the broken one; bucket 1: two single frames. Two micro-batches a step."""
+    """Bucket 0: four windows of each film, and two of the broken one; bucket 1: two single frames. Two micro-batches a
+    step."""
     rows = [row(film, v, first) for v, film in enumerate(films[:4]) for first in (0, 5, 10, 15)]
     rows += [row(films[4], 4, first) for first in (0, 5)]
     rows += [row(films[v], v, 3, of=1, frames=1, fps=0.0) for v in (0, 1)]
-    return plan_of(tmp_path_factory.mktemp("plans") / "plan", rows, [SMALL, bucket(1, frames=1, tokens=20)], global_batches=2)
+    return plan_of(
+        tmp_path_factory.mktemp("plans") / "plan", rows, [SMALL, bucket(1, frames=1, tokens=20)], global_batches=2
+    )
 
 
 def hashed(video: torch.Tensor) -> str:
@@ -75,8 +88,12 @@ def hashed(video: torch.Tensor) -> str:
 
 def samples(batches: list[Batch]) -> list[tuple]:
     """Of a step: what was trained on."""
-    return sorted((seed, clip, caption, hashed(video), round(b.weight / len(b.seeds), 6))
-                  for b in batches if b.weight for seed, clip, caption, video in zip(b.seeds, b.clip_ids, b.captions, b.video))
+    return sorted(
+        (seed, clip, caption, hashed(video), round(b.weight / len(b.seeds), 6))
+        for b in batches
+        if b.weight
+        for seed, clip, caption, video in zip(b.seeds, b.clip_ids, b.captions, b.video)
+    )
 
 
 def steps(loader: Loader, count: int) -> list[list[tuple]]:
@@ -109,7 +126,10 @@ def test_every_window_or_its_stand_in(plan, unbroken):
     epoch = [clip for step in seen[: Order(plan, 5).steps(0)] for _, clip, *_ in step]
     assert len(epoch) == 20
     assert not any(clip.startswith("clip4") for clip in epoch)
-    assert set(epoch) == {f"clip{v}-{first:02d}" for v in range(4) for first in (0, 5, 10, 15)} | {"clip0-03", "clip1-03"}
+    assert set(epoch) == {f"clip{v}-{first:02d}" for v in range(4) for first in (0, 5, 10, 15)} | {
+        "clip0-03",
+        "clip1-03",
+    }
     first = [r for r in replaced if r.epoch == 0]  # three: one's stand-in was the other
     assert {plan.rows([r.window], ["clip_id"])[0]["clip_id"] for r in first} == {"clip4-00", "clip4-05"}
     assert {(r.kind, r.message.split(":")[0]) for r in first} == {("not_media", "not a media file FFmpeg can read")}
@@ -145,7 +165,19 @@ def bordered(tmp_path_factory) -> dict:
     picture[:, 16:112, 0] = np.linspace(40, 230, 96)[None]
     picture[:, 16:112, 1] = np.linspace(40, 230, 64)[:, None]
     film = encode(tmp_path_factory.mktemp("bordered") / "film.mp4", [picture] * 2, 25)
-    return row(film, 0, frames=1, fps=0.0, width=128, height=64, crop_x=16, crop_y=0, crop_width=96, crop_height=64, end_pts=1024)
+    return row(
+        film,
+        0,
+        frames=1,
+        fps=0.0,
+        width=128,
+        height=64,
+        crop_x=16,
+        crop_y=0,
+        crop_width=96,
+        crop_height=64,
+        end_pts=1024,
+    )
 
 
 def test_crops_lie_inside_the_borders(bordered, tmp_path):
@@ -166,7 +198,12 @@ def test_crops_lie_inside_the_borders(bordered, tmp_path):
     assert edges(0, 3) == seen[3]
     assert max(left for left, *_ in seen) - min(left for left, *_ in seen) > 40
     for left, right, top, bottom in seen:
-        assert left >= 38 and right <= 232 and right - left == pytest.approx(92, abs=8) and (top, bottom) == pytest.approx((42, 228), abs=4)
+        assert (
+            left >= 38
+            and right <= 232
+            and right - left == pytest.approx(92, abs=8)
+            and (top, bottom) == pytest.approx((42, 228), abs=4)
+        )
     # Wide: all 96 columns, 48 of 64 lines.
     assert edges(1, 1, augment=False) == pytest.approx((41, 229, 64, 205), abs=4)
     assert len({edges(1, seed)[2:] for seed in range(8)}) > 3
@@ -179,7 +216,9 @@ def test_an_image(tmp_path):
     picture[:, :32], picture[:, 32:] = (250, 20, 30), (10, 60, 200)
     for name in ("still.png", "still.jpg"):
         assert cv2.imwrite(str(tmp_path / name), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 98])
-    rows = [row(tmp_path / name, 0, kind="image", frames=1, fps=0.0, clip_id=name) for name in ("still.png", "still.jpg")]
+    rows = [
+        row(tmp_path / name, 0, kind="image", frames=1, fps=0.0, clip_id=name) for name in ("still.png", "still.jpg")
+    ]
     plan = plan_of(tmp_path / "plan", rows, [bucket(2, 1, 24, 32)])
     with Loader(plan, Order(plan, 0), 0, 1, START, HERE) as loader:
         _, [batch] = next(loader)
@@ -194,7 +233,8 @@ def test_a_clip_with_too_few_frames_is_broken_for_good(films, tmp_path):
         next(loader)
     assert str(error.value) == (
         f"nothing can stand in for clip clip0-16 ({films[0]}): 1 windows of bucket 32x48x5 are broken, this one: "
-        "the clip has 20 frames, the window needs frame 20")
+        "the clip has 20 frames, the window needs frame 20"
+    )
 
 
 def test_a_source_that_was_exchanged_is_broken(films, tmp_path):
@@ -204,7 +244,8 @@ def test_a_source_that_was_exchanged_is_broken(films, tmp_path):
         next(loader), next(loader)
     assert {(r.kind, r.message) for r in loader.replaced} == {
         ("source_changed", "its picture is 64 x 48, the catalog says 96 x 48"),
-        ("source_changed", "its time base is 1/12800, the catalog says 1/90000")}
+        ("source_changed", "its time base is 1/12800, the catalog says 1/90000"),
+    }
 
 
 # ---- the same samples for any number of ranks and workers, resumed anywhere
@@ -230,7 +271,9 @@ def test_processes_bring_what_this_one_does_and_leave_nothing_behind(plan, unbro
         assert loader.state() == states_after(plan, states)
         assert loader.waited_s > 0
     assert "datakit-loader" not in Path("/proc/self/maps").read_text()
-    assert not any("datakit-loader" in os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if fd_is_open(fd))
+    assert not any(
+        "datakit-loader" in os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if fd_is_open(fd)
+    )
     assert set(psutil.Process().children(recursive=True)) <= children
     with pytest.raises(DatakitError, match="closed"):
         next(loader)
@@ -264,7 +307,9 @@ def test_resumed_on_two_ranks_and_back(plan, unbroken):
     assert together(ranks, 4) == seen[3:7]
     assert ranks[0].position == ranks[1].position
     merged = sorted({r for loader in ranks for r in loader.replaced})
-    assert merged == sorted(r for r in replaced if (r.epoch, r.step) < (ranks[0].position.epoch, ranks[0].position.step))
+    assert merged == sorted(
+        r for r in replaced if (r.epoch, r.step) < (ranks[0].position.epoch, ranks[0].position.step)
+    )
     state = ranks[0].state() | {"replaced": [vars(r) for r in merged]}
     assert steps(Loader.resumed(state, plan, Order(plan, 5), 0, 1, HERE), STEPS - 7) == seen[7:]
 
@@ -327,8 +372,11 @@ def test_a_file_that_stays_away_stops_the_run(plan, films, tmp_path):
         with pytest.raises(DatakitError) as error:
             next(loader), next(loader)
     assert str(error.value) == (
-        f"clip clip1-00 ({tmp_path}/gone.mp4) could not be read in 3 attempts (unreadable: cannot read {tmp_path}/gone.mp4: No such file "
-        "or directory): the run stops rather than skip it. Resume once the storage answers again, or plan without the clip")
+        f"clip clip1-00 ({tmp_path}/gone.mp4) could not be read in 3 attempts (unreadable: cannot read "
+        f"{tmp_path}/gone.mp4: No such file "
+        "or directory): the run stops rather than skip it. Resume once the storage answers again, or plan without "
+        "the clip"
+    )
 
 
 def test_hung_reads_and_killed_processes_end_with_the_clip_named(films, tmp_path):
@@ -339,14 +387,19 @@ def test_hung_reads_and_killed_processes_end_with_the_clip_named(films, tmp_path
     options = LoaderOptions(workers=1, prefetch_mb=1, retries=1, backoff_s=0.01, deadline_s=0.5)
     with Loader(plan, Order(plan, seed), 0, 1, START, options) as loader:
         assert next(loader)[1][0].clip_ids == ["clip0-00"]
-        with pytest.raises(DatakitError, match=r"clip clip1-00 \(.*pipe.mp4\) could not be read in 2 attempts \(timeout: no answer within"):
+        with pytest.raises(
+            DatakitError,
+            match=r"clip clip1-00 \(.*pipe.mp4\) could not be read in 2 attempts \(timeout: no answer within",
+        ):
             next(loader)
     patient = options.model_copy(update={"deadline_s": 60.0})
     over = threading.Event()
     with Loader(plan, Order(plan, seed), 0, 1, START, patient) as loader:
         killer = threading.Thread(target=kill_who_opens, args=(tmp_path / "pipe.mp4", over))
         killer.start()
-        with pytest.raises(DatakitError, match=r"clip1-00 .* in 2 attempts \(crash: the process that read it died \(SIGKILL\)\)"):
+        with pytest.raises(
+            DatakitError, match=r"clip1-00 .* in 2 attempts \(crash: the process that read it died \(SIGKILL\)\)"
+        ):
             next(loader), next(loader)
     over.set()
     killer.join()
@@ -379,7 +432,9 @@ def test_objects_of_a_store(films, tmp_path):
     plan = plan_of(tmp_path / "plan", [row(Path("x"), 1, 5, uri="memory://films/one.mp4")], [SMALL])
     with Loader(plan, Order(plan, 0), 0, 1, START, HERE) as loader:
         _, [batch] = next(loader)
-    assert [int(batch.video[0, 0, i].float().mean().round()) for i in range(5)] == pytest.approx([level(1, 5 + i) for i in range(5)], abs=1)
+    assert [int(batch.video[0, 0, i].float().mean().round()) for i in range(5)] == pytest.approx(
+        [level(1, 5 + i) for i in range(5)], abs=1
+    )
 
 
 def test_shared_memory_is_never_given_out_twice():
@@ -413,16 +468,29 @@ SHAPE = (4, 2, 3, 5)
 
 def write_latents(folder: Path, windows: list[tuple[int, str]], dtype: str = "bfloat16", group: int = 2) -> Path:
     """Latents full of the window's number (mean) and a quarter (spread), for (row of the plan, geometry)."""
+
     def numbers(value: float) -> bytes:
         return torch.full(SHAPE, value).to(getattr(torch, dtype)).view(torch.uint8).numpy().tobytes()
 
-    table = pa.table({
-        "mean": [numbers(float(w)) for w, _ in windows], "std": [numbers(0.25) for _ in windows], "dtype": [dtype] * len(windows),
-        "shape": pa.array([SHAPE] * len(windows), pa.list_(pa.int32())), "geometry": [g for _, g in windows]})
+    table = pa.table(
+        {
+            "mean": [numbers(float(w)) for w, _ in windows],
+            "std": [numbers(0.25) for _ in windows],
+            "dtype": [dtype] * len(windows),
+            "shape": pa.array([SHAPE] * len(windows), pa.list_(pa.int32())),
+            "geometry": [g for _, g in windows],
+        }
+    )
     pq.write_table(table, folder / "latents.parquet", row_group_size=group)
-    index = pa.table({
-        "window": [w for w, _ in windows], "file": [str(folder / "latents.parquet")] * len(windows),
-        "row_group": [i // group for i in range(len(windows))], "row": [i % group for i in range(len(windows))]}, INDEX)
+    index = pa.table(
+        {
+            "window": [w for w, _ in windows],
+            "file": [str(folder / "latents.parquet")] * len(windows),
+            "row_group": [i // group for i in range(len(windows))],
+            "row": [i % group for i in range(len(windows))],
+        },
+        INDEX,
+    )
     with pa.OSFile(str(folder / "latents.arrow"), "wb") as sink, pa.ipc.new_file(sink, INDEX) as writer:
         writer.write_table(index)
     return folder / "latents.arrow"
@@ -432,13 +500,17 @@ def write_latents(folder: Path, windows: list[tuple[int, str]], dtype: str = "bf
 def test_latents(plan, tmp_path, dtype, workers):
     """Each window's own, in the order of the run; broken files are never opened."""
     index = write_latents(tmp_path, [(w, "0" * 16) for w in reversed(range(20))], dtype, group=3)
-    with Loader(plan, Order(plan, 5), 0, 1, START, LoaderOptions(workers=workers, prefetch_mb=1), latents=index) as loader:
+    with Loader(
+        plan, Order(plan, 5), 0, 1, START, LoaderOptions(workers=workers, prefetch_mb=1), latents=index
+    ) as loader:
         for _, batches in islice(loader, 5):
             for batch in batches:
                 assert batch.video is None and batch.raw == []
                 assert batch.mean.dtype == batch.std.dtype == getattr(torch, dtype)
                 assert batch.mean.shape == batch.std.shape == (len(batch.windows), *SHAPE)
-                assert all((mean == w).all() for mean, w in zip(batch.mean, batch.windows)) and (batch.std == 0.25).all()
+                assert (
+                    all((mean == w).all() for mean, w in zip(batch.mean, batch.windows)) and (batch.std == 0.25).all()
+                )
                 assert [plan.rows([w], ["clip_id"])[0]["clip_id"] for w in batch.windows] == batch.clip_ids
         assert loader.replaced == []
 
@@ -447,7 +519,9 @@ def test_a_row_group_is_read_once_for_its_neighbours(tmp_path, monkeypatch):
     index = write_latents(tmp_path, [(w, "g") for w in range(12)], group=4)
     reads: Counter = Counter()
     read = pq.ParquetFile.read_row_group
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda self, i, **kw: reads.update([i]) or read(self, i, **kw))
+    monkeypatch.setattr(
+        pq.ParquetFile, "read_row_group", lambda self, i, **kw: reads.update([i]) or read(self, i, **kw)
+    )
     reader = LatentReader(index, cache_bytes=1 << 20)
     for w in (0, 5, 1, 11, 3, 4, 8, 2):
         reader.read(reader.find(w), "g", "clip")
@@ -465,8 +539,10 @@ def test_a_stale_latent_is_refused_by_name(plan, tmp_path):
         list(islice(loader, 6))
     clip = plan.rows([4], ["clip_id"])[0]["clip_id"]
     assert str(error.value) == (
-        f"the latent of clip {clip} in {tmp_path}/latents.parquet is stale: it has geometry 1111111111111111, the plan wants "
-        "0000000000000000; run `datakit run encode` for this plan")
+        f"the latent of clip {clip} in {tmp_path}/latents.parquet is stale: it has geometry 1111111111111111, the "
+        f"plan wants "
+        "0000000000000000; run `datakit run encode` for this plan"
+    )
 
 
 def test_windows_without_a_latent_are_read_or_refused(plan, unbroken, tmp_path):
@@ -479,11 +555,20 @@ def test_windows_without_a_latent_are_read_or_refused(plan, unbroken, tmp_path):
     for b in batches:
         encoded = [i for i in range(len(b.windows)) if i not in b.raw]
         assert [b.windows[i] % 2 == 0 and b.windows[i] < 16 for i in encoded] == [True] * len(encoded)
-        assert b.mean is None if not encoded else [int(m[0, 0, 0, 0]) for m in b.mean] == [b.windows[i] for i in encoded]
-        assert b.video is None if not b.raw else [hashed(v) for v in b.video] == [pixels[b.seeds[i], b.clip_ids[i]] for i in b.raw]
+        assert (
+            b.mean is None if not encoded else [int(m[0, 0, 0, 0]) for m in b.mean] == [b.windows[i] for i in encoded]
+        )
+        assert (
+            b.video is None
+            if not b.raw
+            else [hashed(v) for v in b.video] == [pixels[b.seeds[i], b.clip_ids[i]] for i in b.raw]
+        )
         mixed += bool(encoded and b.raw)
     assert mixed
-    with Loader(plan, Order(plan, 5), 0, 1, START, HERE, latents=index) as loader, pytest.raises(DatakitError, match="no latent of clip"):
+    with (
+        Loader(plan, Order(plan, 5), 0, 1, START, HERE, latents=index) as loader,
+        pytest.raises(DatakitError, match="no latent of clip"),
+    ):
         list(islice(loader, 6))
 
 
@@ -508,6 +593,9 @@ def test_options_that_contradict_each_other(plan, tmp_path):
 
 def test_reader_processes_stay_small():
     """What a process imports decides its memory and how fast it starts."""
-    code = "import sys, trainer.reader_process; print([m for m in ('torch', 'deltalake', 'polars', 'ray', 'pandas') if m in sys.modules])"
+    code = (
+        "import sys, trainer.reader_process; print([m for m in ('torch', 'deltalake', 'polars', 'ray', 'pandas') "
+        "if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,14 +1,15 @@
-"""LoRA on the MMDiT: nothing at first, then alone in learning; saved so that peft and diffusers load it, merged into plain weights."""
+"""LoRA on the MMDiT: nothing at first, then alone in learning; saved so that peft and diffusers load it, merged into
+plain weights."""
 
 import json
 
 import pytest
 import torch
-from datakit.errors import ConfigError
-from mmdit_golden import golden, same
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from datakit.errors import ConfigError
+from mmdit_golden import golden, same
 from trainer.models.export import export_open_sora, load_mmdit
 from trainer.models.lora import LoraSettings, add_lora, load_lora, lora_state, merge_lora, save_lora
 from trainer.models.mmdit import MMDiT
@@ -55,13 +56,17 @@ def test_it_adds_nothing_at_first_and_then_learns_alone(name, per_double, per_si
     trains = {n for n, p in model.named_parameters() if p.requires_grad}
     assert trains == {f"{n}.lora_{f}.default.weight" for n in names for f in "AB"}
     trained(model, inputs)
-    assert all(p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad) and not torch.equal(model(**inputs), plain)
+    assert all(p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad) and not torch.equal(
+        model(**inputs), plain
+    )
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
     base = {k.replace(".base_layer", ""): v for k, v in model.state_dict().items() if ".lora_" not in k}
     assert same(base, before), "the model itself moved"
     state = lora_state(model)
     assert {n: tuple(t.shape) for n, t in state.items() if n.startswith(names[0])} == {
-        f"{names[0]}.lora_A.weight": (4, 64), f"{names[0]}.lora_B.weight": (model.get_submodule(names[0]).out_features, 4)}
+        f"{names[0]}.lora_A.weight": (4, 64),
+        f"{names[0]}.lora_B.weight": (model.get_submodule(names[0]).out_features, 4),
+    }
     gathered = {k: v + 1 for k, v in model.state_dict().items()}
     assert same(lora_state(model, gathered), {k: v + 1 for k, v in state.items()})
 
@@ -86,7 +91,10 @@ def test_targets_are_patterns_and_one_that_matches_nothing_is_an_error():
     with pytest.raises(ConfigError, match="no linear of Sequential matches double_blocks"):
         add_lora(nn.Sequential(nn.Linear(2, 2)))
     assert add_lora(model, LoraSettings(rank=2, targets=("single_blocks.1.linear2", "*.img_attn.q_proj"))) == [
-        "double_blocks.0.img_attn.q_proj", "double_blocks.1.img_attn.q_proj", "single_blocks.1.linear2"]
+        "double_blocks.0.img_attn.q_proj",
+        "double_blocks.1.img_attn.q_proj",
+        "single_blocks.1.linear2",
+    ]
     with pytest.raises(ConfigError, match="has LoRA already"):
         add_lora(model)
     for function in (merge_lora, lora_state):
@@ -103,7 +111,9 @@ def test_the_scale_is_alpha_by_rank_and_dropout_is_for_training_only():
     with torch.no_grad():
         b.copy_(torch.randn(3, 2))
         expected = nn.functional.linear(x, weight + 3 * b @ a, model[0].bias)
-    assert torch.allclose(model.eval()(x), expected, atol=1e-6) and not torch.allclose(model.train()(x), expected, atol=1e-3)
+    assert torch.allclose(model.eval()(x), expected, atol=1e-6) and not torch.allclose(
+        model.train()(x), expected, atol=1e-3
+    )
 
 
 def test_merged_it_computes_the_same_under_the_original_names(tuned, tmp_path):
@@ -115,7 +125,9 @@ def test_merged_it_computes_the_same_under_the_original_names(tuned, tmp_path):
     with pytest.raises(ConfigError, match="merge_lora first, or save_lora"):
         export_open_sora(other, tmp_path / "x.safetensors")
     merge_lora(other)
-    assert set(other.state_dict()) == names and all(type(m).__module__.startswith(("torch", "trainer")) for m in other.modules())
+    assert set(other.state_dict()) == names and all(
+        type(m).__module__.startswith(("torch", "trainer")) for m in other.modules()
+    )
     assert torch.allclose(other(**inputs), tuned_out, atol=1e-5) and not torch.allclose(plain, tuned_out, atol=1e-3)
     assert all(p.requires_grad for p in other.parameters())
     export_open_sora(other, tmp_path / "merged.safetensors", "fused")
@@ -129,7 +141,9 @@ def test_what_is_not_finite_is_not_merged():
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with torch.no_grad():
         model.get_submodule(names[-1]).lora_B["default"].weight[0, 0] = float("nan")
-    with pytest.raises(ConfigError, match=f"not finite .{names[-1]}.lora_B.weight …., 1 of its tensors: nothing was merged"):
+    with pytest.raises(
+        ConfigError, match=f"not finite .{names[-1]}.lora_B.weight …., 1 of its tensors: nothing was merged"
+    ):
         merge_lora(model)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items() if "lora_B" not in k)
 
@@ -153,8 +167,17 @@ def test_peft_loads_the_folder_and_we_load_what_peft_saves(tuned, tmp_path):
     save_lora(model, tmp_path / "ours")
     other, _ = model_and_inputs()
     assert torch.equal(PeftModel.from_pretrained(other, tmp_path / "ours")(**inputs), out)
-    theirs = get_peft_model(model_and_inputs()[0], LoraConfig(
-        r=3, lora_alpha=7, target_modules=["q_proj", "linear2"], init_lora_weights=False, rank_pattern={"linear2": 5}, use_rslora=True))
+    theirs = get_peft_model(
+        model_and_inputs()[0],
+        LoraConfig(
+            r=3,
+            lora_alpha=7,
+            target_modules=["q_proj", "linear2"],
+            init_lora_weights=False,
+            rank_pattern={"linear2": 5},
+            use_rslora=True,
+        ),
+    )
     theirs.save_pretrained(tmp_path / "theirs")
     again, _ = model_and_inputs()
     load_lora(again, tmp_path / "theirs")
@@ -165,7 +188,9 @@ def test_diffusers_loads_the_file_and_we_load_what_diffusers_saves(tuned, tmp_pa
     from diffusers.loaders.peft import PeftAdapterMixin
 
     class Model(MMDiT, PeftAdapterMixin):
-        _optionally_disable_offloading = classmethod(lambda cls, pipeline: (False, False, False))  # a part of diffusers' models
+        _optionally_disable_offloading = classmethod(
+            lambda cls, pipeline: (False, False, False)
+        )  # a part of diffusers' models
 
     model, inputs, out = tuned
     save_lora(model, tmp_path / "lora.safetensors")
@@ -183,10 +208,14 @@ def test_diffusers_loads_the_file_and_we_load_what_diffusers_saves(tuned, tmp_pa
 def test_without_a_config_ranks_are_those_of_the_tensors_and_the_scale_is_one(tuned, tmp_path):
     torch.manual_seed(0)
     ranks = {"single_blocks.0.q_proj": 2, "single_blocks.1.q_proj": 2, "double_blocks.0.img_attn.proj": 5}
-    lora = {f"{n}.lora_{f}.weight": torch.randn(*((r, 64) if f == "A" else (64, r))) for n, r in ranks.items() for f in "AB"}
+    lora = {
+        f"{n}.lora_{f}.weight": torch.randn(*((r, 64) if f == "A" else (64, r))) for n, r in ranks.items() for f in "AB"
+    }
     save_file(lora, tmp_path / "plain.safetensors")
     model, inputs = model_and_inputs()
-    expected = {n: model.get_submodule(n).weight + lora[f"{n}.lora_B.weight"] @ lora[f"{n}.lora_A.weight"] for n in ranks}
+    expected = {
+        n: model.get_submodule(n).weight + lora[f"{n}.lora_B.weight"] @ lora[f"{n}.lora_A.weight"] for n in ranks
+    }
     assert load_lora(model, tmp_path / "plain.safetensors") == sorted(ranks)
     merge_lora(model)
     assert all(torch.allclose(model.get_submodule(n).weight, w, atol=1e-5) for n, w in expected.items())
@@ -198,9 +227,17 @@ def test_lora_that_does_not_fit_leaves_the_model_as_it_was(tuned, tmp_path):
     whole, about = load_file(file), {"lora_adapter_metadata": json.dumps({"r": 4, "lora_alpha": 8})}
     first = next(iter(whole))
     cases = (
-        ({k: v for k, v in whole.items() if k != first}, WeightsError, f"1 missing .{first.removeprefix('transformer.')} .4, 64."),
+        (
+            {k: v for k, v in whole.items() if k != first},
+            WeightsError,
+            f"1 missing .{first.removeprefix('transformer.')} .4, 64.",
+        ),
         (whole | {first: torch.ones(4, 65)}, WeightsError, "1 of another shape .*wanted .4, 64."),
-        ({"transformer.img_out.lora_A.weight": torch.ones(4, 64)}, ConfigError, "of 1 linears that the model has not .img_out."),
+        (
+            {"transformer.img_out.lora_A.weight": torch.ones(4, 64)},
+            ConfigError,
+            "of 1 linears that the model has not .img_out.",
+        ),
         ({"lora_unet_x.lora_down.weight": torch.ones(1)}, ConfigError, "no name of peft's or diffusers'"),
     )
     for i, (state, error, words) in enumerate(cases):
@@ -209,12 +246,20 @@ def test_lora_that_does_not_fit_leaves_the_model_as_it_was(tuned, tmp_path):
         before, plain = {k: v.clone() for k, v in model.state_dict().items()}, model(**inputs)
         with pytest.raises(error, match=words):
             load_lora(model, tmp_path / f"{i}.safetensors")
-        assert same(model.state_dict(), before) and torch.equal(model(**inputs), plain) and not hasattr(model, "peft_config")
+        assert (
+            same(model.state_dict(), before)
+            and torch.equal(model(**inputs), plain)
+            and not hasattr(model, "peft_config")
+        )
     with pytest.raises(ConfigError, match="another layout"):
         load_lora(model_and_inputs(NAMES[1])[0], file)
-    for about, words in (('{"peft_type": "LOKR"}', "is LOKR, not LoRA"), ("{", "cannot be read"),
-                         ('{"rank_pattern": {"linear2": 0}}', "peft does not take this config"), ('{"r": "x"}', "peft does not take"),
-                         ('{"use_dora": true, "peft_version": "1", "init_lora_weights": "pissa"}', "with use_dora, init_lora_weights,")):
+    for about, words in (
+        ('{"peft_type": "LOKR"}', "is LOKR, not LoRA"),
+        ("{", "cannot be read"),
+        ('{"rank_pattern": {"linear2": 0}}', "peft does not take this config"),
+        ('{"r": "x"}', "peft does not take"),
+        ('{"use_dora": true, "peft_version": "1", "init_lora_weights": "pissa"}', "with use_dora, init_lora_weights,"),
+    ):
         save_file(whole, tmp_path / "odd.safetensors", {"lora_adapter_metadata": about})
         model, _ = model_and_inputs()
         with pytest.raises(ConfigError, match=words):

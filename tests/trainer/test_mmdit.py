@@ -19,16 +19,36 @@ def golden(name: str):
     with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
         about = {k: v if k == "cond_type" else json.loads(v) for k, v in file.metadata().items()}
         tensors = {key: file.get_tensor(key) for key in file.keys()}
-    parts = {part: {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{part}.")} for part in ("weights", "inputs", "expected")}
+    parts = {
+        part: {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{part}.")}
+        for part in ("weights", "inputs", "expected")
+    }
     model = MMDiT(config_of(about)).eval()
     model.load_state_dict(parts["weights"])
     return model, parts["inputs"], parts["expected"], about
 
 
 def config_of(about: dict) -> MMDiTConfig:
-    names = ("in_channels", "vec_in_dim", "context_in_dim", "hidden_size", "mlp_ratio", "num_heads", "depth", "depth_single_blocks",
-             "theta", "qkv_bias", "guidance_embed", "cond_embed", "patch_size")
-    return MMDiTConfig(**{n: about[n] for n in names}, axes_dim=tuple(about["axes_dim"]), layout="fused" if about["fused_qkv"] else "separate")
+    names = (
+        "in_channels",
+        "vec_in_dim",
+        "context_in_dim",
+        "hidden_size",
+        "mlp_ratio",
+        "num_heads",
+        "depth",
+        "depth_single_blocks",
+        "theta",
+        "qkv_bias",
+        "guidance_embed",
+        "cond_embed",
+        "patch_size",
+    )
+    return MMDiTConfig(
+        **{n: about[n] for n in names},
+        axes_dim=tuple(about["axes_dim"]),
+        layout="fused" if about["fused_qkv"] else "separate",
+    )
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -51,7 +71,15 @@ def test_the_whole_loop_is_that_of_the_reference_with_fewer_forwards(name, forwa
     frames, height, width = i["noise"].shape[2:]
     assert torch.allclose(schedule(16, shift(frames, height, width)), expected["timesteps"], atol=1e-9)
     cond = condition(i["mask"], i["masked_ref"])
-    found = denoise(velocity, i["noise"], cond, Text(i["txt_cond"], i["vec_cond"]), Text(i["txt_uncond"], i["vec_uncond"]), 16, guidance)
+    found = denoise(
+        velocity,
+        i["noise"],
+        cond,
+        Text(i["txt_cond"], i["vec_cond"]),
+        Text(i["txt_uncond"], i["vec_uncond"]),
+        16,
+        guidance,
+    )
     assert_close(pack(found), expected["packed_latent"])
     assert sum(count) == forwards
 
@@ -67,7 +95,9 @@ def test_fifty_steps_take_as_many_forwards_as_matter(given, forwards):
     noise, text = torch.randn(1, 4, 3, 8, 12), Text(torch.zeros(1, 2, 3), torch.zeros(1, 3))
     mask = torch.zeros(1, 1, 3, 8, 12)
     mask[:, :, 0] = float(given)
-    out = denoise(velocity, noise, condition(mask, mask.expand(-1, 4, -1, -1, -1)), text, text, 50, Guidance(over_frames=given))
+    out = denoise(
+        velocity, noise, condition(mask, mask.expand(-1, 4, -1, -1, -1)), text, text, 50, Guidance(over_frames=given)
+    )
     assert sum(asked) == forwards and torch.equal(out, noise)
 
 
@@ -78,14 +108,25 @@ def counting(model: MMDiT):
     def velocity(x, cond, states, pooled, t):
         count.append(x.shape[0])
         batch, _, frames, height, width = x.shape
-        out = model(pack(x), positions(batch, frames, height, width), states, torch.zeros(batch, states.shape[1], 3), t, pooled, cond=pack(cond))
+        out = model(
+            pack(x),
+            positions(batch, frames, height, width),
+            states,
+            torch.zeros(batch, states.shape[1], 3),
+            t,
+            pooled,
+            cond=pack(cond),
+        )
         return unpack(out, frames, height, width)
 
     return count, velocity
 
 
 def test_layouts_convert_bit_for_bit_and_compute_the_same():
-    for name, there, back, layout in [("mmdit_v2_tiny", to_fused, to_separate, "fused"), ("mmdit_flux_tiny", to_separate, to_fused, "separate")]:
+    for name, there, back, layout in [
+        ("mmdit_v2_tiny", to_fused, to_separate, "fused"),
+        ("mmdit_flux_tiny", to_separate, to_fused, "separate"),
+    ]:
         model, inputs, expected, about = golden(name)
         before = model.state_dict()
         converted = there(before, about["num_heads"])

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from handplans import bucket, plan_of, window
 
 from datakit.errors import ConfigError
+from handplans import bucket, plan_of, window
 from trainer.order import FILES_AT_ONCE, MicroBatch, Order, draw, share, stand_in
 from trainer.plan import ROWS, WINDOWS, Part, write_plan
 
@@ -24,7 +24,11 @@ def drawn(order: Order, epoch: int) -> list[int]:
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
     """Three buckets of 50, 23 and 1 windows in micro-batches of 4, 3 and 2; steps of 5."""
-    rows = [window(0, f"v{i // 3:03d}", first=i) for i in range(50)] + [window(1, f"v{i:03d}", first=i) for i in range(23)] + [window(2)]
+    rows = (
+        [window(0, f"v{i // 3:03d}", first=i) for i in range(50)]
+        + [window(1, f"v{i:03d}", first=i) for i in range(23)]
+        + [window(2)]
+    )
     buckets = [bucket(4, tokens=10), bucket(3, frames=9, tokens=70), bucket(2, frames=1, tokens=3)]
     return plan_of(tmp_path_factory.mktemp("plans") / "mixed", rows, buckets, global_batches=5)
 
@@ -36,7 +40,8 @@ def test_every_window_once_an_epoch_in_whole_steps_of_one_bucket(mixed):
         steps = [order.step(epoch, i) for i in range(order.steps(epoch))]
         buckets = mixed.windows.column("bucket").to_pylist()
         assert all(buckets[w] == batch.bucket for step in steps for batch in step for w in batch.windows)
-        # 13, 8 and 1 micro-batches: 2 + 1 whole steps of one bucket, what remains (3 + 3 + 1) makes one whole and one of 2.
+        # 13, 8 and 1 micro-batches: 2 + 1 whole steps of one bucket, what remains (3 + 3 + 1) makes one whole and one
+        # of 2.
         assert sorted(len(step) for step in steps) == [2, 5, 5, 5, 5]
         assert len(steps[-1]) == 2
         assert sum(len({b.bucket for b in step}) == 1 for step in steps[:-1]) == 3
@@ -154,9 +159,13 @@ def test_a_large_plan(tmp_path):
     count = 500_000
     row = window()
     names = [f"{i // 5:032d}" for i in range(count)]
-    columns = {f.name: pa.repeat(pa.scalar(row[f.name], f.type), count) for f in WINDOWS} | {"video_id": pa.array(names)}
+    columns = {f.name: pa.repeat(pa.scalar(row[f.name], f.type), count) for f in WINDOWS} | {
+        "video_id": pa.array(names)
+    }
     table = pa.table(columns, WINDOWS)
-    plan = write_plan(Path(tmp_path) / "plan", [bucket(4)], [Part("p", 1.0, {}, "")], {}, 8, {}, table.to_batches(ROWS), [])
+    plan = write_plan(
+        Path(tmp_path) / "plan", [bucket(4)], [Part("p", 1.0, {}, "")], {}, 8, {}, table.to_batches(ROWS), []
+    )
     started = time.process_time()
     order = Order(plan, 0)
     assert order.steps(5) == count // 32

@@ -97,7 +97,8 @@ def test_videos_are_means_over_the_frames_asked_for(alex, picture):
 
 @pytest.mark.parametrize("kind", ["vgg", "alex"])
 def test_published_weights_by_their_names(kind, tmp_path, picture):
-    """torchvision's network and LPIPS's layers, in two files as they are published; the definition, written out, on random ones."""
+    """torchvision's network and LPIPS's layers, in two files as they are published; the definition, written out, on
+    random ones."""
     import torchvision
 
     torch.manual_seed(0)
@@ -110,7 +111,9 @@ def test_published_weights_by_their_names(kind, tmp_path, picture):
     channels = {"vgg": (64, 128, 256, 512, 512), "alex": (64, 192, 384, 256, 256)}[kind]
     weights = [torch.rand(1, c, 1, 1) for c in channels]
     classifier = {"classifier.6.bias": torch.zeros(1000)}
-    torch.save({f"features.{name}": p for name, p in network.state_dict().items()} | classifier, tmp_path / "network.pth")
+    torch.save(
+        {f"features.{name}": p for name, p in network.state_dict().items()} | classifier, tmp_path / "network.pth"
+    )
     torch.save({f"lin{i}.model.1.weight": w for i, w in enumerate(weights)}, tmp_path / "layers.pth")
     model = build_perceptual(kind, [tmp_path / "network.pth", tmp_path / "layers.pth"])
     a, b = picture[:, :, :64, :64], picture[:, :, 32:, 32:]
@@ -149,7 +152,10 @@ def test_psnr_by_hand():
     other[0] += 0.2
     other[1, :, 0] += 0.02
     torch.testing.assert_close(psnr(video, other), torch.tensor([20.0, (40.0 + LARGEST_PSNR) / 2]), atol=1e-3, rtol=0)
-    torch.testing.assert_close(psnr(video + 1, video + 1.5), torch.tensor([LARGEST_PSNR] * 2)), "beyond the range is clamped"
+    (
+        torch.testing.assert_close(psnr(video + 1, video + 1.5), torch.tensor([LARGEST_PSNR] * 2)),
+        "beyond the range is clamped",
+    )
 
 
 def test_ssim_by_hand(picture):
@@ -173,7 +179,9 @@ def test_ssim_by_hand(picture):
                 vp, vq = (weights * (p - mp) ** 2).sum(), (weights * (q - mq) ** 2).sum()
                 both = (weights * (p - mp) * (q - mq)).sum()
                 found.append((2 * mp * mq + c1) * (2 * both + c2) / ((mp**2 + mq**2 + c1) * (vp + vq + c2)))
-    assert ssim(picture[:, :, None, :20, :24], other[:, :, None, :20, :24]).item() == pytest.approx(np.mean(found), abs=1e-6)
+    assert ssim(picture[:, :, None, :20, :24], other[:, :, None, :20, :24]).item() == pytest.approx(
+        np.mean(found), abs=1e-6
+    )
     with pytest.raises(ValueError, match="at least 11 × 11"):
         ssim(torch.zeros(1, 3, 1, 8, 16), torch.zeros(1, 3, 1, 8, 16))
 
@@ -185,4 +193,6 @@ def test_psnr_and_ssim_are_those_of_scikit_image():
     one = (x * 6 + y * 2 + c * 11) % 256
     other = np.clip(one + (x * y * 7 + c * 5) % 41 - 20, 0, 255)
     a, b = (torch.from_numpy(p).permute(2, 0, 1)[None, :, None].float() / 127.5 - 1 for p in (one, other))
-    assert psnr(a, b).item() == pytest.approx(26.7602146, abs=1e-4) and ssim(a, b).item() == pytest.approx(0.68134784, abs=1e-6)
+    assert psnr(a, b).item() == pytest.approx(26.7602146, abs=1e-4) and ssim(a, b).item() == pytest.approx(
+        0.68134784, abs=1e-6
+    )

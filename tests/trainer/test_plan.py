@@ -12,18 +12,18 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import typer
-from browsing import until
-from makevideo import encode
 from playwright.sync_api import sync_playwright
-from rows import V, clip, video
 from typer.testing import CliRunner
 
+from browsing import until
 from catalogs.interop import import_dataset
 from catalogs.selection import KEPT, Selection
 from catalogs.tables import Catalog
 from datakit.config import load
 from datakit.errors import CatalogError, ConfigError
 from datakit.video.decode import VideoReader
+from makevideo import encode
+from rows import V, clip, video
 from trainer import plan_cli
 from trainer.assign import assign, first_frames
 from trainer.buckets import bucket_table
@@ -46,76 +46,165 @@ def film(number: int, **columns) -> tuple[dict, dict]:
     """A video of one clip: 48 frames at 24 frames/s, 640 x 360, with a caption, unless told otherwise."""
     video_id = f"{number:032x}"
     own = {k: columns.pop(k) for k in ("kind", "vfr", "uris") if k in columns}
-    rest = {"num_frames": 48, "fps": 24.0, "width": 640, "height": 360, "time_base": "1/24", "split": "train", **columns}
+    rest = {
+        "num_frames": 48,
+        "fps": 24.0,
+        "width": 640,
+        "height": 360,
+        "time_base": "1/24",
+        "split": "train",
+        **columns,
+    }
     return video(video_id, **own), clip(video_id, **rest)
 
 
-def catalog(root: Path, films: list[tuple[dict, dict]], captions: dict[int, str | None] = {}, statuses: dict[int, str] = {}) -> Catalog:
+def catalog(
+    root: Path, films: list[tuple[dict, dict]], captions: dict[int, str | None] = {}, statuses: dict[int, str] = {}
+) -> Catalog:
     """Clips by number; all kept and captioned "clip N" unless told otherwise."""
     made = Catalog.create(root)
     made.append("videos", [v for v, _ in films])
     made.append("clips", [c for _, c in films])
-    rows = [{"clip_id": c["clip_id"], "shard": c["shard"], "status": statuses.get(i, "kept"), "recipe": "r",
-             "caption_id": c["clip_id"] if captions.get(i, "") is not None else None} for i, (_, c) in enumerate(films)]
+    rows = [
+        {
+            "clip_id": c["clip_id"],
+            "shard": c["shard"],
+            "status": statuses.get(i, "kept"),
+            "recipe": "r",
+            "caption_id": c["clip_id"] if captions.get(i, "") is not None else None,
+        }
+        for i, (_, c) in enumerate(films)
+    ]
     made.append("decisions", rows)
-    made.append("captions", [{"caption_id": c["clip_id"], "clip_id": c["clip_id"], "shard": c["shard"], "style": "dense", "model": "m",
-                              "text": captions.get(i, f"clip {i}")} for i, (_, c) in enumerate(films) if captions.get(i, "") is not None])
+    made.append(
+        "captions",
+        [
+            {
+                "caption_id": c["clip_id"],
+                "clip_id": c["clip_id"],
+                "shard": c["shard"],
+                "style": "dense",
+                "model": "m",
+                "text": captions.get(i, f"clip {i}"),
+            }
+            for i, (_, c) in enumerate(films)
+            if captions.get(i, "") is not None
+        ],
+    )
     return made
 
 
 def planned(root: Path, films: list[tuple[dict, dict]], *sets: str, where: str | None = KEPT, **options) -> Plan:
-    return make_plan(Selection(catalog(root / "c", films, **options), where=where), settings(*SMALL, *sets), root / "plan")
+    return make_plan(
+        Selection(catalog(root / "c", films, **options), where=where), settings(*SMALL, *sets), root / "plan"
+    )
 
 
 def where_to(plan: Plan) -> dict[int, list[tuple[str, int, int, float]] | str]:
     """By the number of the film: (bucket, first, stride, fps) of its windows, or why it has none."""
     found: dict = {}
     for row in plan.windows.to_pylist():
-        found.setdefault(int(row["video_id"], 16), []).append((plan.buckets[row["bucket"]].name, row["first"], row["stride"], row["fps"]))
+        found.setdefault(int(row["video_id"], 16), []).append(
+            (plan.buckets[row["bucket"]].name, row["first"], row["stride"], row["fps"])
+        )
     ids = {clip(f"{i:032x}")["clip_id"]: i for i in range(64)}
     return {**found, **{ids[row["clip_id"]]: row["reason"] for row in plan.left_out.to_pylist()}}
 
 
 def test_where_every_clip_goes(tmp_path):
     films = [
-        film(0), film(1, num_frames=20), film(2, width=360, height=640), film(3, fps=30.0, num_frames=33),
-        film(4, fps=60.0, num_frames=65), film(5, fps=60.0, num_frames=64), film(6, fps=120.0, num_frames=240),
-        film(7, kind="image", num_frames=1, fps=None), film(8, num_frames=16), film(9, width=192, height=108),
-        film(10, width=1600, height=500), film(11, split="val"), film(12), film(13), film(14, num_frames=None),
-        film(15, vfr=True, fps=27.3, num_frames=54), film(16, width=None, height=None),
-        film(17, crop_x=0, crop_y=40, crop_width=640, crop_height=270), film(18, crop_x=140, crop_y=0, crop_width=360, crop_height=360),
+        film(0),
+        film(1, num_frames=20),
+        film(2, width=360, height=640),
+        film(3, fps=30.0, num_frames=33),
+        film(4, fps=60.0, num_frames=65),
+        film(5, fps=60.0, num_frames=64),
+        film(6, fps=120.0, num_frames=240),
+        film(7, kind="image", num_frames=1, fps=None),
+        film(8, num_frames=16),
+        film(9, width=192, height=108),
+        film(10, width=1600, height=500),
+        film(11, split="val"),
+        film(12),
+        film(13),
+        film(14, num_frames=None),
+        film(15, vfr=True, fps=27.3, num_frames=54),
+        film(16, width=None, height=None),
+        film(17, crop_x=0, crop_y=40, crop_width=640, crop_height=270),
+        film(18, crop_x=140, crop_y=0, crop_width=360, crop_height=360),
         film(19, kind="image", num_frames=1, fps=None, width=300, height=300),
     ]
     plan = planned(tmp_path, films, where=None, captions={12: None}, statuses={13: "quarantined"})
     assert where_to(plan) == {
-        0: [("192x336x33", 7, 1, 24.0)], 1: [("192x336x17", 1, 1, 24.0)], 2: [("336x192x33", 7, 1, 24.0)], 3: [("192x336x33", 0, 1, 30.0)],
-        4: [("192x336x33", 0, 2, 30.0)], 5: [("192x336x17", 15, 2, 30.0)],
-        6: [("192x336x33", 39, 5, 24.0)], 7: [("192x336x1", 0, 1, 0.0)],
+        0: [("192x336x33", 7, 1, 24.0)],
+        1: [("192x336x17", 1, 1, 24.0)],
+        2: [("336x192x33", 7, 1, 24.0)],
+        3: [("192x336x33", 0, 1, 30.0)],
+        4: [("192x336x33", 0, 2, 30.0)],
+        5: [("192x336x17", 15, 2, 30.0)],
+        6: [("192x336x33", 39, 5, 24.0)],
+        7: [("192x336x1", 0, 1, 0.0)],
         8: "too short: 17 frames at 24.0 frames/s need 0.71 s (17 source frames), it has 0.67 s (16)",
         9: "too small: 192x108 would be enlarged 1.78 times for the smallest bucket, at most 1.1 times is allowed",
         10: "aspect: 1600x500 would lose 45.3 % of its picture in the nearest shape, at most 25 % may go",
-        11: "split: it belongs to val", 12: "no caption: `datakit run caption` writes them, plan.captions=optional does without",
-        13: "quarantined: processing failed on it", 14: "unknown frame rate: the catalog has no fps and frame count of it",
-        15: [("192x336x33", 0, 0, 24.0)], 16: "unknown size: the catalog has no width and height of it",
+        11: "split: it belongs to val",
+        12: "no caption: `datakit run caption` writes them, plan.captions=optional does without",
+        13: "quarantined: processing failed on it",
+        14: "unknown frame rate: the catalog has no fps and frame count of it",
+        15: [("192x336x33", 0, 0, 24.0)],
+        16: "unknown size: the catalog has no width and height of it",
         17: "aspect: 640x270 would lose 26.2 % of its picture in the nearest shape, at most 25 % may go",
-        18: [("256x256x33", 7, 1, 24.0)], 19: [("256x256x1", 0, 1, 0.0)]}
-    assert [(r["kind"], r["clips"]) for r in plan.counts["left_out"]][:3] == [("aspect", 2), ("no caption", 1), ("quarantined", 1)]
-    assert plan.counts["parts"][0]["clips"] == 20 and plan.counts["parts"][0]["trained"] == 11 and plan.counts["parts"][0]["left_out"] == 9
+        18: [("256x256x33", 7, 1, 24.0)],
+        19: [("256x256x1", 0, 1, 0.0)],
+    }
+    assert [(r["kind"], r["clips"]) for r in plan.counts["left_out"]][:3] == [
+        ("aspect", 2),
+        ("no caption", 1),
+        ("quarantined", 1),
+    ]
+    assert (
+        plan.counts["parts"][0]["clips"] == 20
+        and plan.counts["parts"][0]["trained"] == 11
+        and plan.counts["parts"][0]["left_out"] == 9
+    )
 
 
 def test_a_row_has_all_that_reading_takes(tmp_path):
     borders = {"crop_x": 2, "crop_y": 4, "crop_width": 600, "crop_height": 340}
-    films = [film(0, path="clip_files/a.mp4", lost_start=0, lost_end=0, motion_vmaf=3.5, **borders),
-             film(1, path="clip_files/b.mp4", lost_start=3, lost_end=0)]
+    films = [
+        film(0, path="clip_files/a.mp4", lost_start=0, lost_end=0, motion_vmaf=3.5, **borders),
+        film(1, path="clip_files/b.mp4", lost_start=3, lost_end=0),
+    ]
     plan = planned(tmp_path, films)
     a, b = plan.rows([0, 1])
     geometry = a.pop("geometry")
     assert len(geometry) == 16 and int(geometry, 16) and geometry != b["geometry"]
     assert a == {
-        "clip_id": films[0][1]["clip_id"], "video_id": f"{0:032x}", "part": 0, "uri": f"/v/{0:032x}.mp4",
-        "path": f"{tmp_path}/c/clip_files/a.mp4", "stream": 0, "time_base": "1/24", "start_pts": 0, "end_pts": 100, "crop_x": 2, "crop_y": 4, "crop_width": 600, "crop_height": 340,
-        "width": 640, "height": 360, "kind": "video", "bucket": 0, "first": 7, "frames": 33, "stride": 1, "fps": 24.0, "caption": "clip 0",
-        "motion_vmaf": 3.5, "split": "train"}
+        "clip_id": films[0][1]["clip_id"],
+        "video_id": f"{0:032x}",
+        "part": 0,
+        "uri": f"/v/{0:032x}.mp4",
+        "path": f"{tmp_path}/c/clip_files/a.mp4",
+        "stream": 0,
+        "time_base": "1/24",
+        "start_pts": 0,
+        "end_pts": 100,
+        "crop_x": 2,
+        "crop_y": 4,
+        "crop_width": 600,
+        "crop_height": 340,
+        "width": 640,
+        "height": 360,
+        "kind": "video",
+        "bucket": 0,
+        "first": 7,
+        "frames": 33,
+        "stride": 1,
+        "fps": 24.0,
+        "caption": "clip 0",
+        "motion_vmaf": 3.5,
+        "split": "train",
+    }
     assert b["path"] is None  # the file lacks three frames: the source is read
     assert (b["crop_x"], b["crop_y"], b["crop_width"], b["crop_height"]) == (0, 0, 640, 360)
     assert plan.rows([1], ["caption"]) == [{"caption": "clip 1"}]
@@ -124,7 +213,12 @@ def test_a_row_has_all_that_reading_takes(tmp_path):
 
 
 def test_long_clips_give_windows_evenly_spaced(tmp_path):
-    films = [film(0, num_frames=400), film(1, num_frames=66), film(2, num_frames=65), film(3, num_frames=400, vfr=True, fps=30.0)]
+    films = [
+        film(0, num_frames=400),
+        film(1, num_frames=66),
+        film(2, num_frames=65),
+        film(3, num_frames=400, vfr=True, fps=30.0),
+    ]
     found = where_to(planned(tmp_path, films, "windows=4"))
     assert [first for _, first, _, _ in found[0]] == [0, 122, 244, 367]
     assert [first for _, first, _, _ in found[1]] == [0, 33]
@@ -137,10 +231,19 @@ def test_long_clips_give_windows_evenly_spaced(tmp_path):
 
 def test_resolutions_and_enlargement(tmp_path):
     """768px takes what reaches 576 x 1024 within 1.1 times; what is too short for it goes down."""
-    films = [film(0, width=1920, height=1080), film(1, width=932, height=524), film(2, width=930, height=523),
-             film(3, width=1920, height=1080, num_frames=20)]
+    films = [
+        film(0, width=1920, height=1080),
+        film(1, width=932, height=524),
+        film(2, width=930, height=523),
+        film(3, width=1920, height=1080, num_frames=20),
+    ]
     found = where_to(planned(tmp_path, films, "bucket_config={768px: {33: [1, 1]}, 256px: {17: [1, 1], 33: [1, 1]}}"))
-    assert {i: windows[0][0] for i, windows in found.items()} == {0: "576x1024x33", 1: "576x1024x33", 2: "192x336x33", 3: "192x336x17"}
+    assert {i: windows[0][0] for i, windows in found.items()} == {
+        0: "576x1024x33",
+        1: "576x1024x33",
+        2: "192x336x33",
+        3: "192x336x17",
+    }
 
 
 def test_a_quarter_may_be_cut_off_but_not_more(tmp_path):
@@ -162,9 +265,14 @@ def test_pictures_of_videos_only_if_asked(tmp_path):
 
 def test_no_bucket_for_a_kind(tmp_path):
     films = [film(0), film(1, kind="image", num_frames=1, fps=None)]
-    assert where_to(planned(tmp_path / "a", films, "frames=[33]"))[1] == "no bucket for images: none of its size has one frame"
+    assert (
+        where_to(planned(tmp_path / "a", films, "frames=[33]"))[1]
+        == "no bucket for images: none of its size has one frame"
+    )
     found = where_to(planned(tmp_path / "b", films, "frames=[1, 33]", "tokens=1000"))
-    assert found[0] == "no bucket for videos: none of its size has more than one frame and fits the budget of 1000 tokens"
+    assert (
+        found[0] == "no bucket for videos: none of its size has more than one frame and fits the budget of 1000 tokens"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -176,17 +284,33 @@ def many() -> pl.DataFrame:
     image = rng.random(n) < 0.1
     width, height = rng.integers(60, 2500, (2, n))
     bars = rng.random(n) < 0.3
-    return pl.DataFrame({
-        "clip_id": [f"{i:032x}" for i in range(n)], "kind": np.where(image, "image", "video"), "fps": np.where(image, np.nan, fps),
-        "vfr": rng.random(n) < 0.1, "num_frames": np.where(image, 1, np.maximum((rng.gamma(2, 2, n) * fps).astype(int), 1)),
-        "width": width, "height": height, "crop_width": np.where(bars, width * 4 // 5, width), "crop_height": height,
-        "caption": np.where(rng.random(n) < 0.95, "a", " "), "split": rng.choice(["train", "val"], n, p=[0.95, 0.05]),
-        "status": rng.choice(["kept", "quarantined"], n, p=[0.97, 0.03]),
-    }).with_columns(fps=pl.col("fps").fill_nan(None), caption=pl.when(pl.col("caption") == "a").then("caption"))
+    return pl.DataFrame(
+        {
+            "clip_id": [f"{i:032x}" for i in range(n)],
+            "kind": np.where(image, "image", "video"),
+            "fps": np.where(image, np.nan, fps),
+            "vfr": rng.random(n) < 0.1,
+            "num_frames": np.where(image, 1, np.maximum((rng.gamma(2, 2, n) * fps).astype(int), 1)),
+            "width": width,
+            "height": height,
+            "crop_width": np.where(bars, width * 4 // 5, width),
+            "crop_height": height,
+            "caption": np.where(rng.random(n) < 0.95, "a", " "),
+            "split": rng.choice(["train", "val"], n, p=[0.95, 0.05]),
+            "status": rng.choice(["kept", "quarantined"], n, p=[0.97, 0.03]),
+        }
+    ).with_columns(fps=pl.col("fps").fill_nan(None), caption=pl.when(pl.col("caption") == "a").then("caption"))
 
 
-@pytest.mark.parametrize("sets", [(), ("images_from_video=true", "windows=3"), ("time_error=0.5", "fps=16"),
-                                  ("bucket_config={256px: {1: [0.5, 4], 33: [[0.7, 0.5], 2], 65: [0.2, 2]}, 768px: {33: [0.3, 1]}}",)])
+@pytest.mark.parametrize(
+    "sets",
+    [
+        (),
+        ("images_from_video=true", "windows=3"),
+        ("time_error=0.5", "fps=16"),
+        ("bucket_config={256px: {1: [0.5, 4], 33: [[0.7, 0.5], 2], 65: [0.2, 2]}, 768px: {33: [0.3, 1]}}",),
+    ],
+)
 def test_every_clip_is_accounted_for_and_every_window_lies_inside(many, sets):
     chosen = settings("resolutions=[256px, 480p]", "frames=[1, 17, 65]", *sets)
     table = bucket_table(chosen)
@@ -204,7 +328,9 @@ def test_every_clip_is_accounted_for_and_every_window_lies_inside(many, sets):
     assert (np.bincount(owner) == found.windows[rows]).all()
     assert (first >= 0).all() and (first + found.needed[rows][owner] <= has[owner]).all()
     strided = found.stride[rows] > 0
-    assert (found.needed[rows] == (frames - 1) * found.stride[rows] + 1)[strided].all() and (found.needed[rows] >= frames).all()
+    assert (found.needed[rows] == (frames - 1) * found.stride[rows] + 1)[strided].all() and (
+        found.needed[rows] >= frames
+    ).all()
     same = owner[1:] == owner[:-1]
     assert (first[1:] - first[:-1] >= found.needed[rows][owner[1:]])[same].all()
     # The picture: never enlarged or cropped by more than is allowed.
@@ -227,17 +353,34 @@ def test_no_better_bucket_is_left_unused(many):
             continue
         frames, area = buckets[found.bucket[row["index"]]]
         assert frames == max(n for n in (17, 33, 65) if n <= row["num_frames"])
-        fits = [h * w for level in table.levels for h, w in level.sizes
-                if max(h / row["crop_height"], w / row["crop_width"]) <= 1.1
-                and 1 - h * w / (row["crop_height"] * row["crop_width"] * max(h / row["crop_height"], w / row["crop_width"]) ** 2) <= 0.1]
+        fits = [
+            h * w
+            for level in table.levels
+            for h, w in level.sizes
+            if max(h / row["crop_height"], w / row["crop_width"]) <= 1.1
+            and 1
+            - h * w / (row["crop_height"] * row["crop_width"] * max(h / row["crop_height"], w / row["crop_width"]) ** 2)
+            <= 0.1
+        ]
         assert not fits or area >= max(fits) * 0.85
 
 
 def test_keep_probabilities_are_drawn_once_for_each_clip(many):
     """Open-Sora's meaning: p of the clips stay at a resolution, the others go down; q take a length."""
     config = "bucket_config={768px: {33: [0.3, 1]}, 256px: {33: [[1.0, 0.25], 2], 17: [1.0, 4]}}"
-    large = many.with_columns(width=1920, height=1080, crop_width=1920, crop_height=1080, kind=pl.lit("video"), fps=24.0, vfr=False,
-                              num_frames=100, caption=pl.lit("a"), split=pl.lit("train"), status=pl.lit("kept")).head(8000)
+    large = many.with_columns(
+        width=1920,
+        height=1080,
+        crop_width=1920,
+        crop_height=1080,
+        kind=pl.lit("video"),
+        fps=24.0,
+        vfr=False,
+        num_frames=100,
+        caption=pl.lit("a"),
+        split=pl.lit("train"),
+        status=pl.lit("kept"),
+    ).head(8000)
     chosen = settings(config)
     found = assign(large, bucket_table(chosen), chosen)
     names = np.array([b.name for b in bucket_table(chosen).buckets])[found.bucket]
@@ -245,7 +388,10 @@ def test_keep_probabilities_are_drawn_once_for_each_clip(many):
     assert shares == pytest.approx({"576x1024x33": 0.3, "192x336x33": 0.175, "192x336x17": 0.525}, abs=0.02)
     shuffled = large.sample(fraction=1, shuffle=True, seed=1).head(4000)
     again = assign(shuffled, bucket_table(chosen), chosen)
-    assert dict(zip(shuffled["clip_id"], again.bucket.tolist())).items() <= dict(zip(large["clip_id"], found.bucket.tolist())).items()
+    assert (
+        dict(zip(shuffled["clip_id"], again.bucket.tolist())).items()
+        <= dict(zip(large["clip_id"], found.bucket.tolist())).items()
+    )
     other = assign(large, bucket_table(chosen), settings(config, "seed=1"))
     assert 0.3 < (other.bucket != found.bucket).mean() < 0.7
     none = settings("bucket_config={256px: {33: [0, 1]}}")
@@ -271,13 +417,16 @@ def test_small_sets_yield_batches(tmp_path, n):
 
 
 def test_steps_of_an_epoch(tmp_path):
-    """7 of one bucket in micro-batches of 3, 4 of another in micro-batches of 6: 3 + 1; two a step: 1 whole, the rest together."""
+    """7 of one bucket in micro-batches of 3, 4 of another in micro-batches of 6: 3 + 1; two a step: 1 whole, the rest
+    together."""
     films = [*(film(i) for i in range(7)), *(film(i, num_frames=20) for i in range(7, 11))]
     plan = planned(tmp_path, films, "global_tokens=13000")
     assert {b.name: b.batch for b in plan.buckets} == {"192x336x33": 3, "192x336x17": 5} and plan.global_batches == 2
     epoch = plan.counts["epoch"]
     assert (epoch["micro_batches"], epoch["steps"], epoch["samples"]) == (4, 2, 11)
-    assert epoch["tokens"] == 7 * 2780 + 4 * (5 * 252 + 512) and epoch["hours"] == pytest.approx((7 * 33 + 4 * 17) / 24 / 3600)
+    assert epoch["tokens"] == 7 * 2780 + 4 * (5 * 252 + 512) and epoch["hours"] == pytest.approx(
+        (7 * 33 + 4 * 17) / 24 / 3600
+    )
     by_name = {r["name"]: r for r in plan.counts["buckets"]}
     assert by_name["192x336x33"]["fill"] == pytest.approx(7 / 9) and by_name["192x336x17"]["steps"] == 0.5
     assert by_name["192x336x33"]["used"] == pytest.approx(33 / 48)
@@ -304,14 +453,23 @@ def test_the_same_gives_the_same(tmp_path):
     other = make_plan(Selection(made), settings(*SMALL, "windows=1", "frames=[17]"), tmp_path / "d")
     assert other.hash != one.hash
     weighted = make_plan(Member("a", Selection(made), repeat=2.0), settings(), tmp_path / "e")
-    assert weighted.hash != one.hash and (tmp_path / "e" / "windows.arrow").read_bytes() == (tmp_path / "a" / "windows.arrow").read_bytes()
+    assert (
+        weighted.hash != one.hash
+        and (tmp_path / "e" / "windows.arrow").read_bytes() == (tmp_path / "a" / "windows.arrow").read_bytes()
+    )
 
 
 def test_files_that_move_leave_the_plan_the_same(tmp_path):
     films = [film(i) for i in range(3)]
-    moved = [({**v, "uris": [{"uri": f"/elsewhere/{i}.mp4", "size": 1, "etag": "e"}]}, c) for i, (v, c) in enumerate(films)]
+    moved = [
+        ({**v, "uris": [{"uri": f"/elsewhere/{i}.mp4", "size": 1, "etag": "e"}]}, c) for i, (v, c) in enumerate(films)
+    ]
     one, two = planned(tmp_path / "a", films), planned(tmp_path / "b", moved)
-    assert one.hash == two.hash and one.windows["uri"] != two.windows["uri"] and one.windows["geometry"] == two.windows["geometry"]
+    assert (
+        one.hash == two.hash
+        and one.windows["uri"] != two.windows["uri"]
+        and one.windows["geometry"] == two.windows["geometry"]
+    )
     assert planned(tmp_path / "d", films, captions={1: "another"}).hash != one.hash
 
 
@@ -345,20 +503,29 @@ def test_a_mix_by_weight_and_by_repeat(tmp_path):
 
 def test_a_clip_in_two_parts_has_windows_in_both(tmp_path):
     made = catalog(tmp_path / "c", [film(i) for i in range(4)])
-    members = [Member("all", Selection(made)), Member("some", Selection(made, where=f"status = 'kept' and video_id < '{2:032x}'"))]
+    members = [
+        Member("all", Selection(made)),
+        Member("some", Selection(made, where=f"status = 'kept' and video_id < '{2:032x}'")),
+    ]
     plan = make_plan(members, settings(), tmp_path / "plan")
     assert plan.windows["part"].to_pylist() == [0, 1, 0, 1, 0, 0] and plan.counts["in_several_parts"] == 2
 
 
-@pytest.mark.parametrize("text, why", [
-    ("parts: []", "at least 1 item"),
-    ("parts: [{catalog: a, weight: 1}, {catalog: b}]", "give every part a weight, or none"),
-    ("parts: [{catalog: a, weight: 1, repeat: 2}]", "give every part a weight, or none"),
-    ("parts: [{catalog: a, wieght: 1}]", r"parts.0.wieght: .* \(a part has catalog, name, where, snapshot, weight, repeat\)"),
-    ("parts: [{catalog: a, weight: 0}]", "greater than 0"),
-    ("parts: [{catalog: a}, {catalog: a}]", "two parts are named 'a'"),
-    ("parts: [{catalog: nowhere}]", "no catalog at"),
-])
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        ("parts: []", "at least 1 item"),
+        ("parts: [{catalog: a, weight: 1}, {catalog: b}]", "give every part a weight, or none"),
+        ("parts: [{catalog: a, weight: 1, repeat: 2}]", "give every part a weight, or none"),
+        (
+            "parts: [{catalog: a, wieght: 1}]",
+            r"parts.0.wieght: .* \(a part has catalog, name, where, snapshot, weight, repeat\)",
+        ),
+        ("parts: [{catalog: a, weight: 0}]", "greater than 0"),
+        ("parts: [{catalog: a}, {catalog: a}]", "two parts are named 'a'"),
+        ("parts: [{catalog: nowhere}]", "no catalog at"),
+    ],
+)
 def test_mixes_that_make_no_sense(tmp_path, text, why):
     catalog(tmp_path / "a", [film(0)])
     catalog(tmp_path / "b", [film(1)])
@@ -369,7 +536,9 @@ def test_mixes_that_make_no_sense(tmp_path, text, why):
 
 def test_nothing_to_plan_says_why(tmp_path):
     made = catalog(tmp_path / "c", [film(0, num_frames=3), film(1, num_frames=4), film(2, split="test")])
-    why = r"none of the 3 clips of .*/c where status = 'kept' can train \(2: too short: 17 frames .*; 1: split: .* test\)"
+    why = (
+        r"none of the 3 clips of .*/c where status = 'kept' can train \(2: too short: 17 frames .*; 1: split: .* test\)"
+    )
     with pytest.raises(ConfigError, match=why):
         make_plan(Selection(made), settings(), tmp_path / "plan")
     with pytest.raises(ConfigError, match="no clip of .* where width > 5000 is selected"):
@@ -382,15 +551,19 @@ def test_nothing_to_plan_says_why(tmp_path):
 
 
 def window(index: int) -> dict:
-    return {name: {"clip_id": f"{index:032x}", "video_id": V, "geometry": "0" * 16}.get(name, None if field.nullable else 0)
-            for name, field in zip(WINDOWS.names, WINDOWS)}
+    return {
+        name: {"clip_id": f"{index:032x}", "video_id": V, "geometry": "0" * 16}.get(name, None if field.nullable else 0)
+        for name, field in zip(WINDOWS.names, WINDOWS)
+    }
 
 
 def small(folder: Path, count: int = 1, **options) -> Plan:
     one = pa.Table.from_pylist([window(0)], WINDOWS).take(np.zeros(count, np.int64))
     table = one.set_column(0, WINDOWS.field("clip_id"), pa.array([f"{i:032x}" for i in range(count)])).combine_chunks()
     batches = table.to_batches(max_chunksize=ROWS)
-    return write_plan(folder, [Bucket("a", 16, 16, 1, 1, 1)], [Part("p", 1.0, {}, "/c")], {}, 1, {}, batches, [], **options)
+    return write_plan(
+        folder, [Bucket("a", 16, 16, 1, 1, 1)], [Part("p", 1.0, {}, "/c")], {}, 1, {}, batches, [], **options
+    )
 
 
 def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
@@ -425,8 +598,12 @@ def test_damage_is_told(tmp_path):
         Plan.open(tmp_path / "nowhere")
     whole = (tmp_path / "p" / "plan.json").read_text()
     cases = [
-        ("{", "damaged"), ("[]", "format None, this datakit reads 1"), (whole.replace('"format": 1', '"format": 9'), "has format 9"),
-        (whole.replace('"buckets"', '"bukcets"'), "damaged"), (whole.replace('"windows": 3', '"windows": 4'), "does not belong to its plan.json")]
+        ("{", "damaged"),
+        ("[]", "format None, this datakit reads 1"),
+        (whole.replace('"format": 1', '"format": 9'), "has format 9"),
+        (whole.replace('"buckets"', '"bukcets"'), "damaged"),
+        (whole.replace('"windows": 3', '"windows": 4'), "does not belong to its plan.json"),
+    ]
     for text, why in cases:
         (tmp_path / "p" / "plan.json").write_text(text)
         with pytest.raises(ConfigError, match=why):
@@ -481,10 +658,19 @@ def test_the_command_prints_what_it_planned(tmp_path):
     catalog(tmp_path / "c", films, statuses={1: "rejected"})
     sets = [part for s in SMALL for part in ("--set", f"plan.{s}")]
     said = command("--catalog", tmp_path / "c", "--out", tmp_path / "p", *sets, "--where", "width > 3")
-    for text in ("192x336x33", "too short", "17 frames at 24.0 frames/s need 0.71 s", "4 clips: 3 train, in 3 windows; 1 left out",
-                 "a step: 1 micro-batch", "1 rejected: the condition selects them", "picture in plan.html"):
+    for text in (
+        "192x336x33",
+        "too short",
+        "17 frames at 24.0 frames/s need 0.71 s",
+        "4 clips: 3 train, in 3 windows; 1 left out",
+        "a step: 1 micro-batch",
+        "1 rejected: the condition selects them",
+        "picture in plan.html",
+    ):
         assert text in said
-    told = json.loads(command("--catalog", tmp_path / "c", "--out", tmp_path / "p", *sets, "--where", "width > 3", "--json"))
+    told = json.loads(
+        command("--catalog", tmp_path / "c", "--out", tmp_path / "p", *sets, "--where", "width > 3", "--json")
+    )
     assert told["plan_hash"] == Plan.open(tmp_path / "p").hash and told["counts"]["epoch"]["samples"] == 3
     assert told["settings"]["budget"] == 9000 and told["parts"][0]["selection"]["where"] == "width > 3"
     mix = tmp_path / "mix.yaml"
@@ -493,18 +679,21 @@ def test_the_command_prints_what_it_planned(tmp_path):
     assert "times seen in an epoch" in said and "clips train in more than one part" in said
 
 
-@pytest.mark.parametrize("arguments, why", [
-    ([], "give --catalog DIR, or --mix FILE"),
-    (["--catalog", "c", "--mix", "m.yaml"], "give --catalog DIR, or --mix FILE"),
-    (["--mix", "m.yaml", "--where", "width > 3"], "leave --where and --snapshot out"),
-    (["--catalog", "c", "--set", "windows=3"], "here it is plan.OPTION=value"),
-    (["--catalog", "c", "--set", "plan.window=3"], "unknown setting plan.window: did you mean windows"),
-    (["--catalog", "c", "--preset", "nonesuch"], "no preset 'nonesuch': there are"),
-    (["--catalog", "c", "--set", "plan.gpu=tpu"], "no GPU 'tpu'"),
-    (["--catalog", "c", "--where", "widht > 3"], "did you mean width"),
-    (["--catalog", "c", "--snapshot", "v9"], "no snapshot 'v9'"),
-    (["--catalog", "nowhere"], "no catalog at nowhere"),
-])
+@pytest.mark.parametrize(
+    "arguments, why",
+    [
+        ([], "give --catalog DIR, or --mix FILE"),
+        (["--catalog", "c", "--mix", "m.yaml"], "give --catalog DIR, or --mix FILE"),
+        (["--mix", "m.yaml", "--where", "width > 3"], "leave --where and --snapshot out"),
+        (["--catalog", "c", "--set", "windows=3"], "here it is plan.OPTION=value"),
+        (["--catalog", "c", "--set", "plan.window=3"], "unknown setting plan.window: did you mean windows"),
+        (["--catalog", "c", "--preset", "nonesuch"], "no preset 'nonesuch': there are"),
+        (["--catalog", "c", "--set", "plan.gpu=tpu"], "no GPU 'tpu'"),
+        (["--catalog", "c", "--where", "widht > 3"], "did you mean width"),
+        (["--catalog", "c", "--snapshot", "v9"], "no snapshot 'v9'"),
+        (["--catalog", "nowhere"], "no catalog at nowhere"),
+    ],
+)
 def test_what_makes_no_sense_is_one_line(tmp_path, monkeypatch, arguments, why):
     monkeypatch.chdir(tmp_path)
     catalog(tmp_path / "c", [film(0)])
@@ -528,7 +717,9 @@ def test_every_shipped_preset_has_a_plan():
 
 
 def test_the_planned_frames_are_there_in_real_files(tmp_path):
-    """Each frame's grey is its number: what is chosen by the plan and the file's own timestamps shows the right moments."""
+    """Each frame's grey is its number: what is chosen by the plan and the file's own timestamps shows the right
+    moments."""
+
     def frames(count: int) -> list[np.ndarray]:
         return [np.full((72, 128, 3), 20 + 3 * i, np.uint8) for i in range(count)]
 
@@ -564,7 +755,11 @@ def plan_window(row: dict):
 
 
 def test_the_picture_opens_without_a_network(tmp_path):
-    films = [*(film(i, num_frames=17 + 8 * (i % 3)) for i in range(9)), film(9, width=360, height=640), film(10, num_frames=2)]
+    films = [
+        *(film(i, num_frames=17 + 8 * (i % 3)) for i in range(9)),
+        film(9, width=360, height=640),
+        film(10, num_frames=2),
+    ]
     catalog(tmp_path / "c", films)
     (tmp_path / "mix.yaml").write_text("parts:\n- {catalog: c, name: '<b>&'}\n- {catalog: c, name: again, repeat: 2}\n")
     make_plan(read_mix(tmp_path / "mix.yaml"), settings(), tmp_path / "plan")
@@ -572,13 +767,20 @@ def test_the_picture_opens_without_a_network(tmp_path):
         chromium = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         tab = chromium.new_context(viewport={"width": 1000, "height": 800}).new_page()
         trouble = []
-        tab.on("console", lambda message: trouble.append(message.text) if message.type in ("error", "warning") else None)
+        tab.on(
+            "console", lambda message: trouble.append(message.text) if message.type in ("error", "warning") else None
+        )
         tab.on("pageerror", lambda error: trouble.append(str(error)))
-        tab.on("request", lambda request: trouble.append(request.url) if not request.url.startswith(("file:", "data:")) else None)
+        tab.on(
+            "request",
+            lambda request: trouble.append(request.url) if not request.url.startswith(("file:", "data:")) else None,
+        )
         tab.goto((tmp_path / "plan" / "plan.html").as_uri())
         until(tab, "document.documentElement.dataset.drawn !== undefined")
         text = tab.inner_text("main")
-        drawn = tab.evaluate("[...document.querySelectorAll('.plot')].map((p) => p.querySelectorAll('.bars path, .hm image').length)")
+        drawn = tab.evaluate(
+            "[...document.querySelectorAll('.plot')].map((p) => p.querySelectorAll('.bars path, .hm image').length)"
+        )
         chromium.close()
     assert trouble == [] and len(drawn) == 3 and all(drawn)
     assert "<b>&" in text and "too short" in text and "192x336x33" in text and "20 of" not in text

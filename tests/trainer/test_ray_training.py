@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import bars
-import failing_ranks
 import pytest
 from typer.testing import CliRunner
 
+import bars
+import failing_ranks
 from datakit.errors import ConfigError, DatakitError
 from trainer.launch import on_ray, on_this_machine
 from trainer.train_cli import train_app
@@ -22,12 +22,24 @@ def test_two_workers_of_a_cluster_train_as_two_processes_of_this_machine(ray_add
     bars.make_bars(tmp_path, clips=5)
     monkeypatch.chdir(tmp_path)
     sets = [*bars.SETTINGS, "autoencoder.weights=tiny.safetensors", "checkpoint.every=2", "steps=3"]
-    options = ["dit", "--plan", "plan", "--preset", "tiny", "--nproc", "2", *(word for s in sets for word in ("--set", s))]
+    options = [
+        "dit",
+        "--plan",
+        "plan",
+        "--preset",
+        "tiny",
+        "--nproc",
+        "2",
+        *(word for s in sets for word in ("--set", s)),
+    ]
     done = CliRunner().invoke(train_app, [*options, "--out", "cluster", "--ray", ray_address], catch_exceptions=False)
     said = done.stdout.splitlines()
     assert said[-1] == f"finished after 3 steps: {tmp_path / 'cluster' / 'checkpoints' / 'step-000003'}"
     assert [line.partition(":")[0] for line in said if line.startswith("step")] == ["step 1/3", "step 2/3", "step 3/3"]
-    assert len(list((tmp_path / "cluster" / "checkpoints" / "step-000003" / "model").glob("shard-*-of-00002.safetensors"))) == 2
+    assert (
+        len(list((tmp_path / "cluster" / "checkpoints" / "step-000003" / "model").glob("shard-*-of-00002.safetensors")))
+        == 2
+    )
     on_this_machine(2, ["train", *options, "--out", "here"], tmp_path / "here")
     for name in ("loss", "norm"):
         here, cluster = (numbers(tmp_path / run / "log.jsonl", name) for run in ("here", "cluster"))
@@ -38,7 +50,19 @@ def test_a_signal_is_a_checkpoint_in_a_cluster_too(ray_address, tmp_path):
     """Ctrl-C at the command stops the workers at their next step, with a checkpoint that `--resume` goes on from."""
     bars.make_bars(tmp_path, clips=5)
     sets = [*bars.SETTINGS, "autoencoder.weights=tiny.safetensors", "checkpoint.every=100000", "steps=100000"]
-    command = [sys.executable, "-m", "datakit.cli", "train", "dit", "--out", "run", "--nproc", "2", "--ray", ray_address]
+    command = [
+        sys.executable,
+        "-m",
+        "datakit.cli",
+        "train",
+        "dit",
+        "--out",
+        "run",
+        "--nproc",
+        "2",
+        "--ray",
+        ray_address,
+    ]
     begun = [*command, "--plan", "plan", "--preset", "tiny", *(word for s in sets for word in ("--set", s))]
     process = subprocess.Popen(begun, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -50,7 +74,9 @@ def test_a_signal_is_a_checkpoint_in_a_cluster_too(ray_address, tmp_path):
     last = said.splitlines()[-1]
     step = int(re.fullmatch(r"stopped after (\d+) steps: .*/run/checkpoints/step-0*\1", last)[1])
     assert 2 <= step < 100_000 and process.returncode == 0, complaints
-    done = subprocess.run([*command, "--resume", "--set", f"steps={step + 1}"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--resume", "--set", f"steps={step + 1}"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.stdout.splitlines()[-1].startswith(f"finished after {step + 1} steps"), done.stderr
 
 
@@ -63,7 +89,10 @@ def test_how_a_worker_failed_is_told_in_a_line(ray_address, tmp_path, capsys):
         on_ray(2, ray_address, failing_ranks.fail, "said", tmp_path)
     assert capsys.readouterr().out == "rank 0 of 2 is here\n"
     assert (tmp_path / "ranks" / "rank-1.log").read_text().startswith("rank 1 of 2 is here\ndatakit: the plan")
-    seen_first = r"training on Ray failed: [^\n]* died [^\n]*logs are in .*/other/ranks\)", r"rank 0 of 2 failed: [^\n]*rank-0.log\)"
+    seen_first = (
+        r"training on Ray failed: [^\n]* died [^\n]*logs are in .*/other/ranks\)",
+        r"rank 0 of 2 failed: [^\n]*rank-0.log\)",
+    )
     with pytest.raises(DatakitError, match=f"^({'|'.join(seen_first)})$"):  # the death, or that rank 0 lost the other
         on_ray(2, ray_address, failing_ranks.fail, "killed", tmp_path / "other")
     with pytest.raises(ConfigError, match=r"--nproc 99: the Ray cluster has 2 CPUs"):

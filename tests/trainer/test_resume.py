@@ -1,7 +1,8 @@
-"""A run that is stopped in the middle of an epoch and goes on, on as many processes or more or fewer, is the unbroken run: by the real
-loop, with a clip that can never be read.
+"""A run that is stopped in the middle of an epoch and goes on, on as many processes or more or fewer, is the unbroken
+run: by the real loop, with a clip that can never be read.
 
-Two processes run all of `resume_worker.py` once, over gloo on the CPU, together and each alone; the tests look at what they left.
+Two processes run all of `resume_worker.py` once, over gloo on the CPU, together and each alone; the tests look at what
+they left.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from handplans import bucket, window
-from makevideo import encode
-from rows import clip, video
 from safetensors.numpy import load_file
 
 from catalogs.selection import Selection
 from catalogs.tables import Catalog
+from handplans import bucket, window
+from makevideo import encode
+from rows import clip, video
 from trainer.plan import WINDOWS, Part, Plan, write_plan
 
 WORKER = Path(__file__).parent / "resume_worker.py"
@@ -40,7 +41,9 @@ EPOCH = 4
 """Steps: two of three micro-batches of films, one of three of pictures, and last the one that remains of the films."""
 UNBROKEN = "1 unbroken"
 PLUGINS = ("ddp", "zero2", "tp", "sp")
-SAME_WORLD = {f"1 to 1, {n} workers": UNBROKEN for n in (0, 2, 4)} | {f"2 to 2, {plugin}": f"2 unbroken, {plugin}" for plugin in PLUGINS}
+SAME_WORLD = {f"1 to 1, {n} workers": UNBROKEN for n in (0, 2, 4)} | {
+    f"2 to 2, {plugin}": f"2 unbroken, {plugin}" for plugin in PLUGINS
+}
 OTHER_WORLD = [f"{change}, {n} workers" for change in ("1 to 2", "2 to 1") for n in (0, 2, 4)]
 CUT_OFF = "2 to 2, zero2"
 """The last checkpoint of its first part is not whole: it goes on a step earlier."""
@@ -48,7 +51,8 @@ CUT_OFF = "2 to 2, zero2"
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """Six films of moving stripes and one file that is none, two windows of each, and single frames of five films; what came of them."""
+    """Six films of moving stripes and one file that is none, two windows of each, and single frames of five films; what
+    came of them."""
     folder = tmp_path_factory.mktemp("resume")
     clips = [clip(id_, end_pts=2 * FRAMES * 512, time_base="1/12288") for id_ in IDS]
     (catalog := Catalog.create(folder / "catalog")).append("videos", [video(id_) for id_ in IDS])
@@ -62,7 +66,13 @@ def home(tmp_path_factory) -> Path:
         else:
             encode(uri, [np.roll(stripes, i, 1) for i in range(2 * FRAMES)], 24)
         usual = {name: about[name] for name in ("clip_id", "end_pts", "time_base")} | {
-            "uri": str(uri), "caption": f"film {v}", "crop_width": SIZE[1], "crop_height": SIZE[0], "width": SIZE[1], "height": SIZE[0]}
+            "uri": str(uri),
+            "caption": f"film {v}",
+            "crop_width": SIZE[1],
+            "crop_height": SIZE[0],
+            "width": SIZE[1],
+            "height": SIZE[0],
+        }
         rows += [window(0, IDS[v], first=first, frames=FRAMES, fps=24.0, **usual) for first in (0, FRAMES)]
         rows += [window(1, IDS[v], first=3, frames=1, fps=0.0, **usual)] if v < 5 else []
     rows.sort(key=lambda r: (r["bucket"], r["video_id"], r["first"]))
@@ -79,12 +89,24 @@ def work(folder: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     paths = os.pathsep.join(str(WORKER.parents[i]) for i in (1, 2))
-    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
-                        "PYTHONPATH": paths}
+    env = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": paths,
+    }
     logs = [folder / f"log{rank}.txt" for rank in (0, 1)]
     (alive := folder / "alive").touch()
-    both = [subprocess.Popen([sys.executable, str(WORKER), str(folder)], env=env | {"RANK": str(rank)}, stdout=log.open("w"),
-                             stderr=subprocess.STDOUT) for rank, log in enumerate(logs)]
+    both = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(folder)],
+            env=env | {"RANK": str(rank)},
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
+        )
+        for rank, log in enumerate(logs)
+    ]
     try:
         while any(process.poll() is None for process in both) and time.time() - alive.stat().st_mtime < LIMIT_S:
             time.sleep(0.2)
@@ -101,7 +123,8 @@ def parts(home: Path, name: str) -> list[dict]:
 
 
 def samples(home: Path, name: str, *what: str) -> list[tuple]:
-    """In the order of steps and seeds, each as often as a process was shown it; of a step that was taken twice, the second time."""
+    """In the order of steps and seeds, each as often as a process was shown it; of a step that was taken twice, the
+    second time."""
     *before, last = parts(home, name)
     resumed = last["samples"][0]["step"]
     found = [s for part in before for s in part["samples"] if s["step"] < resumed] + last["samples"]
@@ -124,8 +147,9 @@ def logged(home: Path, name: str) -> list[tuple[int, float, float]]:
 
 
 def test_the_unbroken_run_is_as_planned(home):
-    """By construction: steps of so many samples, every window once an epoch, another film's for those of the broken clip. They are met
-    on both sides of the step at which other runs are stopped; once, the first to stand in is the other broken one."""
+    """By construction: steps of so many samples, every window once an epoch, another film's for those of the broken
+    clip. They are met on both sides of the step at which other runs are stopped; once, the first to stand in is the
+    other broken one."""
     windows = Plan.open(home / "plan").windows.to_pylist()
     assert {i for i, w in enumerate(windows) if w["clip_id"] == BROKEN} == {12, 13} and len(windows) == 19
     shown = samples(home, UNBROKEN, "step", "window", "clip")
@@ -141,18 +165,23 @@ def test_the_unbroken_run_is_as_planned(home):
 
 @pytest.mark.parametrize("name", [*SAME_WORLD, *OTHER_WORLD, *SAME_WORLD.values()])
 def test_every_step_shows_the_model_the_same(home, name):
-    """Windows, clips, seeds, and to the bit what the model gets of each: noise, time, condition, crop, text. Processes that share
-    samples (tensor and sequence parallelism) are all shown them; else each is shown to one."""
+    """Windows, clips, seeds, and to the bit what the model gets of each: noise, time, condition, crop, text. Processes
+    that share samples (tensor and sequence parallelism) are all shown them; else each is shown to one."""
     copies = 2 if name.endswith(("tp", "sp")) else 1
     what = "step", "window", "clip", "seed", "draws"
     assert samples(home, name, *what) == [s for s in samples(home, UNBROKEN, *what) for _ in range(copies)]
-    assert summary(home, name)["loop"] | {"write_back": None} == summary(home, UNBROKEN)["loop"], "position and what was replaced"
+    assert summary(home, name)["loop"] | {"write_back": None} == summary(home, UNBROKEN)["loop"], (
+        "position and what was replaced"
+    )
 
 
 @pytest.mark.parametrize("name", [*SAME_WORLD, *OTHER_WORLD])
 def test_a_signal_to_one_process_stops_all_in_the_middle_of_an_epoch(home, name):
     first, second = parts(home, name)
-    assert [(p["status"], p["step"]) for p in (first, second)] == [("stopped", STOP), ("finished", STEPS)] and STOP % EPOCH
+    assert [(p["status"], p["step"]) for p in (first, second)] == [
+        ("stopped", STOP),
+        ("finished", STEPS),
+    ] and STOP % EPOCH
     assert {s["step"] for s in first["samples"]} == set(range(STOP))
     assert min(s["step"] for s in second["samples"]) == STOP - (name == CUT_OFF)
 
@@ -163,22 +192,30 @@ def test_on_as_many_processes_it_ends_with_the_same_bits(home, name):
     mine, others = shards(home, name), shards(home, SAME_WORLD[name])
     assert mine.keys() == others.keys() and all(mine[key].tobytes() == others[key].tobytes() for key in mine)
     assert {key.split("/")[1] for key in mine} == {"master", "exp_avg", "exp_avg_sq", "ema"}
-    assert logged(home, name) == logged(home, SAME_WORLD[name]) and [step for step, *_ in logged(home, name)] == list(range(1, STEPS + 1))
+    assert logged(home, name) == logged(home, SAME_WORLD[name]) and [step for step, *_ in logged(home, name)] == list(
+        range(1, STEPS + 1)
+    )
     assert samples(home, name, "loss") == samples(home, SAME_WORLD[name], "loss")
 
 
 @pytest.mark.parametrize("name", OTHER_WORLD)
 def test_on_more_or_fewer_processes_it_learns_the_same(home, name):
     """Within float32: sums of gradients are made in another order."""
-    for mine, others in ((samples(home, name, "loss"), samples(home, UNBROKEN, "loss")), (logged(home, name), logged(home, UNBROKEN))):
+    for mine, others in (
+        (samples(home, name, "loss"), samples(home, UNBROKEN, "loss")),
+        (logged(home, name), logged(home, UNBROKEN)),
+    ):
         assert np.array(mine) == pytest.approx(np.array(others), rel=1e-4)
 
 
 def test_what_was_learned_counts_once(home):
-    """The catalog has of the run that was cut off, after it had entered a step that it took again, what it has of the unbroken one."""
+    """The catalog has of the run that was cut off, after it had entered a step that it took again, what it has of the
+    unbroken one."""
     rows = Catalog(str(home / "catalog")).scan("losses").collect().sort("clip_id", "bucket", "noise_level", "from_step")
     ids = [json.loads((home / name / "run.json").read_text())["run_id"] for name in (SAME_WORLD[CUT_OFF], CUT_OFF)]
     one, other = (rows.filter(pl.col("run_id") == id_).drop("run_id") for id_ in ids)
     assert one.equals(other) and set(one.select("from_step", "to_step").rows()) == {(0, 2), (2, 4), (4, 6), (6, 7)}
-    cells = len(summary(home, CUT_OFF)["loop"]["write_back"]["means"])  # of a noise level and bucket the first sample is only compared with
+    cells = len(
+        summary(home, CUT_OFF)["loop"]["write_back"]["means"]
+    )  # of a noise level and bucket the first sample is only compared with
     assert one["count"].sum() == len(samples(home, CUT_OFF, "seed")) - cells and rows["run_id"].n_unique() == 2

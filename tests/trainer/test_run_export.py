@@ -1,4 +1,5 @@
-"""What a run has learned, from its folder alone: equal to what its engine had, whatever plugin and number of processes wrote it."""
+"""What a run has learned, from its folder alone: equal to what its engine had, whatever plugin and number of processes
+wrote it."""
 
 import json
 import os
@@ -7,16 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import export_worker
 import pytest
 import torch
 import torch.distributed as dist
-from bars import make_bars
-from export_worker import settings_for, train_and_tell
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+import export_worker
+from bars import make_bars
 from datakit.errors import ConfigError
+from export_worker import settings_for, train_and_tell
 from trainer.config import load_settings
 from trainer.dit import build_frozen, build_model
 from trainer.export import RUN_KEY, export_run, run_weights
@@ -44,12 +45,26 @@ def runs(home) -> Path:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
-                        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ["PYTHONPATH"]])}
-    command = [sys.executable, export_worker.__file__, str(home / "plan"), str(home / "tiny.safetensors"), str(home), *TOGETHER]
+    env = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ["PYTHONPATH"]]),
+    }
+    command = [
+        sys.executable,
+        export_worker.__file__,
+        str(home / "plan"),
+        str(home / "tiny.safetensors"),
+        str(home),
+        *TOGETHER,
+    ]
     logs = [home / f"log{rank}.txt" for rank in (0, 1)]
-    both = [subprocess.Popen(command, env=env | {"RANK": str(rank)}, stdout=log.open("w"), stderr=subprocess.STDOUT)
-            for rank, log in enumerate(logs)]
+    both = [
+        subprocess.Popen(command, env=env | {"RANK": str(rank)}, stdout=log.open("w"), stderr=subprocess.STDOUT)
+        for rank, log in enumerate(logs)
+    ]
     try:
         codes = [process.wait(timeout=180) for process in both]
     finally:
@@ -70,7 +85,9 @@ def test_what_is_read_is_what_the_engine_had(runs, home, name):
     settings = settings_for(home / "tiny.safetensors", *export_worker.RUNS[name])
     start = build_model(settings.model, *build_frozen(settings), settings.seed)
     weights = run_weights(runs / name, ema=False)
-    assert same(weights.state, load_file(runs / f"{name}-told" / "weights.safetensors")) and weights.config == start.config
+    assert (
+        same(weights.state, load_file(runs / f"{name}-told" / "weights.safetensors")) and weights.config == start.config
+    )
     assert (weights.path.name, weights.step, weights.ema, weights.settings) == ("step-000003", 3, False, settings)
     assert sum(not torch.equal(t, start.state_dict()[n]) for n, t in weights.state.items()) > 30, "it was trained"
     average = run_weights(runs / name)
@@ -82,12 +99,21 @@ def test_what_is_read_is_what_the_engine_had(runs, home, name):
 def test_a_file_of_it_is_loaded_with_its_config(runs, tmp_path):
     """In both layouts, bfloat16 if nothing else is said; `load_mmdit` needs nothing but the file."""
     told = load_file(runs / "zero2-told" / "ema.safetensors")
-    done = CliRunner().invoke(train_app, ["export", str(runs / "zero2"), "-o", str(tmp_path / "a.safetensors"), "--json"])
+    done = CliRunner().invoke(
+        train_app, ["export", str(runs / "zero2"), "-o", str(tmp_path / "a.safetensors"), "--json"]
+    )
     checkpoint = str(runs / "zero2" / "checkpoints" / "step-000003")
-    assert json.loads(done.stdout) == {"file": str(tmp_path / "a.safetensors"), "checkpoint": checkpoint, "step": 3, "ema": True}
+    assert json.loads(done.stdout) == {
+        "file": str(tmp_path / "a.safetensors"),
+        "checkpoint": checkpoint,
+        "step": 3,
+        "ema": True,
+    }
     loaded = load_mmdit(tmp_path / "a.safetensors")
     config = run_weights(runs / "zero2").config
-    assert loaded.config == config and config.mlp_ratio == 2.5 and config.axes_dim == (4, 10, 10), "what shapes do not show"
+    assert loaded.config == config and config.mlp_ratio == 2.5 and config.axes_dim == (4, 10, 10), (
+        "what shapes do not show"
+    )
     assert same(dict(loaded.state_dict()), {name: tensor.bfloat16() for name, tensor in told.items()})
     origin = json.loads(read_metadata(tmp_path / "a.safetensors")[RUN_KEY])
     assert origin == {"run_id": json.loads((runs / "zero2" / "run.json").read_text())["run_id"], "step": 3, "ema": True}
@@ -103,7 +129,11 @@ def test_what_cannot_be_exported_is_told_in_a_line(runs, home, tmp_path):
     for run, options, said in (
         (tmp_path, {}, "is no folder of a training run: it has no readable run.json"),
         (runs / "ddp", {"step": 7}, r"ddp has no whole checkpoint of step 7: there are 1, 2, 3"),
-        (runs / "ddp", {"lora": True}, r"ddp has trained the whole model \(model.lora is null\): export it without --lora"),
+        (
+            runs / "ddp",
+            {"lora": True},
+            r"ddp has trained the whole model \(model.lora is null\): export it without --lora",
+        ),
         (runs / "ddp", {"rescale": True}, "--rescale is for autoencoders"),
     ):
         with pytest.raises(ConfigError, match=said):
@@ -140,8 +170,11 @@ def test_lora_is_merged_or_alone(home, tmp_path):
         torch.nn.init.normal_(parameter, std=0.05)
     export_open_sora(base, tmp_path / "base.safetensors")
     before = (tmp_path / "base.safetensors").read_bytes()
-    lora = [f"model.weights={tmp_path / 'base.safetensors'}", "model.lora={rank: 2, alpha: 4, targets: ['double_blocks.*_mlp.*']}",
-            "engine.ema=0.5"]
+    lora = [
+        f"model.weights={tmp_path / 'base.safetensors'}",
+        "model.lora={rank: 2, alpha: 4, targets: ['double_blocks.*_mlp.*']}",
+        "engine.ema=0.5",
+    ]
     train_and_tell(home / "plan", tmp_path / "run", settings_for(home / "tiny.safetensors", *lora))
     merged = run_weights(tmp_path / "run")
     told = load_file(tmp_path / "run-told" / "ema.safetensors")
@@ -150,7 +183,9 @@ def test_lora_is_merged_or_alone(home, tmp_path):
     wanted = base.state_dict()[f"{name}.weight"] + 2 * b @ a
     assert torch.allclose(merged.state[f"{name}.weight"], wanted, atol=1e-6) and b.abs().max() > 1e-3
     assert merged.ema and merged.config == base.config
-    assert torch.equal(merged.state["single_blocks.0.linear2.weight"], base.state_dict()["single_blocks.0.linear2.weight"])
+    assert torch.equal(
+        merged.state["single_blocks.0.linear2.weight"], base.state_dict()["single_blocks.0.linear2.weight"]
+    )
     export_run(tmp_path / "run", tmp_path / "merged.safetensors", dtype=torch.float32)
     assert same(load_file(tmp_path / "merged.safetensors"), merged.state)
     for place in ("lora.safetensors", "lora"):
@@ -170,11 +205,27 @@ def test_lora_on_random_weights_is_refused(home):
 
 
 def test_an_autoencoder_is_exported_by_the_same_command(home, tmp_path):
-    settings = load_settings(VAESettings, "vae-tiny", None, [
-        "autoencoder.sizes={widths: [16, 32, 32]}", "autoencoder.weights=null", "perceptual=null", "gan=null", "steps=2",
-        "engine={plugin: zero1, precision: fp32, ema: 0.5}", "loader={workers: 0, augment: none}", "write_back=false",
-        "log.tensorboard=false", "validation.every=0", "preview.every=0", "watchdog_s=0", "checkpoint={every: 1, keep: 2}",
-        "optimizer={lr: 1.0e-3, warmup: 0}"])
+    settings = load_settings(
+        VAESettings,
+        "vae-tiny",
+        None,
+        [
+            "autoencoder.sizes={widths: [16, 32, 32]}",
+            "autoencoder.weights=null",
+            "perceptual=null",
+            "gan=null",
+            "steps=2",
+            "engine={plugin: zero1, precision: fp32, ema: 0.5}",
+            "loader={workers: 0, augment: none}",
+            "write_back=false",
+            "log.tensorboard=false",
+            "validation.every=0",
+            "preview.every=0",
+            "watchdog_s=0",
+            "checkpoint={every: 1, keep: 2}",
+            "optimizer={lr: 1.0e-3, warmup: 0}",
+        ],
+    )
     train_vae(Request(tmp_path / "run", plan=home / "plan", quiet=True), settings)
     for arguments, step, ema in ((["--step", "1", "--no-ema"], 1, False), ([], 2, True)):
         out = tmp_path / f"{step}.safetensors"

@@ -45,7 +45,10 @@ def test_a_resumed_log_has_every_step_once(tmp_path):
     log.write(30, {"loss": 7.0}, "said")
     log.close()
     assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [
-        {"step": 10, "loss": 1.0}, {"step": 20, "loss": 2.0}, {"step": 30, "loss": 7.0}]
+        {"step": 10, "loss": 1.0},
+        {"step": 20, "loss": 2.0},
+        {"step": 30, "loss": 7.0},
+    ]
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -53,11 +56,17 @@ def test_a_resumed_log_has_every_step_once(tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(10, 1.0), (20, 2.0), (30, 7.0)]
 
 
-@pytest.mark.parametrize("others, named", [
-    ([Status(0, 7, "exchange", [], 0.0), Status(1, 7, "data", ["c9"], 50.0)], "rank 1 is stuck at step 7 in data"),
-    ([Status(0, 8, "data", [], 10.0), Status(1, 7, "forward", ["c1", "c2"], 90.0)], r"rank 1 is stuck at step 7 in forward for \d+ s, clips c1, c2"),
-    ([Status(0, 7, "data", [], 90.0), Status(1, 7, "data", ["c9"], 50.0)], "rank 1 is stuck"),
-])
+@pytest.mark.parametrize(
+    "others, named",
+    [
+        ([Status(0, 7, "exchange", [], 0.0), Status(1, 7, "data", ["c9"], 50.0)], "rank 1 is stuck at step 7 in data"),
+        (
+            [Status(0, 8, "data", [], 10.0), Status(1, 7, "forward", ["c1", "c2"], 90.0)],
+            r"rank 1 is stuck at step 7 in forward for \d+ s, clips c1, c2",
+        ),
+        ([Status(0, 7, "data", [], 90.0), Status(1, 7, "data", ["c9"], 50.0)], "rank 1 is stuck"),
+    ],
+)
 def test_the_rank_that_is_behind_is_named(tmp_path, others, named):
     """Of the lowest step; not one that waits for the others; of those left, the one that moved longest ago."""
     import re
@@ -78,7 +87,9 @@ dog.at(4, "forward", ["clip-a"]); print("moving", flush=True); time.sleep(30)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 3 and done.stdout == "moving\n"
-    assert "nothing moved for 0.6 s: rank 3 is stuck at step 4 in forward" in done.stderr and "clips clip-a" in done.stderr
+    assert (
+        "nothing moved for 0.6 s: rank 3 is stuck at step 4 in forward" in done.stderr and "clips clip-a" in done.stderr
+    )
     assert "time.sleep" in done.stderr or "line" in done.stderr, "where, as a traceback"
 
 
@@ -86,9 +97,12 @@ def test_processes_of_this_machine(tmp_path, monkeypatch):
     """Each has its rank; the first that fails ends all, and what it said is told."""
     program = tmp_path / "program.py"
     program.write_text(
-        "import os, sys, time\nrank = os.environ['RANK']\nopen(f'{sys.argv[2]}/{rank}', 'w').write(os.environ['WORLD_SIZE'])\n"
-        "if sys.argv[1] == 'fail' and rank == '1':\n    print('some more'); sys.exit('datakit: rank one has no heart')\n"
-        "if sys.argv[1] == 'fail':\n    time.sleep(60)\n")
+        "import os, sys, time\nrank = os.environ['RANK']\nopen(f'{sys.argv[2]}/{rank}', "
+        "'w').write(os.environ['WORLD_SIZE'])\n"
+        "if sys.argv[1] == 'fail' and rank == '1':\n    print('some more'); sys.exit('datakit: rank one has no "
+        "heart')\n"
+        "if sys.argv[1] == 'fail':\n    time.sleep(60)\n"
+    )
     monkeypatch.setattr(sys, "executable", _without_module(tmp_path, program))
     on_this_machine(3, ["pass", str(tmp_path)], tmp_path)
     assert [(tmp_path / str(rank)).read_text() for rank in range(3)] == ["3"] * 3
@@ -101,7 +115,9 @@ def test_processes_of_this_machine(tmp_path, monkeypatch):
 def test_signals_reach_all_processes(tmp_path):
     """In a process of its own, so that a signal never comes to the one that runs the tests."""
     program = tmp_path / "program.py"
-    program.write_text("import os, sys, time\nopen(f'{sys.argv[2]}/{os.environ[\"RANK\"]}', 'w').close()\ntime.sleep(60)\n")
+    program.write_text(
+        "import os, sys, time\nopen(f'{sys.argv[2]}/{os.environ[\"RANK\"]}', 'w').close()\ntime.sleep(60)\n"
+    )
     code = f"""
 import signal, sys
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""`train dit` from a catalog or a plan to its last step: sets of a few clips, and every condition that a model is trained on."""
+"""`train dit` from a catalog or a plan to its last step: sets of a few clips, and every condition that a model is
+trained on."""
 
 from __future__ import annotations
 
@@ -12,13 +13,13 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import torch
+
+from catalogs.selection import KEPT
+from catalogs.tables import Catalog
 from handplans import bucket, window
 from makevideo import encode, texture
 from rows import clip, video
 from shown import Watch
-
-from catalogs.selection import KEPT
-from catalogs.tables import Catalog
 from trainer.conditions import MODES
 from trainer.config import DiTSettings, load_settings
 from trainer.dit_run import train_dit
@@ -68,10 +69,12 @@ def small(folder: Path, count: int) -> Catalog:
 
 @pytest.mark.parametrize("count, videos", [(1, 1), (3, 1), (7, 2)])
 def test_small_sets_train(tmp_path, count, videos):
-    """With the preset `tiny` as it is, from the catalog to the end: each clip is trained on in the first epoch, all losses are finite,
-    a video is made, and what was learned is in the catalog."""
+    """With the preset `tiny` as it is, from the catalog to the end: each clip is trained on in the first epoch, all
+    losses are finite, a video is made, and what was learned is in the catalog."""
     catalog = small(tmp_path, count)
-    settings = load_settings(DiTSettings, "tiny", None, [f"steps={STEPS}", "log={every: 1, tensorboard: false}", "preview.steps=2"])
+    settings = load_settings(
+        DiTSettings, "tiny", None, [f"steps={STEPS}", "log={every: 1, tensorboard: false}", "preview.steps=2"]
+    )
     with Watch() as watch:
         ended = train_dit(Request(tmp_path / "run", (selected(catalog.root, KEPT, None),), quiet=True), settings)
     assert (ended.status, ended.step, ended.checkpoint.name) == ("finished", STEPS, f"step-{STEPS:06d}")
@@ -86,30 +89,63 @@ def test_small_sets_train(tmp_path, count, videos):
     assert len(list((tmp_path / "run" / "previews").rglob("*.mp4"))) == videos, "of captions of the commonest shape"
     (run,) = catalog.scan("runs").collect().to_dicts()
     cells = len(json.loads((ended.checkpoint / "checkpoint.json").read_text())["loop"]["write_back"]["means"])
-    assert run["status"] == "finished" and catalog.scan("losses").select(pl.col("count").sum()).collect().item() == len(watch.shown) - cells
+    assert (
+        run["status"] == "finished"
+        and catalog.scan("losses").select(pl.col("count").sum()).collect().item() == len(watch.shown) - cells
+    )
 
 
 SIZE, FRAMES, FIRST = 64, 73, 3
 LATENTS = 19
-GIVEN = {"t2v": [], "i2v_head": [0], "i2v_tail": [18], "i2v_loop": [0, 18], "v2v_head": [*range(9)], "v2v_tail": [*range(10, 19)],
-         "v2v_head_easy": [*range(17)], "v2v_tail_easy": [*range(2, 19)]}
+GIVEN = {
+    "t2v": [],
+    "i2v_head": [0],
+    "i2v_tail": [18],
+    "i2v_loop": [0, 18],
+    "v2v_head": [*range(9)],
+    "v2v_tail": [*range(10, 19)],
+    "v2v_head_easy": [*range(17)],
+    "v2v_tail_easy": [*range(2, 19)],
+}
 """Latent frames, of 19: one frame fills one, 33 fill nine, 65 fill seventeen."""
 SMALL = (
     "model={hidden_size: 48, num_heads: 2, depth: 1, depth_single_blocks: 1, axes_dim: [4, 10, 10], patch_size: 1}",
-    "text.options={length: 8}", "loader.workers=0", "write_back=false", "log={every: 1, tensorboard: false}",
-    "validation.every=0", "preview.every=0", "watchdog_s=0")
+    "text.options={length: 8}",
+    "loader.workers=0",
+    "write_back=false",
+    "log={every: 1, tensorboard: false}",
+    "validation.every=0",
+    "preview.every=0",
+    "watchdog_s=0",
+)
 
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor]]:
-    """A plan of two films of 80 frames, of each of which frames 3 to 75 are used; and these frames, uint8 [3, 73, 64, 64].
-    A texture moves by a tenth of the picture from each frame to the next."""
+    """A plan of two films of 80 frames, of each of which frames 3 to 75 are used; and these frames, uint8 [3, 73, 64,
+    64]. A texture moves by a tenth of the picture from each frame to the next."""
     folder, rows, frames = tmp_path_factory.mktemp("conditions"), [], {}
     for v in range(2):
         pictures = [np.roll(texture(SIZE, SIZE, v), 7 * i, 1) for i in range(80)]
         film = encode(folder / f"{v}.mp4", pictures, 24)
-        rows.append(window(0, f"video {v}", clip_id=f"clip{v}", uri=str(film), first=FIRST, frames=FRAMES, fps=24.0, time_base="1/12288",
-                           end_pts=80 * 512, crop_width=SIZE, crop_height=SIZE, width=SIZE, height=SIZE, caption=f"texture {v}"))
+        rows.append(
+            window(
+                0,
+                f"video {v}",
+                clip_id=f"clip{v}",
+                uri=str(film),
+                first=FIRST,
+                frames=FRAMES,
+                fps=24.0,
+                time_base="1/12288",
+                end_pts=80 * 512,
+                crop_width=SIZE,
+                crop_height=SIZE,
+                width=SIZE,
+                height=SIZE,
+                caption=f"texture {v}",
+            )
+        )
         frames[f"clip{v}"] = torch.from_numpy(np.stack(pictures[FIRST : FIRST + FRAMES])).permute(3, 0, 1, 2)
     fitting = {"compression": [4, 8, 8], "causal": True, "patch": 1}
     parts = [Part("all", 1.0, {"content_hash": "0"}, "")]
@@ -120,11 +156,13 @@ def films(tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("modes", [*([mode] for mode in GIVEN), list(GIVEN)], ids="+".join)
 def test_every_condition_trains_and_the_model_is_told_the_given_frames(films, tmp_path, modes):
-    """Ones on exactly the latent frames that are given, there the latents of the given frames by themselves, nothing elsewhere: of every
-    sample that the model saw, by its mode; alone, and mixed in one batch."""
+    """Ones on exactly the latent frames that are given, there the latents of the given frames by themselves, nothing
+    elsewhere: of every sample that the model saw, by its mode; alone, and mixed in one batch."""
     plan, frames = films
     steps = 1 if len(modes) == 1 else 6
-    settings = load_settings(DiTSettings, "tiny", None, [*SMALL, f"steps={steps}", f"conditions={{{', '.join(f'{m}: 1' for m in modes)}}}"])
+    settings = load_settings(
+        DiTSettings, "tiny", None, [*SMALL, f"steps={steps}", f"conditions={{{', '.join(f'{m}: 1' for m in modes)}}}"]
+    )
     with Watch() as watch:
         assert train_dit(Request(tmp_path / "run", plan=plan, quiet=True), settings).step == steps
     assert len(watch.shown) == 2 * steps and all(math.isfinite(s.loss) for s in watch.shown)
@@ -145,12 +183,13 @@ def test_every_condition_trains_and_the_model_is_told_the_given_frames(films, tm
 
 def check_reference(reference: torch.Tensor, frames: torch.Tensor, end: str, count: int, autoencoder) -> None:
     """The given frames' latents are where they belong, and a frame's shift would be seen."""
+
     def encoded(first: int) -> torch.Tensor:
         with torch.no_grad():
             return autoencoder.encode(pixels(frames[None, :, first : first + count], autoencoder)).mean[0]
 
     first, other = (0, 1) if end == "head" else (FRAMES - count, FRAMES - count - 1)
     wanted, shifted = encoded(first), encoded(other)
-    found = reference[:, : wanted.shape[1]] if end == "head" else reference[:, -wanted.shape[1]:]
+    found = reference[:, : wanted.shape[1]] if end == "head" else reference[:, -wanted.shape[1] :]
     off, far = ((found - what).square().mean().sqrt() for what in (wanted, shifted))
     assert off < 0.05 * far, f"{end}: {off} from the given frames, {far} from their neighbours"

@@ -1,4 +1,5 @@
-"""Autoencoder training: it learns, what its losses are, when the discriminator comes in, exact resume; export and evaluation."""
+"""Autoencoder training: it learns, what its losses are, when the discriminator comes in, exact resume; export and
+evaluation."""
 
 import json
 import math
@@ -14,13 +15,13 @@ import pytest
 import torch
 import typer
 import yaml
-from handplans import bucket, window
-from makevideo import encode
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from datakit.errors import ConfigError
 from datakit.video.decode import VideoReader
+from handplans import bucket, window
+from makevideo import encode
 from trainer.buckets import bucket_table
 from trainer.config import load_settings
 from trainer.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
@@ -43,8 +44,14 @@ ROOT = Path(__file__).resolve().parents[2]
 SIZES = {
     "tiny": {"widths": [16, 32, 32]},
     "hunyuan": {"latent_channels": 4, "widths": [8, 16, 16, 16], "layers": 1, "groups": 4},
-    "dc-ae": {"latent_channels": 16, "widths": [16, 32, 32, 32], "encoder_depths": [1, 1, 1, 1], "decoder_depths": [1, 1, 1, 1],
-              "attention": [False, False, True, True], "halves_time": [False, True, True, False]},
+    "dc-ae": {
+        "latent_channels": 16,
+        "widths": [16, 32, 32, 32],
+        "encoder_depths": [1, 1, 1, 1],
+        "decoder_depths": [1, 1, 1, 1],
+        "attention": [False, False, True, True],
+        "halves_time": [False, True, True, False],
+    },
 }
 COMPRESSION = {"tiny": (4, 8, 8), "hunyuan": (4, 8, 8), "dc-ae": (4, 8, 8)}
 FRAMES = {"tiny": 9, "hunyuan": 9, "dc-ae": 8}
@@ -60,11 +67,14 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory) -> list[Path]:
-    """A film to train on, of 40 shots, and one of 6 to look at. A shot has 9 frames, 40 x 40: a coloured texture that moves."""
+    """A film to train on, of 40 shots, and one of 6 to look at. A shot has 9 frames, 40 x 40: a coloured texture that
+    moves."""
     folder = tmp_path_factory.mktemp("films")
     options = {"qp": "0", "preset": "ultrafast", "g": "9"}
-    return [encode(folder / f"{name}.mp4", [frame for shot in shots for frame in moving(shot)], 24, options=options)
-            for name, shots in (("train", range(40)), ("val", range(40, 46)))]
+    return [
+        encode(folder / f"{name}.mp4", [frame for shot in shots for frame in moving(shot)], 24, options=options)
+        for name, shots in (("train", range(40)), ("val", range(40, 46)))
+    ]
 
 
 def moving(seed: int) -> list[np.ndarray]:
@@ -76,7 +86,8 @@ def moving(seed: int) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def plans(films, tmp_path_factory) -> dict[str, Path]:
-    """For each kind a plan of the first film, and beside it one of the other: windows of 32 x 32, and (for training) single frames."""
+    """For each kind a plan of the first film, and beside it one of the other: windows of 32 x 32, and (for training)
+    single frames."""
     folder = tmp_path_factory.mktemp("plans")
     for kind, frames in FRAMES.items():
         made = [bucket(4, frames, 32, 32, tokens=48), bucket(8, 1, 32, 32, tokens=16)]
@@ -88,21 +99,53 @@ def plans(films, tmp_path_factory) -> dict[str, Path]:
 
 
 def row(film: Path, shot: int, of: int = 0, **columns) -> dict:
-    return window(of, film.stem, **{
-        "clip_id": f"{film.stem}-{shot:02d}-{of}", "uri": str(film), "first": 9 * shot, "time_base": "1/12288", "end_pts": 360 * 512,
-        "fps": 24.0, "crop_width": 40, "crop_height": 40, "width": 40, "height": 40, **columns})
+    return window(
+        of,
+        film.stem,
+        **{
+            "clip_id": f"{film.stem}-{shot:02d}-{of}",
+            "uri": str(film),
+            "first": 9 * shot,
+            "time_base": "1/12288",
+            "end_pts": 360 * 512,
+            "fps": 24.0,
+            "crop_width": 40,
+            "crop_height": 40,
+            "width": 40,
+            "height": 40,
+            **columns,
+        },
+    )
 
 
 def plan_of(folder: Path, rows: list[dict], buckets: list, kind: str, global_batches: int = 1) -> Plan:
     settings = {"compression": list(COMPRESSION[kind]), "causal": kind != "dc-ae", "patch": 1}
-    return write_plan(folder, buckets, [Part("films", 1.0, {"content_hash": ""}, "")], settings, global_batches, {},
-                      [pa.RecordBatch.from_pylist(rows, schema=WINDOWS)], [])
+    return write_plan(
+        folder,
+        buckets,
+        [Part("films", 1.0, {"content_hash": ""}, "")],
+        settings,
+        global_batches,
+        {},
+        [pa.RecordBatch.from_pylist(rows, schema=WINDOWS)],
+        [],
+    )
 
 
 def settings_of(kind: str, *sets: str) -> VAESettings:
-    usual = ["engine.precision=fp32", "loader.workers=0", "write_back=false", "log.tensorboard=false", "preview.every=0",
-             "optimizer.lr=0.004", "optimizer.eps=1.0e-8", f"autoencoder.kind={kind}", f"autoencoder.sizes={json.dumps(SIZES[kind])}",
-             "gan=null", "perceptual=null"]
+    usual = [
+        "engine.precision=fp32",
+        "loader.workers=0",
+        "write_back=false",
+        "log.tensorboard=false",
+        "preview.every=0",
+        "optimizer.lr=0.004",
+        "optimizer.eps=1.0e-8",
+        f"autoencoder.kind={kind}",
+        f"autoencoder.sizes={json.dumps(SIZES[kind])}",
+        "gan=null",
+        "perceptual=null",
+    ]
     return load_settings(VAESettings, None, None, [*usual, *sets])
 
 
@@ -110,11 +153,13 @@ def train(folder: Path, plan: Path, settings: VAESettings, resume: bool = False)
     return train_vae(Request(folder, plan=None if resume else plan, resume=resume, quiet=True), settings)
 
 
-@pytest.mark.parametrize("kind, steps, lr, gain, over_flat", [
-    ("tiny", 40, 4e-3, 2.0, 0.3), ("dc-ae", 15, 1e-3, 2.0, 0.0), ("hunyuan", 20, 2e-3, 1.2, -2.0)])
+@pytest.mark.parametrize(
+    "kind, steps, lr, gain, over_flat",
+    [("tiny", 40, 4e-3, 2.0, 0.3), ("dc-ae", 15, 1e-3, 2.0, 0.0), ("hunyuan", 20, 2e-3, 1.2, -2.0)],
+)
 def test_it_learns(kind, steps, lr, gain, over_flat, plans, quiet_start, tmp_path):
-    """Shots of a film that it is not trained on come out better than they did before, and (but for the slowest) than flat pictures of
-    the right colours; images are among the samples."""
+    """Shots of a film that it is not trained on come out better than they did before, and (but for the slowest) than
+    flat pictures of the right colours; images are among the samples."""
     start = [f"autoencoder.weights={quiet_start}"] if kind == "hunyuan" else []
     settings = settings_of(kind, f"steps={steps}", "validation.every=1000", f"optimizer.lr={lr}", *start)
     model, video = build_trained(settings.autoencoder, settings.seed), held_out(plans[kind])
@@ -140,7 +185,8 @@ def held_out(plan: Path) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def quiet_start(tmp_path_factory) -> Path:
-    """Weights for the small Hunyuan with little noise on its latents: from scratch, it would take thousands of steps to lower it."""
+    """Weights for the small Hunyuan with little noise on its latents: from scratch, it would take thousands of steps to
+    lower it."""
     torch.manual_seed(0)
     model = build_autoencoder("hunyuan", **SIZES["hunyuan"])
     with torch.no_grad():
@@ -154,19 +200,35 @@ class Game:
     """What a run of the whole recipe is given here: all losses, the discriminator from the third step on, an EMA."""
 
     gan = ("gan.start=2", "gan.layers=3", "gan.width=8", "gan.weight=0.05", "gan.optimizer.lr=0.001")
-    sets = ("perceptual.kind=alex-st", "perceptual.weight=0.5", "perceptual.frames=1", *gan, "engine.ema=0.9", "checkpoint.every=2",
-            "checkpoint.keep=5", "log.every=1", "loader.augment=random", "loader.flip=true")
+    sets = (
+        "perceptual.kind=alex-st",
+        "perceptual.weight=0.5",
+        "perceptual.frames=1",
+        *gan,
+        "engine.ema=0.9",
+        "checkpoint.every=2",
+        "checkpoint.keep=5",
+        "log.every=1",
+        "loader.augment=random",
+        "loader.flip=true",
+    )
 
 
 def test_resumed_it_is_the_run_that_was_not_interrupted(plans, tmp_path):
-    """Bit for bit: both networks' weights, moments and the EMA. Until its first step, the discriminator stays as it was made."""
+    """Bit for bit: both networks' weights, moments and the EMA. Until its first step, the discriminator stays as it was
+    made."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(whole, plans["tiny"], settings_of("tiny", "gan={}", "perceptual={}", *Game.sets, "steps=5"))
     train(cut, plans["tiny"], settings_of("tiny", "gan={}", "perceptual={}", *Game.sets, "steps=2"))
-    ended = train(cut, plans["tiny"], settings_of("tiny", "gan={}", "perceptual={}", *Game.sets, "steps=5"), resume=True)
+    ended = train(
+        cut, plans["tiny"], settings_of("tiny", "gan={}", "perceptual={}", *Game.sets, "steps=5"), resume=True
+    )
     assert ended.step == 5
     for network in ("autoencoder", "discriminator"):
-        a, b = (load_file(run / "checkpoints" / "step-000005" / network / "shard-00000-of-00001.safetensors") for run in (whole, cut))
+        a, b = (
+            load_file(run / "checkpoints" / "step-000005" / network / "shard-00000-of-00001.safetensors")
+            for run in (whole, cut)
+        )
         assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
         assert any(name.startswith("ema/") for name in a) == (network == "autoencoder")
     places = (cut / "checkpoints" / f"step-00000{n}" / "discriminator" for n in (2, 5))
@@ -176,23 +238,44 @@ def test_resumed_it_is_the_run_that_was_not_interrupted(plans, tmp_path):
         assert torch.equal(early[f"master/{name}"], parameter.detach().flatten())
         assert not torch.equal(later[f"master/{name}"], early[f"master/{name}"])
     lines = [line for line in map(json.loads, (cut / "log.jsonl").read_text().splitlines()) if "loss_l1" in line]
-    assert [("loss_gan" in line, "loss_discriminator" in line) for line in lines] == [(False, False)] * 2 + [(True, True)] * 3
+    assert [("loss_gan" in line, "loss_discriminator" in line) for line in lines] == [(False, False)] * 2 + [
+        (True, True)
+    ] * 3
     assert all(line["gan_weight"] > 0 and line["loss_lpips"] > 0 for line in lines[2:])
 
 
 def test_two_processes_with_sharded_optimizers_do_the_same(plans, tmp_path):
-    """ZeRO-2 on two processes gives the weights of DDP on one: the adaptive weight is that of the micro-batch, wherever it is."""
+    """ZeRO-2 on two processes gives the weights of DDP on one: the adaptive weight is that of the micro-batch, wherever
+    it is."""
     sets = [s for s in Game.sets if not s.startswith(("perceptual", "engine.ema"))]
     made = Plan.open(plans["tiny"])
     plan = plan_of(tmp_path / "plan", made.windows.to_pylist(), made.buckets, "tiny", global_batches=2)
     train(tmp_path / "one", plan.folder, settings_of("tiny", "gan={}", *sets, "steps=4", "optimizer.lr=0.0005"))
     one = load_settings(VAESettings, None, tmp_path / "one" / "settings.yaml", ["engine.plugin=zero2"])
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(one.model_dump(mode="json")))
-    command = [sys.executable, "-m", "datakit.cli", "train", "vae", "--out", str(tmp_path / "two"), "--plan", str(plan.folder), "--config",
-               str(tmp_path / "two.yaml"), "--nproc", "2", "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    command = [
+        sys.executable,
+        "-m",
+        "datakit.cli",
+        "train",
+        "vae",
+        "--out",
+        str(tmp_path / "two"),
+        "--plan",
+        str(plan.folder),
+        "--config",
+        str(tmp_path / "two.yaml"),
+        "--nproc",
+        "2",
+        "--json",
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    a, b = (trained(one, tmp_path / run / "checkpoints" / "step-000004", ema=False).state_dict() for run in ("one", "two"))
+    a, b = (
+        trained(one, tmp_path / run / "checkpoints" / "step-000004", ema=False).state_dict() for run in ("one", "two")
+    )
     start = build_trained(one.autoencoder, one.seed).state_dict()
     for name in a:
         moved = (a[name] - start[name]).abs().max()
@@ -279,9 +362,15 @@ def test_an_export_knows_its_sizes_and_has_latents_of_unit_deviation(plans, tmp_
     settings = settings_of("tiny", "steps=3", "engine.ema=0.5", "validation.every=0")
     train(tmp_path / "run", plans["tiny"], settings)
     plain = export_autoencoder(tmp_path / "run", tmp_path / "plain.safetensors", ema=True)
-    scaled = export_autoencoder(tmp_path / "run", tmp_path / "scaled.safetensors", rescale=True, about={"footage": "drawn"})
+    scaled = export_autoencoder(
+        tmp_path / "run", tmp_path / "scaled.safetensors", rescale=True, about={"footage": "drawn"}
+    )
     loaded = build_autoencoder("tiny", tmp_path / "scaled.safetensors")
-    assert loaded.config == scaled.config and loaded.config.widths == (16, 32, 32) and loaded.scale == scaled.scale != plain.scale == 1.0
+    assert (
+        loaded.config == scaled.config
+        and loaded.config.widths == (16, 32, 32)
+        and loaded.scale == scaled.scale != plain.scale == 1.0
+    )
     assert read_metadata(tmp_path / "scaled.safetensors")["footage"] == "drawn"
     plan = Plan.open(plans["tiny"])
     found = latent_moments(plan, loaded)
@@ -305,7 +394,9 @@ def test_evaluation(plans, tmp_path):
     with torch.no_grad():
         made = model(video)[0]
     assert [c.psnr for c in found.clips] == pytest.approx(psnr(video, made.clamp(-1, 1)).tolist(), abs=1e-3)
-    assert found.overall.psnr.mean == pytest.approx(np.mean([c.psnr for c in found.clips])) and found.overall.lpips is None
+    assert (
+        found.overall.psnr.mean == pytest.approx(np.mean([c.psnr for c in found.clips])) and found.overall.lpips is None
+    )
     assert found.overall.clips == 6 and [b.bucket for b in found.buckets] == ["32x32x9"] and found.broken == 0
     bits = 16 * 3 * 4 * 4 * 16 / (9 * 32 * 32)
     assert found.overall.bits_per_pixel == pytest.approx(bits) and found.overall.compression == pytest.approx(24 / bits)
@@ -329,8 +420,19 @@ def test_the_command_takes_files(films, tmp_path, monkeypatch):
     save_weights(model.state_dict(), tmp_path / "w.safetensors", {CONFIG_KEY: described(model)})
     app = typer.Typer()
     app.command()(eval_vae)
-    arguments = [str(films[1]), "--weights", str(tmp_path / "w.safetensors"), "--size", "32px", "--frames", "9", "--windows", "3",
-                 "--out", str(tmp_path / "out")]
+    arguments = [
+        str(films[1]),
+        "--weights",
+        str(tmp_path / "w.safetensors"),
+        "--size",
+        "32px",
+        "--frames",
+        "9",
+        "--windows",
+        "3",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     done = CliRunner().invoke(app, [*arguments, "--json", "--videos", "1"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
@@ -339,8 +441,12 @@ def test_the_command_takes_files(films, tmp_path, monkeypatch):
     assert len(list((tmp_path / "out" / "videos").iterdir())) == 1
     table = CliRunner().invoke(app, [*arguments, "--perceptual", "none"]).output
     assert "32x32x9" in table and "LPIPS" in table and "megapixels/s" in table
-    for wrong, told in (([], "give --catalog DIR or files"), ([str(films[0]), "--split", "all"], "train, val, test"),
-                        ([str(tmp_path / "no.mp4")], "cannot read .*no.mp4"), (["--catalog", "x", "y.mp4"], "give --catalog DIR or files")):
+    for wrong, told in (
+        ([], "give --catalog DIR or files"),
+        ([str(films[0]), "--split", "all"], "train, val, test"),
+        ([str(tmp_path / "no.mp4")], "cannot read .*no.mp4"),
+        (["--catalog", "x", "y.mp4"], "give --catalog DIR or files"),
+    ):
         with pytest.raises(ConfigError, match=told):
             CliRunner().invoke(app, wrong, catch_exceptions=False)
 

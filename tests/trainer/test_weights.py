@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from datakit.errors import ConfigError, DatakitError, MissingDependency
-from mmdit_golden import same
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from datakit.errors import ConfigError, DatakitError, MissingDependency
+from mmdit_golden import same
 from trainer.models import weights
 from trainer.models.weights import INDEX, WeightsError, load_weights, read_metadata, read_weights, save_weights
 
@@ -19,6 +19,7 @@ STATE = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.bfloa
 
 
 # Reading
+
 
 def test_every_kind_of_place_gives_the_same_tensors(tmp_path, monkeypatch):
     from huggingface_hub import constants
@@ -32,7 +33,10 @@ def test_every_kind_of_place_gives_the_same_tensors(tmp_path, monkeypatch):
     save_file({"b": STATE["b"], "n": STATE["n"]}, diffusers / "diffusion_pytorch_model-00002-of-00002.safetensors")
     names = {"a": 1, "b": 2, "n": 2}
     (diffusers / "diffusion_pytorch_model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": {k: f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for k, i in names.items()}}))
+        json.dumps(
+            {"weight_map": {k: f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for k, i in names.items()}}
+        )
+    )
     torch.save(STATE, tmp_path / "w.pt")
     torch.save({"state_dict": STATE, "epoch": 3}, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
     single = tmp_path / "single"
@@ -49,10 +53,23 @@ def test_every_kind_of_place_gives_the_same_tensors(tmp_path, monkeypatch):
     (snapshot.parent.parent / "refs" / "main").write_text("c0ffee")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
 
-    for source in (file, str(file), tmp_path / "shards", tmp_path / "shards" / INDEX, diffusers, tmp_path / "w.pt", tmp_path / "old.bin",
-                   single, "someone/something:x.safetensors", "someone/else:x.safetensors"):
+    for source in (
+        file,
+        str(file),
+        tmp_path / "shards",
+        tmp_path / "shards" / INDEX,
+        diffusers,
+        tmp_path / "w.pt",
+        tmp_path / "old.bin",
+        single,
+        "someone/something:x.safetensors",
+        "someone/else:x.safetensors",
+    ):
         assert same(read_weights(source, folder=models), STATE), source
-    assert read_metadata(file)["who"] == read_metadata(tmp_path / "shards")["who"] == "us" and read_metadata(tmp_path / "w.pt") == {}
+    assert (
+        read_metadata(file)["who"] == read_metadata(tmp_path / "shards")["who"] == "us"
+        and read_metadata(tmp_path / "w.pt") == {}
+    )
     half = read_weights(file, torch.float16)
     assert [half[k].dtype for k in "abn"] == [torch.float16, torch.float16, torch.int64]
     with pytest.raises(ConfigError, match="several weights .x.safetensors, y.safetensors.: give the path of one"):
@@ -96,9 +113,13 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
     index, lies = (json.dumps({"weight_map": names}).encode() for names in ({"a": shard, "z": second}, {"z": shard}))
     told = "m.safetensors.index.json"
     for source, words in (
-        (tmp_path / "cut.safetensors", "damaged or not whole"), (tmp_path / "evil.pt", "could run code"), (tmp_path / "junk.pt", "junk.pt"),
-        (tmp_path / "run.pt", "no state dict: it holds under model, optimizer"), (tmp_path / "list.pt", "it holds a list"),
-        (tmp_path / "none.safetensors", "holds no tensors"), (folder("empty", {}), "holds no weights"),
+        (tmp_path / "cut.safetensors", "damaged or not whole"),
+        (tmp_path / "evil.pt", "could run code"),
+        (tmp_path / "junk.pt", "junk.pt"),
+        (tmp_path / "run.pt", "no state dict: it holds under model, optimizer"),
+        (tmp_path / "list.pt", "it holds a list"),
+        (tmp_path / "none.safetensors", "holds no tensors"),
+        (folder("empty", {}), "holds no weights"),
         (folder("unfinished", {shard: whole}), "without their index"),
         (folder("gone", {shard: whole, told: index}), "1 missing .m-00002-of-00002.safetensors"),
         (folder("lies", {shard: whole, told: lies}), "what its index says: 1 missing .z"),
@@ -132,17 +153,29 @@ def test_loading_a_model_that_has_no_memory_yet_takes_none_of_its_own(tmp_path):
 
 # Loading
 
+
 def test_whatever_does_not_fit_is_named_with_its_shape_and_nothing_changes():
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    state = {"0.weight": torch.zeros(4, 5), "0.bias": torch.zeros(4), "1.weight": torch.zeros(2, 4), "1.scale": torch.zeros(7, 1)}
+    state = {
+        "0.weight": torch.zeros(4, 5),
+        "0.bias": torch.zeros(4),
+        "1.weight": torch.zeros(2, 4),
+        "1.scale": torch.zeros(7, 1),
+    }
     with pytest.raises(WeightsError) as caught:
         load_weights(model, state)
-    assert str(caught.value) == ("weights do not fit Sequential: 1 missing (1.bias [2]); 1 unexpected (1.scale [7, 1]); "
-                                 "1 of another shape (0.weight [4, 5], wanted [4, 3])")
+    assert str(caught.value) == (
+        "weights do not fit Sequential: 1 missing (1.bias [2]); 1 unexpected (1.scale [7, 1]); "
+        "1 of another shape (0.weight [4, 5], wanted [4, 3])"
+    )
     assert same(model.state_dict(), before)
     copy = pickle.loads(pickle.dumps(caught.value))
-    assert str(copy) == str(caught.value) and copy.missing == {"1.bias": (2,)} and copy.mismatched == {"0.weight": ((4, 5), (4, 3))}
+    assert (
+        str(copy) == str(caught.value)
+        and copy.missing == {"1.bias": (2,)}
+        and copy.mismatched == {"0.weight": ((4, 5), (4, 3))}
+    )
 
 
 def test_a_thousand_keys_stay_readable_and_are_all_there():
@@ -160,16 +193,22 @@ def test_what_is_allowed_to_be_missing_keeps_its_value_and_other_names_can_be_ma
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     last = model[1].weight.clone()
     state = {"module.0.weight": torch.full((2, 2), 3.0), "module.0.bias": torch.ones(2), "module.ema.x": torch.ones(1)}
-    load_weights(model, state, lambda name: name.removeprefix("module."), allow_missing=["1.*"], allow_unexpected=["ema.*"])
+    load_weights(
+        model, state, lambda name: name.removeprefix("module."), allow_missing=["1.*"], allow_unexpected=["ema.*"]
+    )
     assert torch.equal(model[0].weight, state["module.0.weight"]) and torch.equal(model[1].weight, last)
     with pytest.raises(WeightsError, match="2 missing .1.weight"):
-        load_weights(model, state, lambda name: name.removeprefix("module."), allow_missing=["0.*"], allow_unexpected=["ema.*"])
+        load_weights(
+            model, state, lambda name: name.removeprefix("module."), allow_missing=["0.*"], allow_unexpected=["ema.*"]
+        )
     with pytest.raises(ConfigError, match="two weights the name w"):
         load_weights(model, state, lambda name: "w")
     with torch.device("meta"):
         empty = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     with pytest.raises(WeightsError, match="2 missing"):  # it would have no value to keep
-        load_weights(empty, state, lambda name: name.removeprefix("module."), allow_missing=["1.*"], allow_unexpected=["ema.*"])
+        load_weights(
+            empty, state, lambda name: name.removeprefix("module."), allow_missing=["1.*"], allow_unexpected=["ema.*"]
+        )
 
 
 def test_dtypes_follow_the_model_or_the_file_or_what_is_asked():
@@ -186,10 +225,11 @@ def test_dtypes_follow_the_model_or_the_file_or_what_is_asked():
 
 # Saving
 
+
 @pytest.mark.parametrize("shard_bytes", [None, 30])
 def test_a_crash_at_any_point_leaves_the_old_weights_or_the_new_or_an_error(tmp_path, shard_bytes):
-    """Processes that end, without a last word, before the first, second … change of the disk. As many shards as before: their names
-    are the same."""
+    """Processes that end, without a last word, before the first, second … change of the disk. As many shards as before:
+    their names are the same."""
     old, new = ({f"w{i}": torch.full((4,), value) for i in range(4)} for value in (1.0, 2.0))
     path = tmp_path / ("w.safetensors" if shard_bytes is None else "w")
     save_weights(old, path, shard_bytes=shard_bytes)
@@ -206,9 +246,15 @@ def test_a_crash_at_any_point_leaves_the_old_weights_or_the_new_or_an_error(tmp_
             seen.append("error")
         save_weights(old, path, shard_bytes=shard_bytes)
     assert ended == 0 and same(read_weights(path), new)
-    assert seen == sorted(seen, key=["old", "error", "new"].index) and set(seen) == {"old", "new"} | ({"error"} if shard_bytes else set())
+    assert seen == sorted(seen, key=["old", "error", "new"].index) and set(seen) == {"old", "new"} | (
+        {"error"} if shard_bytes else set()
+    )
     left = sorted(f.name for f in (path if shard_bytes else tmp_path).iterdir() if not f.name.startswith("."))
-    assert left == (["w.safetensors"] if shard_bytes is None else [f"model-0000{i}-of-00004.safetensors" for i in (1, 2, 3, 4)] + [INDEX])
+    assert left == (
+        ["w.safetensors"]
+        if shard_bytes is None
+        else [f"model-0000{i}-of-00004.safetensors" for i in (1, 2, 3, 4)] + [INDEX]
+    )
 
 
 def save_and_die(state, path, shard_bytes, step) -> int:
@@ -247,26 +293,43 @@ def test_shards_are_as_large_as_asked_and_transformers_reads_them(tmp_path):
     sizes = [sum(t.nbytes for t in load_file(shard).values()) for shard in shards]
     assert len(shards) > 1 and [s for s in sizes if s > 5000] == [6400], "the embedding alone is larger than a shard"
     index = json.loads((tmp_path / INDEX).read_text())
-    assert index["metadata"] == {"format": "pt", "who": "us", "total_size": sum(sizes)} and set(index["weight_map"]) == set(state)
+    assert index["metadata"] == {"format": "pt", "who": "us", "total_size": sum(sizes)} and set(
+        index["weight_map"]
+    ) == set(state)
     assert same(T5EncoderModel.from_pretrained(tmp_path).state_dict(), model.state_dict())
     save_weights(state, tmp_path, shard_bytes=1 << 20)
-    assert [f.name for f in tmp_path.glob("model-*.safetensors")] == ["model-00001-of-00001.safetensors"], "older shards are gone"
+    assert [f.name for f in tmp_path.glob("model-*.safetensors")] == ["model-00001-of-00001.safetensors"], (
+        "older shards are gone"
+    )
 
 
 def test_tensors_of_every_form_are_saved_and_others_can_read_the_file(tmp_path):
     base = torch.arange(12.0).view(3, 4)
-    state = {"tied": base, "too": base, "turned": base.T, "part": base[1:], "wide": torch.ones(1, 3).expand(5, 3),
-             "none": torch.zeros(0, 3), "fp8": base.to(torch.float8_e4m3fn), "of a model": nn.Parameter(base.clone())}
+    state = {
+        "tied": base,
+        "too": base,
+        "turned": base.T,
+        "part": base[1:],
+        "wide": torch.ones(1, 3).expand(5, 3),
+        "none": torch.zeros(0, 3),
+        "fp8": base.to(torch.float8_e4m3fn),
+        "of a model": nn.Parameter(base.clone()),
+    }
     save_weights(state, tmp_path / "new" / "w.safetensors")
     found = read_weights(tmp_path / "new" / "w.safetensors")
-    assert all(torch.equal(found[k].float(), state[k].detach().float()) and found[k].dtype == state[k].dtype for k in state)
+    assert all(
+        torch.equal(found[k].float(), state[k].detach().float()) and found[k].dtype == state[k].dtype for k in state
+    )
     plain = tmp_path / "plain"
     plain.touch()
     assert (tmp_path / "new" / "w.safetensors").stat().st_mode == plain.stat().st_mode
 
 
 def test_what_cannot_be_saved_is_said(tmp_path):
-    for path, size, words in (("w.pt", None, "one file has the suffix .safetensors"), ("w.safetensors", 10, "shards go into a folder")):
+    for path, size, words in (
+        ("w.pt", None, "one file has the suffix .safetensors"),
+        ("w.safetensors", 10, "shards go into a folder"),
+    ):
         with pytest.raises(ConfigError, match=words):
             save_weights(STATE, tmp_path / path, shard_bytes=size)
     with pytest.raises(ConfigError, match="1 without values .m."):

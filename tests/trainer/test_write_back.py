@@ -1,4 +1,5 @@
-"""What training learns about clips: the numbers, their independence of ranks, and that nothing is counted twice or lost."""
+"""What training learns about clips: the numbers, their independence of ranks, and that nothing is counted twice or
+lost."""
 
 from __future__ import annotations
 
@@ -11,17 +12,14 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-import learners
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
-from handplans import bucket, window
-from learners import learned
-from rows import clip, video
 
+import learners
 from catalogs.check import problems
 from catalogs.forget import Forgetting, Request
 from catalogs.query import query
@@ -29,6 +27,9 @@ from catalogs.selection import Selection
 from catalogs.snapshots import restore, tag, vacuum
 from catalogs.tables import Catalog
 from datakit.errors import CatalogError, ConfigError, DatakitError
+from handplans import bucket, window
+from learners import learned
+from rows import clip, video
 from trainer.learned import FILE, as_bytes, commit, rewind
 from trainer.plan import WINDOWS, Part, Plan, write_plan
 from trainer.record import TrainingRecord
@@ -52,16 +53,35 @@ def catalog_of(root: Path, videos: list[str], clips: int = 3) -> Catalog:
     catalog = Catalog.create(root)
     catalog.append("videos", [video(v, clip_count=clips) for v in videos])
     catalog.append("clips", [clip(v, n * 100) for v in videos for n in range(clips)])
-    catalog.replace("decisions", pl.DataFrame([
-        {"clip_id": clip(v, n * 100)["clip_id"], "shard": v[0], "status": "kept", "reasons": [], "recipe": "r", "level": 1}
-        for v in videos for n in range(clips)]))
+    catalog.replace(
+        "decisions",
+        pl.DataFrame(
+            [
+                {
+                    "clip_id": clip(v, n * 100)["clip_id"],
+                    "shard": v[0],
+                    "status": "kept",
+                    "reasons": [],
+                    "recipe": "r",
+                    "level": 1,
+                }
+                for v in videos
+                for n in range(clips)
+            ]
+        ),
+    )
     return catalog
 
 
 def plan_of(folder: Path, catalogs: list[Catalog], videos: list[list[str]], clips: int = 3) -> Plan:
     """For each clip of each part a window in both buckets, the clip's number in `start_pts`."""
-    rows = [window(b, v, clip_id=clip(v, n * 100)["clip_id"], part=part, start_pts=n * 100, end_pts=n * 100 + 100)
-            for part, names in enumerate(videos) for v in names for n in range(clips) for b in range(len(BUCKETS))]
+    rows = [
+        window(b, v, clip_id=clip(v, n * 100)["clip_id"], part=part, start_pts=n * 100, end_pts=n * 100 + 100)
+        for part, names in enumerate(videos)
+        for v in names
+        for n in range(clips)
+        for b in range(len(BUCKETS))
+    ]
     rows.sort(key=lambda r: (r["bucket"], r["video_id"], r["start_pts"], r["first"], r["part"], r["clip_id"]))
     parts = [Part(f"part {i}", 1.0, Selection(c).as_dict(), c.root) for i, c in enumerate(catalogs)]
     return write_plan(folder, BUCKETS, parts, {}, 1, {}, [pa.RecordBatch.from_pylist(rows, schema=WINDOWS)], [])
@@ -87,9 +107,22 @@ def clip_ids(plan: Plan) -> list[str]:
     return plan.windows["clip_id"].to_pylist()[:6]
 
 
-def add(book, step: int, windows: list[int], losses: list[float], times: list[float], seeds: list[int] | None = None, weight: float = 1.0):
+def add(
+    book,
+    step: int,
+    windows: list[int],
+    losses: list[float],
+    times: list[float],
+    seeds: list[int] | None = None,
+    weight: float = 1.0,
+):
     seeds = seeds or [step * 1000 + w for w in windows]
-    book.add(step, Micro(windows, seeds, weight), torch.tensor(losses, dtype=torch.float64), torch.tensor(times, dtype=torch.float64))
+    book.add(
+        step,
+        Micro(windows, seeds, weight),
+        torch.tensor(losses, dtype=torch.float64),
+        torch.tensor(times, dtype=torch.float64),
+    )
 
 
 def entries(rows: pl.DataFrame) -> dict[tuple, tuple]:
@@ -97,7 +130,8 @@ def entries(rows: pl.DataFrame) -> dict[tuple, tuple]:
 
 
 def test_a_small_example_by_hand(plan):
-    """Loss 3, then 1, 2, 5 at one level: means before them are none, 3, (3d + 1) / (d + 1), (3d² + d + 2) / (d² + d + 1)."""
+    """Loss 3, then 1, 2, 5 at one level: means before them are none, 3, (3d + 1) / (d + 1), (3d² + d + 2) / (d² + d +
+    1)."""
     book, (a, b, *_) = LossBook(plan), clip_ids(plan)
     add(book, 0, [0, 1], [3.0, 1.0], [0.31, 0.39])
     add(book, 1, [0, 6], [2.0, 7.0], [0.35, 0.35])  # window 6: clip a in the other bucket, the first there
@@ -112,10 +146,14 @@ def test_a_small_example_by_hand(plan):
     assert found[b, NAMES[0], 3] == (pytest.approx((1 - 3) + (5 - third), abs=1e-12), 2)
     assert set(rows.select("from_step", "to_step").rows()) == {(0, 3)}
     assert book.means()[NAMES[1]][3] == pytest.approx(7.0) and book.means()[NAMES[0]][9] == pytest.approx(9.0)
-    assert book.means()[NAMES[0]][3] == pytest.approx((3 * DECAY**3 + DECAY**2 + 2 * DECAY + 5) / (DECAY**3 + DECAY**2 + DECAY + 1))
+    assert book.means()[NAMES[0]][3] == pytest.approx(
+        (3 * DECAY**3 + DECAY**2 + 2 * DECAY + 5) / (DECAY**3 + DECAY**2 + DECAY + 1)
+    )
     add(book, 3, [0], [10.0], [0.95])  # means go on; what was gathered does not come again
     rows = book.gather(4)
-    assert entries(rows) == {(a, NAMES[0], 9): (pytest.approx(1.0), 1)} and rows.select("from_step", "to_step").rows() == [(3, 4)]
+    assert entries(rows) == {(a, NAMES[0], 9): (pytest.approx(1.0), 1)} and rows.select(
+        "from_step", "to_step"
+    ).rows() == [(3, 4)]
     assert book.gather(5).is_empty()
 
 
@@ -164,7 +202,10 @@ def test_ranks_and_their_order_do_not_matter(plan, tmp_path):
     parts = [samples[:400], samples[300:]]
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    ranks = [context.Process(daemon=True, target=_gather, args=(r, 2, str(tmp_path), str(plan.folder), parts, queue)) for r in range(2)]
+    ranks = [
+        context.Process(daemon=True, target=_gather, args=(r, 2, str(tmp_path), str(plan.folder), parts, queue))
+        for r in range(2)
+    ]
     for process in ranks:
         process.start()
     found = sorted(queue.get(timeout=120) for _ in ranks)
@@ -195,8 +236,8 @@ def test_what_is_not_a_loss_is_refused(plan):
 
 
 def test_falling_loss_leaves_equal_clips_equal(plan):
-    """All clips are alike, and the loss falls from 3 to 1: a clip seen early and one seen late have nearly the same excess, where
-    a mean over everything would be behind by more than the noise."""
+    """All clips are alike, and the loss falls from 3 to 1: a clip seen early and one seen late have nearly the same
+    excess, where a mean over everything would be behind by more than the noise."""
     rng = np.random.default_rng(5)
     book, every = LossBook(plan), []
     for i in range(6000):
@@ -256,8 +297,15 @@ def test_a_selection_by_loss(planted):
     again = Selection.from_dict(catalog, chosen.as_dict())
     everything = "loss > -1e9"
     commit(catalog, "other", learned(catalog, chosen.read()["clip_id"].to_list()[:1], 0, 10, excess=-100.0))
-    assert again.content_hash == chosen.content_hash != Selection(catalog, where=again.where, columns=again.columns).content_hash
-    assert Selection(catalog, "losses=0", where=everything).size[0] == 0 and Selection(catalog, where=everything).size[0] == 400
+    assert (
+        again.content_hash
+        == chosen.content_hash
+        != Selection(catalog, where=again.where, columns=again.columns).content_hash
+    )
+    assert (
+        Selection(catalog, "losses=0", where=everything).size[0] == 0
+        and Selection(catalog, where=everything).size[0] == 400
+    )
     rewind(catalog, "other", 0)
 
 
@@ -272,7 +320,11 @@ SAVE_EVERY, STEPS = 5, 20
 
 
 def train(
-    plan: Plan, folder: Path, catalogs: dict[str, Catalog], steps: int = STEPS, kill: tuple[str, int] | None = None,
+    plan: Plan,
+    folder: Path,
+    catalogs: dict[str, Catalog],
+    steps: int = STEPS,
+    kill: tuple[str, int] | None = None,
     start: int | None = None,
 ) -> None:
     """The loop as far as it matters here, from the newest checkpoint or a given one.
@@ -280,6 +332,7 @@ def train(
     Args:
         kill: where: `saving`, `saved`, `committing`, `committed` or `step`, and at which step.
     """
+
     def maybe(where: str, step: int) -> None:
         if kill == (where, step):
             raise Killed
@@ -350,13 +403,28 @@ def two(folder: Path) -> tuple[Plan, dict[str, Catalog]]:
 
 def test_parts_of_several_catalogs(unbroken):
     for rows, v in zip(unbroken, IDS):
-        assert rows.height and set(rows["shard"]) == {v[0]} and set(rows["clip_id"]) == {clip(v, n * 100)["clip_id"] for n in range(3)}
+        assert (
+            rows.height
+            and set(rows["shard"]) == {v[0]}
+            and set(rows["clip_id"]) == {clip(v, n * 100)["clip_id"] for n in range(3)}
+        )
         assert set(rows.select("from_step", "to_step").rows()) == {(0, 5), (5, 10), (10, 15), (15, 20)}
     assert sum(rows["count"].sum() for rows in unbroken) == STEPS * 8 - 20  # the first of 10 levels of 2 buckets
 
 
-@pytest.mark.parametrize("kill", [
-    ("step", 3), ("saving", 5), ("saved", 5), ("committing", 5), ("committed", 5), ("step", 7), ("saved", 20), ("committing", 20)])
+@pytest.mark.parametrize(
+    "kill",
+    [
+        ("step", 3),
+        ("saving", 5),
+        ("saved", 5),
+        ("committing", 5),
+        ("committed", 5),
+        ("step", 7),
+        ("saved", 20),
+        ("committing", 20),
+    ],
+)
 def test_killed_anywhere_nothing_is_counted_twice_or_lost(unbroken, tmp_path, kill):
     plan, catalogs = two(tmp_path)
     with pytest.raises(Killed):
@@ -450,7 +518,10 @@ def test_others_write_at_the_same_time(own):
     ranges = [(n * 5, n * 5 + 5) for n in range(6)]
     context = multiprocessing.get_context("spawn")
     gate, found = context.Barrier(4), context.Queue()
-    jobs = [context.Process(daemon=True, target=learners.commit_all, args=(root, run, ids, ranges, gate, found)) for run in ("x", "x", "y")]
+    jobs = [
+        context.Process(daemon=True, target=learners.commit_all, args=(root, run, ids, ranges, gate, found))
+        for run in ("x", "x", "y")
+    ]
     jobs.append(context.Process(daemon=True, target=learners.decide, args=(root, gate, found)))
     for job in jobs:
         job.start()
@@ -492,9 +563,12 @@ def test_the_record_of_a_run_through_a_resume(own):
     catalog = Catalog(own.parts[0].catalog)
     first = TrainingRecord.open(own.parts, "train dit", {"steps": 10}, gpus=2)
     first.checkpoints([("/run/5", 5), ("/run/10", 10)], {"steps": 10, "samples": 80})
-    row, = rows_of(catalog)
+    (row,) = rows_of(catalog)
     assert (row["run_id"], row["status"], row["finished_at"]) == (first.run_id, "running", None)
-    assert json.loads(row["selection"]) == own.parts[0].selection and json.loads(row["counts"]) == {"steps": 10, "samples": 80}
+    assert json.loads(row["selection"]) == own.parts[0].selection and json.loads(row["counts"]) == {
+        "steps": 10,
+        "samples": 80,
+    }
     assert [(c["path"], c["step"]) for c in row["checkpoints"]] == [("/run/5", 5), ("/run/10", 10)]
     assert row["wall_s"] > 0 and row["gpu_hours"] == pytest.approx(2 * row["wall_s"] / 3600)
     again = TrainingRecord.open(own.parts, "train dit", {"steps": 20}, run_id=first.run_id)  # killed, now without a GPU
@@ -504,9 +578,12 @@ def test_the_record_of_a_run_through_a_resume(own):
     for start in (0, 10):
         commit(again.catalogs[catalog.root], first.run_id, learned(catalog, ids, start, start + 10))
     again.end("finished", {"steps": 20})
-    after, = rows_of(catalog)
+    (after,) = rows_of(catalog)
     assert (after["run_id"], after["status"], json.loads(after["config"])) == (first.run_id, "finished", {"steps": 20})
-    assert after["started_at"] == row["started_at"] < after["finished_at"] and json.loads(after["snapshot"]) == catalog.versions()
+    assert (
+        after["started_at"] == row["started_at"] < after["finished_at"]
+        and json.loads(after["snapshot"]) == catalog.versions()
+    )
     kept, new = after["checkpoints"]
     assert kept == row["checkpoints"][1] and new["step"] == 15
     assert after["wall_s"] > row["wall_s"] and after["gpu_hours"] == pytest.approx(row["gpu_hours"])
@@ -516,11 +593,14 @@ def test_the_record_of_a_run_through_a_resume(own):
 
 def test_how_runs_end_badly(own):
     catalog = Catalog(own.parts[0].catalog)
-    cases = ((KeyboardInterrupt(), "stopped", "KeyboardInterrupt"), (DatakitError("loss is nan"), "failed", "loss is nan"))
+    cases = (
+        (KeyboardInterrupt(), "stopped", "KeyboardInterrupt"),
+        (DatakitError("loss is nan"), "failed", "loss is nan"),
+    )
     for error, status, said in cases:
         record = TrainingRecord.open(own.parts, "train dit", {})
         record.fail(error, {"steps": 3})
-        row, = [r for r in rows_of(catalog) if r["run_id"] == record.run_id]
+        (row,) = [r for r in rows_of(catalog) if r["run_id"] == record.run_id]
         assert row["status"] == status and json.loads(row["counts"]) == {"steps": 3, "error": said}
 
 
@@ -571,7 +651,8 @@ def test_a_process_that_is_killed_while_it_commits(unbroken, tmp_path, at):
         train(plan, tmp_path / "run", catalogs, kill=("saved", 5))
     first = list(catalogs.values())[0]
     process = multiprocessing.get_context("spawn").Process(
-        daemon=True, target=learners.commit_and_die, args=(first.root, "run", str(tmp_path / "run" / "5" / FILE), at))
+        daemon=True, target=learners.commit_and_die, args=(first.root, "run", str(tmp_path / "run" / "5" / FILE), at)
+    )
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL

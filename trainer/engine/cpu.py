@@ -14,7 +14,8 @@ from colossalai.zero.gemini.chunk import Chunk
 def pretend() -> None:
     """From now on this process's ColossalAI takes its CPU for an accelerator."""
     set_accelerator(PretendedAccelerator())
-    # Gemini's chunks tell "on the accelerator" from "offloaded to the CPU" by the type of the device: here they are always on it.
+    # Gemini's chunks tell "on the accelerator" from "offloaded to the CPU" by the type of the device: here they are
+    # always on it.
     Chunk.shard_device = property(lambda chunk: SimpleNamespace(type="cuda"), lambda chunk, device: None)
     Chunk.shard_move = lambda chunk, device, force_copy=False, non_blocking=False: None
 
@@ -30,14 +31,14 @@ class Stream:
 
 
 class PretendedAccelerator(CpuAccelerator):
-    """ColossalAI 0.5.0 asks for the name ("device is required"), for streams, and for the random state by a signature that
-    its own CpuAccelerator gets wrong (`torch.get_rng_state` takes no device)."""
+    """ColossalAI 0.5.0 asks for the name ("device is required"), for streams, and for the random state by a signature
+    that its own CpuAccelerator gets wrong (`torch.get_rng_state` takes no device)."""
 
     def __init__(self) -> None:
         super().__init__()
         self._name = "cuda"
 
-    def Stream(self, device=None, priority=0, **kwargs) -> Stream:  # noqa: N802 (ColossalAI's name)
+    def Stream(self, device=None, priority=0, **kwargs) -> Stream:
         return Stream()
 
     def current_stream(self, device=None) -> Stream:

@@ -1,12 +1,12 @@
 """The engine: one model, trained on any number of processes.
 
-    device = join_processes()
-    engine = Engine(model, EngineSettings(plugin="zero2"), OptimizerSettings(lr=5e-5), device)
-    for step in steps:
-        for i, batch in enumerate(step):
-            loss = objective(engine.forward(**inputs_of(batch)), batch)   # mean over the batch
-            engine.backward(loss * batch.weight, last=i == len(step) - 1)
-        norm = engine.step()
+device = join_processes()
+engine = Engine(model, EngineSettings(plugin="zero2"), OptimizerSettings(lr=5e-5), device)
+for step in steps:
+    for i, batch in enumerate(step):
+        loss = objective(engine.forward(**inputs_of(batch)), batch)   # mean over the batch
+        engine.backward(loss * batch.weight, last=i == len(step) - 1)
+    norm = engine.step()
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import contextlib
 import logging
 import os
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -63,14 +64,15 @@ class Engine:
     Attributes:
         module: what was given, as the plugin has changed it: also holds what is not trained.
         model: the boosted module; call it by `forward`.
-        rank, world: of data parallelism; processes that share samples (tensor and sequence parallelism) have the same rank.
+        rank, world: of data parallelism; processes that share samples (tensor and sequence parallelism) have the same
+            rank.
         updates: steps taken.
         parameters: names and shapes of what is trained.
     """
 
     def __init__(self, model: nn.Module, settings: EngineSettings, optimizer: OptimizerSettings, device: torch.device):
-        """Takes the model over: its parameters with `requires_grad` are trained, and all become of the settings' precision (master
-        weights start as what is left of them then).
+        """Takes the model over: its parameters with `requires_grad` are trained, and all become of the settings'
+        precision (master weights start as what is left of them then).
 
         Raises:
             ConfigError: the plugin cannot take this model or this number of processes.
@@ -78,7 +80,10 @@ class Engine:
         """
         boost = _colossal()
         if settings.compile and not isinstance(model, MMDiT):
-            raise ConfigError(f"engine.compile compiles an MMDiT's blocks, and a {type(model).__name__} has none: set engine.compile=false")
+            raise ConfigError(
+                f"engine.compile compiles an MMDiT's blocks, and a {type(model).__name__} has none: set "
+                f"engine.compile=false"
+            )
         self.module, self.settings, self.optimizer_settings, self.device = model, settings, optimizer, device
         self.parameters = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
         self._kept = set(model.state_dict())
@@ -94,15 +99,19 @@ class Engine:
             compile_blocks(model)
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
-        """Call the model; floating inputs are cast to its precision, but for times and positions (`EXACT`), by keyword."""
-        return self.model(*(self._cast(v) for v in args), **{k: _Exact(v) if k in EXACT else self._cast(v) for k, v in inputs.items()})
+        """Call the model; floating inputs are cast to its precision, but for times and positions (`EXACT`), by
+        keyword."""
+        return self.model(
+            *(self._cast(v) for v in args), **{k: _Exact(v) if k in EXACT else self._cast(v) for k, v in inputs.items()}
+        )
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Add the gradients of a micro-batch. The step's gradient is that of the sum of all losses given, over micro-batches and
-        data-parallel ranks: weigh each accordingly.
+        """Add the gradients of a micro-batch. The step's gradient is that of the sum of all losses given, over
+        micro-batches and data-parallel ranks: weigh each accordingly.
 
         Args:
-            last: of the step; gradients are exchanged between ranks then. Every rank calls this equally often in a step.
+            last: of the step; gradients are exchanged between ranks then. Every rank calls this equally often in a
+                step.
         """
         self._boosted.backward(loss, last)
 
@@ -125,14 +134,17 @@ class Engine:
         """What this rank saves, by kind and parameter ("exp_avg/img_in.weight"): flat float32, not copies."""
         values = {f"{kind}/{p.name}": p.own(tensor) for p in self.pieces for kind, tensor in p.tensors().items()}
         values |= {f"ema/{name}": tensor for name, tensor in (self.ema.values if self.ema else {}).items()}
-        return values | ({f"buffer/{name}": tensor for name, tensor in self._buffers().items()} if dist.get_rank() == 0 else {})
+        return values | (
+            {f"buffer/{name}": tensor for name, tensor in self._buffers().items()} if dist.get_rank() == 0 else {}
+        )
 
     def about(self) -> dict[str, str]:
         """What the file of `owned` says of itself."""
         return describe(self.pieces, self.parameters, self.updates)
 
     def save(self, folder: Path) -> None:
-        """Every rank writes its file into an empty folder, now; see `trainer.checkpoint` for checkpoints that do not stop training."""
+        """Every rank writes its file into an empty folder, now; see `trainer.checkpoint` for checkpoints that do not
+        stop training."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {key: tensor.cpu().contiguous() for key, tensor in self.owned().items()}
         write_shard(folder / shard_file(dist.get_rank(), dist.get_world_size()), tensors, self.about())
@@ -140,7 +152,8 @@ class Engine:
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Master weights, moments, EMA and number of steps of a folder that any number of ranks, with any plugin, wrote.
+        """Master weights, moments, EMA and number of steps of a folder that any number of ranks, with any plugin,
+        wrote.
 
         Raises:
             ConfigError: on every rank, where one finds a file missing or damaged, or of another model.
@@ -150,7 +163,8 @@ class Engine:
         self._boosted.publish()
 
     def full_state(self, ema: bool = False) -> dict[str, Tensor]:
-        """On rank 0, trained parameters whole: master weights or their EMA, float32 on the CPU; elsewhere empty. All ranks call it.
+        """On rank 0, trained parameters whole: master weights or their EMA, float32 on the CPU; elsewhere empty. All
+        ranks call it.
 
         Raises:
             ConfigError: there is no EMA.
@@ -175,7 +189,9 @@ class Engine:
     def _read(self, shards: Shards) -> None:
         shards.check_model(self.parameters)
         if self.ema and not shards.has("ema"):
-            raise ConfigError(f"{shards.folder} has no EMA: resume with engine.ema=null, or start anew from an export of it")
+            raise ConfigError(
+                f"{shards.folder} has no EMA: resume with engine.ema=null, or start anew from an export of it"
+            )
         for piece in self.pieces:
             for kind, tensor in piece.tensors().items():
                 tensor.copy_(shards.read(kind, piece, piece.start, piece.stop))
@@ -222,7 +238,8 @@ def _unpack(model: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> 
 
 
 def together(work) -> None:
-    """Do something on every rank; where one fails with an error for the user, all do, so that none waits for another."""
+    """Do something on every rank; where one fails with an error for the user, all do, so that none waits for
+    another."""
     error: Exception | None = None
     try:
         work()

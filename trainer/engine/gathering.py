@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,9 @@ from torch import Tensor
 from trainer.engine.shards import Cut, Piece
 
 
-def gather_whole(parameters: Mapping[str, tuple[int, ...]], pieces: Sequence[Piece], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def gather_whole(
+    parameters: Mapping[str, tuple[int, ...]], pieces: Sequence[Piece], own: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Parameter by parameter, so that no rank has more than one in hand.
 
     Args:

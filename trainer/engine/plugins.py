@@ -1,15 +1,17 @@
 """ColossalAI's plugins behind one interface.
 
-What they do differently is settled here: who averages gradients over whom, when they are exchanged, where the master weights and Adam's
-moments are, and how working weights follow masters that were loaded. ColossalAI 0.5.0 is met as it is; see the comments.
+What they do differently is settled here: who averages gradients over whom, when they are exchanged, where the master
+weights and Adam's moments are, and how working weights follow masters that were loaded. ColossalAI 0.5.0 is met as it
+is; see the comments.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -65,7 +67,8 @@ class Boosted:
     def backward(self, loss: Tensor, last: bool) -> None:
         """Add the gradients of a loss to those before; on the last one, exchange them."""
         if last and self._ddp is not None:
-            # DDP decides in `forward` whether the next backward pass exchanges gradients; here the caller knows only afterwards.
+            # DDP decides in `forward` whether the next backward pass exchanges gradients; here the caller knows only
+            # afterwards.
             # These are the two calls that its `forward` makes to prepare for an exchange.
             self._ddp.reducer._rebuild_buckets()
             self._ddp.reducer.prepare_for_backward([])
@@ -84,7 +87,8 @@ class Boosted:
         return float(norm)
 
     def _no_exchange(self) -> contextlib.AbstractContextManager:
-        """ZeRO-1 and ZeRO-0 keep whole gradients until the last; ZeRO-2 and Gemini keep slices, so each backward pass is reduced."""
+        """ZeRO-1 and ZeRO-0 keep whole gradients until the last; ZeRO-2 and Gemini keep slices, so each backward pass
+        is reduced."""
         zero = self.optimizer if isinstance(self.optimizer, LowLevelZeroOptimizer) else None
         return zero.no_sync() if zero is not None and not zero._partition_grads else contextlib.nullcontext()
 
@@ -124,12 +128,18 @@ def _ddp(model, settings, optimizer, device, trained) -> tuple[Boosted, Holders]
 
 def _zero(model, settings, optimizer, device, trained) -> tuple[Boosted, Holders]:
     plugin = LowLevelZeroPlugin(
-        stage=int(settings.plugin[-1]), precision=settings.precision, max_norm=settings.grad_clip or math.inf,
-        reduce_bucket_size_in_m=_bucket_m(settings), overlap_communication=device.type == "cuda")
+        stage=int(settings.plugin[-1]),
+        precision=settings.precision,
+        max_norm=settings.grad_clip or math.inf,
+        reduce_bucket_size_in_m=_bucket_m(settings),
+        overlap_communication=device.type == "cuda",
+    )
     rank, world = dist.get_rank(), dist.get_world_size()
     boosted = _boosted(plugin, model, _adam(trained, optimizer, device), settings, world, rank, world)
     boosted.publish = lambda: _gather_masters(boosted.optimizer)
-    return boosted, lambda name, p, shape: [_zero_piece(boosted.optimizer, name, p, shape, None, dist.group.WORLD, 0, 1)]
+    return boosted, lambda name, p, shape: [
+        _zero_piece(boosted.optimizer, name, p, shape, None, dist.group.WORLD, 0, 1)
+    ]
 
 
 def _hybrid(model, settings, optimizer, device, trained) -> tuple[Boosted, Holders]:
@@ -138,14 +148,29 @@ def _hybrid(model, settings, optimizer, device, trained) -> tuple[Boosted, Holde
     total, tp, sp = dist.get_world_size(), settings.tp, settings.sp
     if total % (tp * sp):
         raise ConfigError(f"{total} processes do not divide by tp·sp = {tp}·{sp}")
-    DeviceMesh._DIST_BACKEND[device.type] = dist.get_backend()  # ColossalAI tells the device by it, and knows plain nccl and gloo only
+    DeviceMesh._DIST_BACKEND[device.type] = (
+        dist.get_backend()
+    )  # ColossalAI tells the device by it, and knows plain nccl and gloo only
     clear_layout_converter()  # it remembers how it cut tensors before, with the process groups of then
     policy = MMDiTPolicy()
-    sequence = {"enable_sequence_parallelism": True, "sequence_parallelism_mode": "all_to_all", "sp_size": sp} if sp > 1 else {}
+    sequence = (
+        {"enable_sequence_parallelism": True, "sequence_parallelism_mode": "all_to_all", "sp_size": sp}
+        if sp > 1
+        else {}
+    )
     plugin = HybridParallelPlugin(
-        tp_size=tp, pp_size=1, precision=settings.precision, zero_stage=settings.zero, max_norm=settings.grad_clip or math.inf,
-        custom_policy=policy, zero_bucket_size_in_m=_bucket_m(settings), overlap_communication=device.type == "cuda",
-        ddp_bucket_cap_mb=settings.bucket_mb, broadcast_buffers=False, **sequence)
+        tp_size=tp,
+        pp_size=1,
+        precision=settings.precision,
+        zero_stage=settings.zero,
+        max_norm=settings.grad_clip or math.inf,
+        custom_policy=policy,
+        zero_bucket_size_in_m=_bucket_m(settings),
+        overlap_communication=device.type == "cuda",
+        ddp_bucket_cap_mb=settings.bucket_mb,
+        broadcast_buffers=False,
+        **sequence,
+    )
     exchanged: ProcessGroup = plugin.mixed_dp_group
     rank, world = plugin.pg_mesh.coordinate(plugin.dp_axis), total // (tp * sp)
     boosted = _boosted(plugin, model, _adam(trained, optimizer, device), settings, exchanged.size(), rank, world)
@@ -170,11 +195,17 @@ def _gemini(model, settings, optimizer, device, trained) -> tuple[Boosted, Holde
     gemini_optimizer._AVAIL_OPTIM_LIST.add(_GeminiAdam)  # its own need CUDA extensions compiled on the spot
     rank, world = dist.get_rank(), dist.get_world_size()
     total = sum(p.numel() for p in trained.values())
-    # Chunks that are kept whole, as Gemini chooses for small models, multiply accumulated gradients by the ranks at each micro-batch.
+    # Chunks that are kept whole, as Gemini chooses for small models, multiply accumulated gradients by the ranks at
+    # each micro-batch.
     chunks = {world: {"chunk_size": math.ceil(min(total, CHUNK) / world) * world, "keep_gathered": False}}
     plugin = GeminiPlugin(
-        chunk_config_dict=chunks, precision=settings.precision, enable_gradient_accumulation=True, max_norm=settings.grad_clip or math.inf,
-        pin_memory=device.type == "cuda", enable_async_reduce=device.type == "cuda")
+        chunk_config_dict=chunks,
+        precision=settings.precision,
+        enable_gradient_accumulation=True,
+        max_norm=settings.grad_clip or math.inf,
+        pin_memory=device.type == "cuda",
+        enable_async_reduce=device.type == "cuda",
+    )
     names = {id(p): name for name, p in trained.items()}
     boosted = _boosted(plugin, model, _adam(trained, optimizer, device, _GeminiAdam), settings, world, rank, world)
     gemini = boosted.optimizer
@@ -203,8 +234,17 @@ def _boosted(plugin, model, adam, settings: EngineSettings, averaged: int, rank:
     return Boosted(model, wrapped, booster, settings, averaged, rank, world)
 
 
-def _adam(trained: dict[str, nn.Parameter], s: OptimizerSettings, device: torch.device, cls: type[AdamW] = AdamW) -> AdamW:
-    return cls(list(trained.values()), lr=s.rate(0), betas=s.betas, eps=s.eps, weight_decay=s.weight_decay, fused=device.type == "cuda")
+def _adam(
+    trained: dict[str, nn.Parameter], s: OptimizerSettings, device: torch.device, cls: type[AdamW] = AdamW
+) -> AdamW:
+    return cls(
+        list(trained.values()),
+        lr=s.rate(0),
+        betas=s.betas,
+        eps=s.eps,
+        weight_decay=s.weight_decay,
+        fused=device.type == "cuda",
+    )
 
 
 def _bucket_m(settings: EngineSettings) -> int:
@@ -219,22 +259,43 @@ def _start_moments(optimizer: OptimizerWrapper) -> None:
         for p in group["params"]:
             shape = (ranges[p][1] - ranges[p][0],) if p in ranges else p.shape
             moments = {key: torch.zeros(shape, device=p.device) for key in ("exp_avg", "exp_avg_sq")}
-            optimizer.optim.state[p] = {"step": torch.zeros((), device=p.device if group["fused"] else "cpu"), **moments}
+            optimizer.optim.state[p] = {
+                "step": torch.zeros((), device=p.device if group["fused"] else "cpu"),
+                **moments,
+            }
 
 
 def _whole_piece(optimizer, name: str, p: nn.Parameter, shape: tuple[int, ...], cut, alike: int, ranks: int) -> Piece:
     """Of a parameter that this many ranks hold whole, or the same cut of, this one the alike-th."""
     masters = getattr(optimizer, "working_to_master_map", None)
     master = masters[p] if masters else p
-    return Piece(name, shape, cut, 0, p.numel(), share(0, p.numel(), alike, ranks), lambda: _tensors(optimizer.optim, master, p.numel()))
+    return Piece(
+        name,
+        shape,
+        cut,
+        0,
+        p.numel(),
+        share(0, p.numel(), alike, ranks),
+        lambda: _tensors(optimizer.optim, master, p.numel()),
+    )
 
 
-def _zero_piece(optimizer, name: str, p: nn.Parameter, shape: tuple[int, ...], cut, group: ProcessGroup, alike: int, ranks: int) -> Piece:
+def _zero_piece(
+    optimizer, name: str, p: nn.Parameter, shape: tuple[int, ...], cut, group: ProcessGroup, alike: int, ranks: int
+) -> Piece:
     """ZeRO pads a parameter to a multiple of the ranks; each holds a slice."""
     master = optimizer.working_to_master_param[id(p)]
     start = min(master.numel() * group.rank(), p.numel())
     stop = min(start + master.numel(), p.numel())
-    return Piece(name, shape, cut, start, stop, share(start, stop, alike, ranks), lambda: _tensors(optimizer.optim, master, stop - start))
+    return Piece(
+        name,
+        shape,
+        cut,
+        start,
+        stop,
+        share(start, stop, alike, ranks),
+        lambda: _tensors(optimizer.optim, master, stop - start),
+    )
 
 
 def _gemini_pieces(gemini, index: int, name: str, shape: tuple[int, ...]) -> list[Piece]:
@@ -270,4 +331,6 @@ def _update_chunks(gemini: OptimizerWrapper) -> None:
 def _gather_masters(optimizer: LowLevelZeroOptimizer) -> None:
     for working, padded in optimizer._working_param_to_padded_working_param.items():
         master = optimizer.working_to_master_param[id(working)]
-        dist.all_gather_into_tensor(padded, master.to(padded.device, padded.dtype), group=optimizer.param_to_pg[working])
+        dist.all_gather_into_tensor(
+            padded, master.to(padded.device, padded.dtype), group=optimizer.param_to_pg[working]
+        )

@@ -1,14 +1,15 @@
-"""How ColossalAI's hybrid plugin spreads an MMDiT: tensor parallelism by heads and by features of the MLPs, sequence parallelism by
-tokens (`trainer.engine.sequence`). The model knows nothing of it.
+"""How ColossalAI's hybrid plugin spreads an MMDiT: tensor parallelism by heads and by features of the MLPs, sequence
+parallelism by tokens (`trainer.engine.sequence`). The model knows nothing of it.
 
-Where one Linear computes several things (v and the MLP's input; q, k and v), its rows are put in the order of the ranks first, so
-that a plain cut gives each rank its part of each; likewise the columns of `linear2`, which reads attention and MLP.
+Where one Linear computes several things (v and the MLP's input; q, k and v), its rows are put in the order of the ranks
+first, so that a plain cut gives each rank its part of each; likewise the columns of `linear2`, which reads attention
+and MLP.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Iterator
 
 import torch
 import torch.distributed as dist
@@ -53,14 +54,19 @@ class MMDiTPolicy(Policy):
         self.cuts: dict[str, Cut] = {}
 
     def config_sanity_check(self) -> None:
-        """Raises ConfigError: no MMDiT, heads or features that do not divide, or tensor parallelism with frozen weights or LoRA."""
+        """Raises ConfigError: no MMDiT, heads or features that do not divide, or tensor parallelism with frozen weights
+        or LoRA."""
         models = [m for m in self.model.modules() if isinstance(m, MMDiT)]
         if len(models) != 1:
-            raise ConfigError(f"the plugin hybrid spreads an MMDiT, not a {type(self.model).__name__}; use ddp, zero1 or zero2")
+            raise ConfigError(
+                f"the plugin hybrid spreads an MMDiT, not a {type(self.model).__name__}; use ddp, zero1 or zero2"
+            )
         self._config, tp, sp = models[0].config, self._tp.size(), self._sp.size()
         if self._config.num_heads % (tp * sp) or self._config.mlp_size % tp:
             raise ConfigError(
-                f"tp={tp}, sp={sp}: {self._config.num_heads} heads must divide by tp·sp, {self._config.mlp_size} MLP features by tp")
+                f"tp={tp}, sp={sp}: {self._config.num_heads} heads must divide by tp·sp, {self._config.mlp_size} MLP "
+                f"features by tp"
+            )
         if tp > 1 and any(not p.requires_grad for p in self.model.parameters()):
             raise ConfigError(f"tp={tp} trains all parameters; train LoRA, or with frozen weights, with tp=1")
 
@@ -75,13 +81,16 @@ class MMDiTPolicy(Policy):
         return self.model
 
     def module_policy(self) -> dict[type[nn.Module], ModulePolicyDescription]:
-        policy = {cls: ModulePolicyDescription(attribute_replacement={}, method_replacement={}, sub_module_replacement=[])
-                  for cls in (MMDiT, DoubleBlock, SingleBlock, SelfAttention)}
+        policy = {
+            cls: ModulePolicyDescription(attribute_replacement={}, method_replacement={}, sub_module_replacement=[])
+            for cls in (MMDiT, DoubleBlock, SingleBlock, SelfAttention)
+        }
         if self._tp.size() > 1:
             for cls in (DoubleBlock, SingleBlock):
                 policy[cls].sub_module_replacement += [
                     SubModuleReplacementDescription(split.linear, Linear1D_Col if split.dim == ROWS else Linear1D_Row)
-                    for split in _splits_of(cls, self._config)]
+                    for split in _splits_of(cls, self._config)
+                ]
             heads, mlp_size = self._config.num_heads // self._tp.size(), self._config.mlp_size // self._tp.size()
             policy[SelfAttention].attribute_replacement.update(heads=heads)
             policy[SingleBlock].attribute_replacement.update(heads=heads, mlp_size=mlp_size)
@@ -89,15 +98,17 @@ class MMDiTPolicy(Policy):
         if self._sp.size() > 1:
             policy[MMDiT].method_replacement.update(forward=_forward_of(self._sp))
             for cls in (DoubleBlock, SingleBlock):
-                policy[cls].sub_module_replacement.append(SubModuleReplacementDescription("attend", Ulysses, {"group": self._sp}))
+                policy[cls].sub_module_replacement.append(
+                    SubModuleReplacementDescription("attend", Ulysses, {"group": self._sp})
+                )
         return policy
 
     def postprocess(self) -> nn.Module:
         return self.model
 
     def add_hooks(self) -> None:
-        """The scales of the norms of q and k serve all heads: their gradients, each rank's from its own, are added. To be called when
-        the parameters are what they will be (after boosting)."""
+        """The scales of the norms of q and k serve all heads: their gradients, each rank's from its own, are added. To
+        be called when the parameters are what they will be (after boosting)."""
         if self._tp.size() > 1:
             for module in self.model.modules():
                 if isinstance(module, QKNorm):
@@ -134,14 +145,26 @@ class MMDiTPolicy(Policy):
 def _splits_of(cls: type[nn.Module], config: MMDiTConfig) -> list[_Split]:
     width, wide, fused = config.hidden_size, config.mlp_size, config.layout == "fused"
     if cls is SingleBlock:
-        first = {"linear1": (width, width, width, wide)} if fused else {"q_proj": (width,), "k_proj": (width,), "v_mlp": (width, wide)}
-        return [*(_Split(name, ROWS, sections) for name, sections in first.items()), _Split("linear2", COLUMNS, (width, wide))]
+        first = (
+            {"linear1": (width, width, width, wide)}
+            if fused
+            else {"q_proj": (width,), "k_proj": (width,), "v_mlp": (width, wide)}
+        )
+        return [
+            *(_Split(name, ROWS, sections) for name, sections in first.items()),
+            _Split("linear2", COLUMNS, (width, wide)),
+        ]
     first = {"qkv": (width, width, width)} if fused else {"q_proj": (width,), "k_proj": (width,), "v_proj": (width,)}
-    return [split for stream in ("img", "txt") for split in (
-        *(_Split(f"{stream}_attn.{name}", ROWS, sections) for name, sections in first.items()),
-        _Split(f"{stream}_attn.proj", COLUMNS, (width,)),
-        _Split(f"{stream}_mlp.0", ROWS, (wide,)), _Split(f"{stream}_mlp.2", COLUMNS, (wide,)),
-    )]
+    return [
+        split
+        for stream in ("img", "txt")
+        for split in (
+            *(_Split(f"{stream}_attn.{name}", ROWS, sections) for name, sections in first.items()),
+            _Split(f"{stream}_attn.proj", COLUMNS, (width,)),
+            _Split(f"{stream}_mlp.0", ROWS, (wide,)),
+            _Split(f"{stream}_mlp.2", COLUMNS, (wide,)),
+        )
+    ]
 
 
 def _project_own_heads(self: SingleBlock, x: Tensor) -> tuple[Tensor, ...]:
@@ -158,15 +181,29 @@ def _forward_of(group: ProcessGroup):
     """`MMDiT.forward` on a share of the text's and of the video's tokens, its result gathered."""
 
     def forward(
-        self: MMDiT, img: Tensor, img_ids: Tensor, txt: Tensor, txt_ids: Tensor, timesteps: Tensor, y_vec: Tensor,
-        cond: Tensor | None = None, guidance: Tensor | None = None,
+        self: MMDiT,
+        img: Tensor,
+        img_ids: Tensor,
+        txt: Tensor,
+        txt_ids: Tensor,
+        timesteps: Tensor,
+        y_vec: Tensor,
+        cond: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         rank, count, length = group.rank(), group.size(), txt.shape[1]
         of_text = shares(length, count)
         of_video = [both - text for both, text in zip(shares(length + img.shape[1], count), of_text)]
-        # The positions of all tokens, in the order in which attention gathers them: a rank's text, its video, the next rank's text ...
-        ids = torch.cat([part for pair in zip(txt_ids.split(of_text, 1), img_ids.split(of_video, 1)) for part in pair], 1)
-        img, txt, cond = img.split(of_video, 1)[rank], txt.split(of_text, 1)[rank], cond if cond is None else cond.split(of_video, 1)[rank]
+        # The positions of all tokens, in the order in which attention gathers them: a rank's text, its video, the next
+        # rank's text ...
+        ids = torch.cat(
+            [part for pair in zip(txt_ids.split(of_text, 1), img_ids.split(of_video, 1)) for part in pair], 1
+        )
+        img, txt, cond = (
+            img.split(of_video, 1)[rank],
+            txt.split(of_text, 1)[rank],
+            cond if cond is None else cond.split(of_video, 1)[rank],
+        )
         own = MMDiT.forward(self, img, ids[:, length:], txt, ids[:, :length], timesteps, y_vec, cond, guidance)
         return gather_tokens(own, of_video, group)
 

@@ -1,5 +1,5 @@
-"""Sequence parallelism by all-to-all (DeepSpeed-Ulysses, arXiv:2309.14509): outside attention each rank has a share of the tokens and
-all heads, inside it all tokens and a share of the heads. Shares need not be equal.
+"""Sequence parallelism by all-to-all (DeepSpeed-Ulysses, arXiv:2309.14509): outside attention each rank has a share of
+the tokens and all heads, inside it all tokens and a share of the heads. Shares need not be equal.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ class Ulysses(Attention):
 
     @classmethod
     def from_native_module(cls, module: Attention, process_group: ProcessGroup, group: ProcessGroup) -> Ulysses:
-        """ColossalAI's way to replace a module; `process_group` is that of tensor parallelism, which has its heads already."""
+        """ColossalAI's way to replace a module; `process_group` is that of tensor parallelism, which has its heads
+        already."""
         replaced = cls(module.rotate, module.kernel)
         replaced.group = group
         return replaced
@@ -39,8 +40,8 @@ def shares(total: int, count: int) -> list[int]:
 
 
 def gather_tokens(x: Tensor, lengths: list[int], group: ProcessGroup) -> Tensor:
-    """[B, own share, c] -> [B, all, c], the same on every rank. Backward, a rank gets the gradient of its own share: what comes of
-    the gathered tensor must be the same on every rank, and counts once."""
+    """[B, own share, c] -> [B, all, c], the same on every rank. Backward, a rank gets the gradient of its own share:
+    what comes of the gathered tensor must be the same on every rank, and counts once."""
     return _Gather.apply(x, lengths, group)
 
 

@@ -15,9 +15,10 @@ Plugin = Literal["ddp", "zero1", "zero2", "gemini", "hybrid"]
 class EngineSettings(Section):
     """How a model is spread over processes.
 
-    `ddp`: everything on every rank. `zero1`, `zero2`: optimizer state sharded; with `zero2` gradients too (each micro-batch is
-    reduced). `gemini`: weights sharded too (ZeRO-3), bf16 only. `hybrid`: an MMDiT by tensor (`tp`) and sequence (`sp`) parallelism
-    with ZeRO of stage `zero` over the rest.
+    `ddp`: everything on every rank. `zero1`, `zero2`: optimizer state sharded; with `zero2` gradients too (each
+        micro-batch is
+    reduced). `gemini`: weights sharded too (ZeRO-3), bf16 only. `hybrid`: an MMDiT by tensor (`tp`) and sequence (`sp`)
+    parallelism with ZeRO of stage `zero` over the rest.
     """
 
     plugin: Plugin = "ddp"
@@ -43,14 +44,18 @@ class EngineSettings(Section):
         if self.plugin == "gemini" and self.compile:
             raise ValueError("gemini cannot be compiled: it moves weights in and out between operations")
         if self.tp > 1 and self.compile:
-            raise ValueError("tp cannot be compiled: torch.compile does not take how ColossalAI's linears exchange gradients; use sp")
+            raise ValueError(
+                "tp cannot be compiled: torch.compile does not take how ColossalAI's linears exchange gradients; use sp"
+            )
         return self
 
 
 class OptimizerSettings(Section):
-    """AdamW, as Open-Sora 2.0 trains (its Adam: eps 1e-15, no weight decay; arXiv:2503.09642), and the course of its rate.
+    """AdamW, as Open-Sora 2.0 trains (its Adam: eps 1e-15, no weight decay; arXiv:2503.09642), and the course of its
+    rate.
 
-    The rate rises linearly over `warmup` steps; then it is constant, or falls as a half cosine to `final` times itself at `steps`.
+    The rate rises linearly over `warmup` steps; then it is constant, or falls as a half cosine to `final` times itself
+    at `steps`.
     """
 
     lr: float = Field(5e-5, gt=0)

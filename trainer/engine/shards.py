@@ -1,7 +1,8 @@
 """What of each parameter a rank holds, and files of it that any number of ranks can put together again.
 
-A parameter has a name, a shape and float32 values. Tensor parallelism cuts it along a dimension; of what is left, flattened, a rank
-holds a slice (ZeRO) or everything. A file has, for one rank, its slices of the master weights, of Adam's moments and of the EMA.
+A parameter has a name, a shape and float32 values. Tensor parallelism cuts it along a dimension; of what is left,
+flattened, a rank holds a slice (ZeRO) or everything. A file has, for one rank, its slices of the master weights, of
+Adam's moments and of the EMA.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -54,7 +56,8 @@ class Piece:
         cut: by tensor parallelism; None: not cut.
         start, stop: of the cut parameter, flattened: what this rank holds.
         owned: which of that this rank writes and averages, so that every value is some rank's, once.
-        tensors: gives master weights and Adam's moments, [stop - start] float32, as they are kept: to read and to write.
+        tensors: gives master weights and Adam's moments, [stop - start] float32, as they are kept: to read and to
+            write.
     """
 
     name: str
@@ -82,7 +85,10 @@ def shard_file(rank: int, world: int) -> str:
 
 def describe(pieces: Iterable[Piece], parameters: Mapping[str, Sequence[int]], updates: int) -> dict[str, str]:
     """Metadata of a rank's file."""
-    held = {p.name: {"cut": [p.cut.dim, p.cut.ranges] if p.cut else None, "start": p.owned[0], "stop": p.owned[1]} for p in pieces}
+    held = {
+        p.name: {"cut": [p.cut.dim, p.cut.ranges] if p.cut else None, "start": p.owned[0], "stop": p.owned[1]}
+        for p in pieces
+    }
     shapes = {name: list(shape) for name, shape in parameters.items()}
     return {"about": json.dumps({"format": FORMAT, "updates": updates, "parameters": shapes, "pieces": held})}
 
@@ -124,7 +130,9 @@ def check_shard(path: Path) -> None:
     try:
         expected = json.loads(path.with_suffix(".json").read_text())
         if path.stat().st_size != expected["bytes"]:
-            raise ConfigError(f"{path} is damaged: {path.stat().st_size} bytes of {expected['bytes']}; resume from another checkpoint")
+            raise ConfigError(
+                f"{path} is damaged: {path.stat().st_size} bytes of {expected['bytes']}; resume from another checkpoint"
+            )
         if checksum(path) != expected["crc32"]:
             raise ConfigError(f"{path} is damaged: its checksum is not the one written; resume from another checkpoint")
     except (OSError, ValueError, KeyError) as e:
@@ -152,7 +160,10 @@ class Shards:
             about = self._about(index)
             if about.get("format") != FORMAT:
                 raise ConfigError(f"{path} has format {about.get('format')}, this version reads {FORMAT}")
-            self.updates, self.parameters = about["updates"], {name: tuple(shape) for name, shape in about["parameters"].items()}
+            self.updates, self.parameters = (
+                about["updates"],
+                {name: tuple(shape) for name, shape in about["parameters"].items()},
+            )
             for name, p in about["pieces"].items():
                 cut = Cut(p["cut"][0], tuple((a, b) for a, b in p["cut"][1])) if p["cut"] else None
                 self._pieces.setdefault(name, []).append(_Stored(index, cut, p["start"], p["stop"]))
@@ -162,15 +173,22 @@ class Shards:
         wanted = {name: tuple(shape) for name, shape in parameters.items()}
         differences = [f"{name} is not in it" for name in wanted if name not in self.parameters]
         differences += [f"{name} is not in the model" for name in self.parameters if name not in wanted]
-        differences += [f"{name} is {list(self.parameters[name])} in it and {list(shape)} in the model"
-                        for name, shape in wanted.items() if self.parameters.get(name, shape) != shape]
+        differences += [
+            f"{name} is {list(self.parameters[name])} in it and {list(shape)} in the model"
+            for name, shape in wanted.items()
+            if self.parameters.get(name, shape) != shape
+        ]
         if differences:
             rest = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
             what = f"{'; '.join(differences[:3])}{rest}"
-            raise ConfigError(f"{self.folder} is a checkpoint of another model (or of other trained parameters): {what}")
+            raise ConfigError(
+                f"{self.folder} is a checkpoint of another model (or of other trained parameters): {what}"
+            )
 
     def has(self, kind: str) -> bool:
-        return any(f"{kind}/{name}" in self._file(s.file).keys() for name, stored in self._pieces.items() for s in stored[:1])
+        return any(
+            f"{kind}/{name}" in self._file(s.file).keys() for name, stored in self._pieces.items() for s in stored[:1]
+        )
 
     def read(self, kind: str, piece: Piece, start: int, stop: int) -> Tensor:
         """Values start to stop of a parameter cut as the piece is; [stop - start] float32.
@@ -201,12 +219,16 @@ class Shards:
             a, b = max(start, s.start), min(stop, s.stop)
             if a < b and a <= reached:
                 try:
-                    values[a - start : b - start] = self._file(s.file).get_slice(f"{kind}/{name}")[a - s.start : b - s.start]
+                    values[a - start : b - start] = self._file(s.file).get_slice(f"{kind}/{name}")[
+                        a - s.start : b - s.start
+                    ]
                 except SafetensorError as e:
                     raise ConfigError(f"{self.files[s.file]} has no {kind} of {name}: {e}") from e
                 reached = max(reached, b)
         if reached < stop:
-            raise ConfigError(f"{self.folder} lacks values {reached} to {stop} of {name}: its files do not belong together")
+            raise ConfigError(
+                f"{self.folder} lacks values {reached} to {stop} of {name}: its files do not belong together"
+            )
         return values
 
     def _file(self, index: int):

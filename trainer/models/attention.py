@@ -1,13 +1,15 @@
 """Attention without a mask, by the fastest kernel at hand.
 
-On one H100 at 8,960 tokens, 24 heads of 128, bf16: cuDNN's kernel 685 TFLOP/s, FlashAttention-2 356 (`scripts/bench_dit.py` prints
-both). cuDNN's is torch's own; output and gradients are within 3.2e-3 of FlashAttention-2's.
+On one H100 at 8,960 tokens, 24 heads of 128, bf16: cuDNN's kernel 685 TFLOP/s, FlashAttention-2 356
+(`scripts/bench_dit.py` prints both). cuDNN's is torch's own; output and gradients are within 3.2e-3 of
+FlashAttention-2's.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from typing import Callable, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +26,14 @@ FLASH_ATTN = importlib.util.find_spec("flash_attn") is not None
 
 
 def best_kernel(device: torch.device, dtype: torch.dtype, features: int) -> Kernel:
-    """The kernel for heads of so many features: cuDNN's on Hopper and later, else flash-attn where it is installed, else what
-    `scaled_dot_product_attention` chooses (on CPUs always)."""
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or features % 8 or features > MOST_FEATURES:
+    """The kernel for heads of so many features: cuDNN's on Hopper and later, else flash-attn where it is installed,
+    else what `scaled_dot_product_attention` chooses (on CPUs always)."""
+    if (
+        device.type != "cuda"
+        or dtype not in (torch.bfloat16, torch.float16)
+        or features % 8
+        or features > MOST_FEATURES
+    ):
         return "sdpa"
     if torch.cuda.get_device_properties(device).major >= HOPPER:
         return "cudnn"

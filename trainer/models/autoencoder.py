@@ -20,7 +20,8 @@ from trainer.models.weights import find_weights, load_weights
 
 Kind = Literal["hunyuan", "dc-ae", "tiny"]
 LOG_VARIANCE = (-30.0, 20.0)
-"""Where log variances end; latent diffusion's (CompVis/latent-diffusion, DiagonalGaussianDistribution), which HunyuanVideo took over."""
+"""Where log variances end; latent diffusion's (CompVis/latent-diffusion, DiagonalGaussianDistribution), which
+HunyuanVideo took over."""
 CONFIG_KEY = "datakit.autoencoder"
 """Under this a file's metadata holds kind and config as JSON, see `described`."""
 EMBEDDED = {"tiny": Path(__file__).parent / "weights_tiny" / "tiny_ae.safetensors"}
@@ -45,8 +46,8 @@ class Encoded(NamedTuple):
 class Autoencoder(nn.Module):
     """A video autoencoder. Videos are [B, 3, T, H, W] in −1..1, latents [B, c, T', H', W'], scaled.
 
-    Each kind brings two networks: `moments` (video to raw mean and, with a spread, raw log variance, in channels), most of which
-    is the module `encoder`, and `pixels` (raw latents to video), most of which is `decoder`.
+    Each kind brings two networks: `moments` (video to raw mean and, with a spread, raw log variance, in channels), most
+    of which is the module `encoder`, and `pixels` (raw latents to video), most of which is `decoder`.
 
     Attributes:
         config: a frozen dataclass; its fields are the `sizes` of `build_autoencoder`.
@@ -61,7 +62,9 @@ class Autoencoder(nn.Module):
     kind: Kind
     tiles: Tiles
 
-    def __init__(self, config: Any, channels: int, compression: tuple[int, int, int], scale: float, shift: float, causal: bool):
+    def __init__(
+        self, config: Any, channels: int, compression: tuple[int, int, int], scale: float, shift: float, causal: bool
+    ):
         super().__init__()
         self.config, self.channels, self.compression = config, channels, compression
         self.scale, self.shift, self.causal = scale, shift, causal
@@ -73,8 +76,8 @@ class Autoencoder(nn.Module):
         raise NotImplementedError
 
     def forward(self, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Encoded]:
-        """The video again, from the mean or, with noise, from a sample; and what it was encoded to. For training: what wraps
-        a module (DDP, ZeRO) sees this call only."""
+        """The video again, from the mean or, with noise, from a sample; and what it was encoded to. For training: what
+        wraps a module (DDP, ZeRO) sees this call only."""
         encoded = self.encode(video)
         return self.decode(encoded.mean if noise is None else encoded.sample(noise)), encoded
 
@@ -94,7 +97,9 @@ class Autoencoder(nn.Module):
     def decode(self, latents: Tensor, tiles: Tiles | None = None) -> Tensor:
         """Videos of latents. Values may leave −1..1 a little."""
         raw = latents / self.scale + self.shift
-        return tiled(self.pixels, raw, self._axes(latents.shape[2:], tiles, encoding=False)) if tiles else self.pixels(raw)
+        return (
+            tiled(self.pixels, raw, self._axes(latents.shape[2:], tiles, encoding=False)) if tiles else self.pixels(raw)
+        )
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """[c, T', H', W'] of a video's latents.
@@ -112,8 +117,10 @@ class Autoencoder(nn.Module):
         if fits != (frames, height, width):
             lengths = f"{t}k + 1 frames" if self.causal else f"1 frame or a multiple of {t} from {2 * t} on"
             raise ValueError(
-                f"{self.kind} takes {lengths}, height in multiples of {h} and width of {w}, not {frames} of {height}×{width}; "
-                f"the nearest is {fits[0]} of {fits[1]}×{fits[2]}")
+                f"{self.kind} takes {lengths}, height in multiples of {h} and width of {w}, not {frames} of "
+                f"{height}×{width}; "
+                f"the nearest is {fits[0]} of {fits[1]}×{fits[2]}"
+            )
         return self.channels, *latent
 
     def frames_of(self, latent_frames: int) -> int:
@@ -128,9 +135,13 @@ class Autoencoder(nn.Module):
         if any(size < few for size, few in zip(sizes, least)):
             t, h, w = (few * by for few, by in zip(least, self.compression))
             raise ValueError(
-                f"{self.kind} needs tiles of at least {t} frames of {h}×{w}, not {tiles.frames} of {tiles.height}×{tiles.width}")
-        return [pieces(length, size, tiles.overlap, (by, 1) if encoding else (1, by), lead)
-                for length, size, by, lead in zip(latent, sizes, self.compression, (int(self.causal), 0, 0))]
+                f"{self.kind} needs tiles of at least {t} frames of {h}×{w}, not {tiles.frames} of "
+                f"{tiles.height}×{tiles.width}"
+            )
+        return [
+            pieces(length, size, tiles.overlap, (by, 1) if encoding else (1, by), lead)
+            for length, size, by, lead in zip(latent, sizes, self.compression, (int(self.causal), 0, 0))
+        ]
 
 
 def build_autoencoder(kind: Kind, weights: str | Path | None = None, **sizes: Any) -> Autoencoder:
@@ -138,7 +149,8 @@ def build_autoencoder(kind: Kind, weights: str | Path | None = None, **sizes: An
 
     Args:
         weights: see `trainer.models.weights.read_weights`; `embedded`: those that come with datakit; None: random.
-        sizes: fields of the kind's config, for other than the released sizes; those that the weights' file records need not be given.
+        sizes: fields of the kind's config, for other than the released sizes; those that the weights' file records need
+            not be given.
 
     Raises:
         ConfigError: a kind or size that does not exist, weights that do not fit.
@@ -168,7 +180,10 @@ def _with_embedded(kind: Kind, weights: str | Path | None) -> str | Path | None:
     if weights != "embedded":
         return weights
     if kind not in EMBEDDED:
-        raise ConfigError(f"no weights of the autoencoder {kind} come with datakit (of {', '.join(EMBEDDED)} do): give a file, folder or name")
+        raise ConfigError(
+            f"no weights of the autoencoder {kind} come with datakit (of {', '.join(EMBEDDED)} do): give a file, "
+            f"folder or name"
+        )
     return EMBEDDED[kind]
 
 
@@ -178,7 +193,9 @@ def _build(kind: Kind, weights: str | Path | None, sizes: dict[str, Any]) -> Aut
     if unknown := sorted(set(sizes) - set(known)):
         raise ConfigError(f"the autoencoder {kind} has no size {unknown[0]!r}: it has {', '.join(known)}")
     sizes = {**(_recorded(weights, kind) if weights is not None else {}), **sizes}
-    return model_class(config_class(**{name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}))
+    return model_class(
+        config_class(**{name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()})
+    )
 
 
 def described(model: Autoencoder) -> str:
@@ -198,12 +215,14 @@ def _recorded(weights: str | Path, kind: str) -> dict[str, Any]:
 
 def check_precision(precision: str, device_type: str) -> None:
     """Raises:
-    ConfigError: bf16 on a CPU. torch 2.13's 3D convolutions (oneDNN, from 3 or 16 channels) read beyond single frames there: what
-        comes out is NaN, or 1e36.
+    ConfigError: bf16 on a CPU. torch 2.13's 3D convolutions (oneDNN, from 3 or 16 channels) read beyond single frames
+        there: what comes out is NaN, or 1e36.
     """
     if precision == "bf16" and device_type == "cpu":
-        raise ConfigError("an autoencoder works in fp32 on a CPU: torch's 3D convolutions of images give garbage in bf16 there "
-                          "(engine.precision=fp32, encode.precision=fp32, --precision fp32)")
+        raise ConfigError(
+            "an autoencoder works in fp32 on a CPU: torch's 3D convolutions of images give garbage in bf16 there "
+            "(engine.precision=fp32, encode.precision=fp32, --precision fp32)"
+        )
 
 
 def autoencoder_hash(model: Autoencoder) -> str:

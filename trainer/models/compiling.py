@@ -1,15 +1,15 @@
 """Blocks compiled one by one (`torch.compile`), and a look at whether what comes out trains.
 
-torch 2.11's Inductor with its default `triton.mix_order_reduction` gives wrong gradients for the modulation vector of a compiled double
-block, NaN or off by a factor of a thousand, with the forward pass and all other gradients right. So it is off while blocks are
-compiled here, and `check_gradients` compares a compiled step with eager before a long run.
+torch 2.11's Inductor with its default `triton.mix_order_reduction` gives wrong gradients for the modulation vector of a
+compiled double block, NaN or off by a factor of a thousand, with the forward pass and all other gradients right. So it
+is off while blocks are compiled here, and `check_gradients` compares a compiled step with eager before a long run.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
@@ -20,7 +20,8 @@ TOLERANCE = 5e-2
 SHAPES = 512
 """Different inputs (buckets, full and last batches) that blocks are compiled for; torch gives up after 8."""
 LEAST = 1e-2
-"""Of the root mean square of all gradients: gradients below (of the bias of k, that softmax hardly feels) are measured by it."""
+"""Of the root mean square of all gradients: gradients below (of the bias of k, that softmax hardly feels) are measured
+by it."""
 Loss = Callable[[nn.Module], Tensor]
 
 
@@ -32,13 +33,18 @@ class WrongGradients(DatakitError):
     """
 
     def __init__(self, worst: dict[str, float]):
-        named = ", ".join(f"{name} ({error:.1e})" for name, error in sorted(worst.items(), key=lambda item: -item[1])[:5])
-        super().__init__(f"torch.compile gives wrong gradients for {len(worst)} parameters, worst: {named}; train with compile=false")
+        named = ", ".join(
+            f"{name} ({error:.1e})" for name, error in sorted(worst.items(), key=lambda item: -item[1])[:5]
+        )
+        super().__init__(
+            f"torch.compile gives wrong gradients for {len(worst)} parameters, worst: {named}; train with compile=false"
+        )
         self.worst = worst
 
 
 def compile_blocks(model: nn.Module, backend: str = "inductor", mix_order_reduction: bool = False) -> None:
-    """Compile every block of an MMDiT, in place; names of parameters stay. Compilation happens at the first call for a shape.
+    """Compile every block of an MMDiT, in place; names of parameters stay. Compilation happens at the first call for a
+    shape.
 
     Args:
         backend: of torch.compile; `aot_eager` traces a block forward and back as one graph without generating code.
@@ -46,12 +52,18 @@ def compile_blocks(model: nn.Module, backend: str = "inductor", mix_order_reduct
     import torch._dynamo.config as dynamo  # takes a second
 
     dynamo.recompile_limit = max(dynamo.recompile_limit, SHAPES)  # the only place it can be set
-    options = {"triton.mix_order_reduction": mix_order_reduction} if backend == "inductor" and _has_mix_order_reduction() else None
+    options = (
+        {"triton.mix_order_reduction": mix_order_reduction}
+        if backend == "inductor" and _has_mix_order_reduction()
+        else None
+    )
     for block in (*model.double_blocks, *model.single_blocks):
         block.compile(fullgraph=True, dynamic=False, backend=backend, options=options)
 
 
-def compare_gradients(model: nn.Module, loss: Loss, backend: str = "inductor", mix_order_reduction: bool = False) -> dict[str, float]:
+def compare_gradients(
+    model: nn.Module, loss: Loss, backend: str = "inductor", mix_order_reduction: bool = False
+) -> dict[str, float]:
     """Relative difference (norm of the difference over norm) of every parameter's gradient: compiled against eager.
 
     Args:
@@ -62,7 +74,9 @@ def compare_gradients(model: nn.Module, loss: Loss, backend: str = "inductor", m
     with _compiled(model, backend, mix_order_reduction):
         compiled = _gradients(model, loss)
     model.zero_grad(set_to_none=True)
-    typical = math.sqrt(sum(g.square().sum().item() for g in eager.values()) / max(1, sum(g.numel() for g in eager.values())))
+    typical = math.sqrt(
+        sum(g.square().sum().item() for g in eager.values()) / max(1, sum(g.numel() for g in eager.values()))
+    )
     return {name: _difference(compiled[name], gradient, LEAST * typical) for name, gradient in eager.items()}
 
 

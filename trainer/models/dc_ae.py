@@ -1,6 +1,7 @@
-"""Video DC-AE, the high-compression autoencoder of Open-Sora 2.0 (after arXiv:2410.10733): 4 × in time, 32 × in space. Convolutions
-with residual blocks outside, multi-scale linear attention (EfficientViT, arXiv:2205.14756) inside; every change of size has a
-shortcut without weights. Not causal. Its parameters have the released checkpoint's names and shapes.
+"""Video DC-AE, the high-compression autoencoder of Open-Sora 2.0 (after arXiv:2410.10733): 4 × in time, 32 × in space.
+Convolutions with residual blocks outside, multi-scale linear attention (EfficientViT, arXiv:2205.14756) inside; every
+change of size has a shortcut without weights. Not causal. Its parameters have the released checkpoint's names and
+shapes.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class DCAEConfig:
     def __post_init__(self) -> None:
         for name in ("encoder_depths", "decoder_depths", "attention", "halves_time"):
             if len(getattr(self, name)) != len(self.widths):
-                raise ConfigError(f"the autoencoder dc-ae has {len(self.widths)} widths, but {len(getattr(self, name))} {name}")
+                raise ConfigError(
+                    f"the autoencoder dc-ae has {len(self.widths)} widths, but {len(getattr(self, name))} {name}"
+                )
 
     @property
     def space(self) -> int:
@@ -59,15 +62,22 @@ class DCAEConfig:
 class DCAE(Autoencoder):
     """Videos to latents and back. There is no spread: an autoencoder, not a VAE.
 
-    An image is a video of one frame, with one latent frame: as in the reference, nothing happens to its time. So one latent
-    frame decodes to one frame, and videos begin at 8 frames.
+    An image is a video of one frame, with one latent frame: as in the reference, nothing happens to its time. So one
+    latent frame decodes to one frame, and videos begin at 8 frames.
     """
 
     kind = "dc-ae"
     tiles = Tiles(32, 256, 256)
 
     def __init__(self, config: DCAEConfig = DCAEConfig()):
-        super().__init__(config, config.latent_channels, (config.time, config.space, config.space), 1 / config.scaling, 0.0, causal=False)
+        super().__init__(
+            config,
+            config.latent_channels,
+            (config.time, config.space, config.space),
+            1 / config.scaling,
+            0.0,
+            causal=False,
+        )
         self.encoder, self.decoder = Encoder(config), Decoder(config)
 
     def moments(self, video: Tensor) -> Tensor:
@@ -137,7 +147,13 @@ class Conv(nn.Module):
     """Convolution, then a norm if it has no bias, in [B, C, T, H, W]."""
 
     def __init__(
-        self, channels: int, out: int, kernel: int, stride: int | tuple[int, ...] = 1, groups: int = 1, bias: bool = True,
+        self,
+        channels: int,
+        out: int,
+        kernel: int,
+        stride: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
         norm: bool = False,
     ):
         super().__init__()
@@ -267,9 +283,14 @@ class LinearAttention(nn.Module):
         super().__init__()
         wide, heads = 3 * width, width // HEAD
         self.qkv = Conv(width, wide, 1, bias=False)
-        self.aggreg = nn.ModuleList([nn.Sequential(
-            nn.Conv3d(wide, wide, SCALE, padding=SCALE // 2, groups=wide, bias=False),
-            nn.Conv3d(wide, wide, 1, groups=3 * heads, bias=False))])
+        self.aggreg = nn.ModuleList(
+            [
+                nn.Sequential(
+                    nn.Conv3d(wide, wide, SCALE, padding=SCALE // 2, groups=wide, bias=False),
+                    nn.Conv3d(wide, wide, 1, groups=3 * heads, bias=False),
+                )
+            ]
+        )
         self.proj = Conv(2 * width, width, 1, bias=False, norm=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -277,7 +298,9 @@ class LinearAttention(nn.Module):
         qkv = torch.cat((qkv, *(scale(qkv) for scale in self.aggreg)), 1)
         q, k, v = qkv.flatten(2).float().unflatten(1, (-1, 3 * HEAD)).split(HEAD, 2)  # [B, heads, 32, positions]
         q, k = F.relu(q), F.relu(k)
-        sums = F.pad(v, (0, 0, 0, 1), value=1.0) @ k.transpose(-1, -2)  # the last row: sums of k, that weights are divided by
+        sums = F.pad(v, (0, 0, 0, 1), value=1.0) @ k.transpose(
+            -1, -2
+        )  # the last row: sums of k, that weights are divided by
         out = sums @ q
         out = out[:, :, :-1] / (out[:, :, -1:] + ATTENTION_EPS)
         return self.proj(out.to(x.dtype).flatten(1, 2).unflatten(2, x.shape[2:]))

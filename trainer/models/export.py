@@ -1,4 +1,5 @@
-"""The MMDiT from and to checkpoints: Open-Sora's (`separate` layout), Flux's (`fused`), our own. Rows and names move, no number changes."""
+"""The MMDiT from and to checkpoints: Open-Sora's (`separate` layout), Flux's (`fused`), our own. Rows and names move,
+no number changes."""
 
 from __future__ import annotations
 
@@ -7,8 +8,9 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,19 +31,24 @@ DIFFUSERS = "x_embedder.weight"
 
 
 def load_mmdit(
-    source: str | Path, config: MMDiTConfig | None = None, layout: Layout | None = None, dtype: torch.dtype | None = None,
-    allow_missing: tuple[str, ...] = (), allow_unexpected: tuple[str, ...] = (), folder: str | Path = DEFAULT_FOLDER,
+    source: str | Path,
+    config: MMDiTConfig | None = None,
+    layout: Layout | None = None,
+    dtype: torch.dtype | None = None,
+    allow_missing: tuple[str, ...] = (),
+    allow_unexpected: tuple[str, ...] = (),
+    folder: str | Path = DEFAULT_FOLDER,
 ) -> MMDiT:
     """The model with its weights, on the CPU, which shares memory with the file where neither layout nor dtype changes.
 
     Args:
-        source: see `read_weights`: Open-Sora 2.0's release, Flux's (`flux1-dev.safetensors`), what `export_open_sora` wrote; names
-            may have a prefix (`module.`, `model.diffusion_model.` …) and traces of torch.compile.
+        source: see `read_weights`: Open-Sora 2.0's release, Flux's (`flux1-dev.safetensors`), what `export_open_sora`
+            wrote; names may have a prefix (`module.`, `model.diffusion_model.` …) and traces of torch.compile.
         config: None: the one in the file's metadata, else `config_of` the shapes. Its layout is that of the model.
         layout: of the model when `config` is None; None: that of the file.
         dtype: None: the file's.
-        allow_missing: only `cond_in.*`, for a model with a condition from weights without: it is zero, as in Open-Sora's training
-            from Flux, so that the condition changes nothing at first.
+        allow_missing: only `cond_in.*`, for a model with a condition from weights without: it is zero, as in
+            Open-Sora's training from Flux, so that the condition changes nothing at first.
         allow_unexpected: patterns of what to leave behind, such as `guidance_in.*` of Flux.
 
     Raises:
@@ -64,11 +71,14 @@ def load_mmdit(
 
 
 def export_open_sora(
-    model: MMDiT, path: str | Path, layout: Layout = "separate", dtype: torch.dtype | None = None,
+    model: MMDiT,
+    path: str | Path,
+    layout: Layout = "separate",
+    dtype: torch.dtype | None = None,
     state: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """One safetensors file with the names and shapes that Open-Sora 2.0's code loads (layout `separate`, its `fused_qkv=False`),
-    or Flux's (`fused`). Written whole or not at all.
+    """One safetensors file with the names and shapes that Open-Sora 2.0's code loads (layout `separate`, its
+    `fused_qkv=False`), or Flux's (`fused`). Written whole or not at all.
 
     Args:
         path: of the file, `.safetensors`.
@@ -89,7 +99,10 @@ def export_open_sora(
 def open_sora_state(state: Mapping[str, Tensor], config: MMDiTConfig, layout: Layout = "separate") -> dict[str, Tensor]:
     """The weights of a model of this config under a release's names. Raises as `export_open_sora`."""
     if lora := [name for name in state if ".lora_" in name]:
-        raise ConfigError(f"the model has LoRA on it ({lora[0]} …), which a plain checkpoint cannot hold: merge_lora first, or save_lora")
+        raise ConfigError(
+            f"the model has LoRA on it ({lora[0]} …), which a plain checkpoint cannot hold: merge_lora first, or "
+            f"save_lora"
+        )
     state = unwrapped(state, "the model")
     with torch.device("meta"):
         wanted = MMDiT(config).state_dict()
@@ -98,8 +111,8 @@ def open_sora_state(state: Mapping[str, Tensor], config: MMDiTConfig, layout: La
 
 
 def config_of(state: Mapping[str, Tensor]) -> MMDiTConfig:
-    """Sizes from names and shapes. What shapes do not show: theta is 10000; how a head divides over t, h and w is `axes_of`;
-    the patch size without a condition is 2.
+    """Sizes from names and shapes. What shapes do not show: theta is 10000; how a head divides over t, h and w is
+    `axes_of`; the patch size without a condition is 2.
 
     Raises:
         ConfigError: names that an MMDiT has are not there.
@@ -114,18 +127,26 @@ def config_of(state: Mapping[str, Tensor]) -> MMDiTConfig:
         raise ConfigError(f"no MMDiT: its width {hidden} does not divide into heads of {head} features")
     cond = state["cond_in.weight"].shape[1] - in_channels if "cond_in.weight" in state else None
     return MMDiTConfig(
-        in_channels=in_channels, vec_in_dim=state[names[1]].shape[1], context_in_dim=state[names[2]].shape[1], hidden_size=hidden,
-        mlp_ratio=_mlp_ratio(state, hidden), num_heads=hidden // head, depth=_count(state, "double_blocks"),
-        depth_single_blocks=_count(state, "single_blocks"), axes_dim=axes_of(head),
+        in_channels=in_channels,
+        vec_in_dim=state[names[1]].shape[1],
+        context_in_dim=state[names[2]].shape[1],
+        hidden_size=hidden,
+        mlp_ratio=_mlp_ratio(state, hidden),
+        num_heads=hidden // head,
+        depth=_count(state, "double_blocks"),
+        depth_single_blocks=_count(state, "single_blocks"),
+        axes_dim=axes_of(head),
         qkv_bias=any(name.endswith(("_attn.q_proj.bias", "_attn.qkv.bias")) for name in state),
-        guidance_embed="guidance_in.in_layer.weight" in state, cond_embed=cond is not None,
-        patch_size=math.isqrt(cond) if cond else MMDiTConfig.patch_size, layout=layout_of(state),
+        guidance_embed="guidance_in.in_layer.weight" in state,
+        cond_embed=cond is not None,
+        patch_size=math.isqrt(cond) if cond else MMDiTConfig.patch_size,
+        layout=layout_of(state),
     )
 
 
 def axes_of(head: int) -> tuple[int, int, int]:
-    """Of a head's features, how many turn with t, h and w: 7/16 for each of h and w, as 128 gives (16, 56, 56) in Open-Sora 2.0
-    and Flux, rounded down to even numbers; t has the rest."""
+    """Of a head's features, how many turn with t, h and w: 7/16 for each of h and w, as 128 gives (16, 56, 56) in
+    Open-Sora 2.0 and Flux, rounded down to even numbers; t has the rest."""
     side = 2 * (7 * head // 32)
     return head - 2 * side, side, side
 
@@ -152,7 +173,10 @@ def unwrapped(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     if len(prefixes) == 1:
         return {name.removeprefix(prefixes[0]): tensor for name, tensor in plain.items()}
     if prefixes:
-        raise ConfigError(f"{source} holds several models ({', '.join(p or 'one without prefix' for p in prefixes)}): keep one of them")
+        raise ConfigError(
+            f"{source} holds several models ({', '.join(p or 'one without prefix' for p in prefixes)}): keep one of "
+            f"them"
+        )
     hint = "diffusers' names: take the release's own file, such as flux1-dev.safetensors"
     hint = hint if DIFFUSERS in plain else ", ".join(list(plain)[:3])
     raise ConfigError(f"{source} holds no MMDiT: no {FIRST}, but {hint}")
@@ -178,7 +202,9 @@ def _count(state: Mapping[str, Tensor], blocks: str) -> int:
 def _mlp_ratio(state: Mapping[str, Tensor], hidden: int) -> float:
     """Such that MMDiTConfig.mlp_size is the size found, whatever the rounding."""
     sizes = Counter(tensor.shape[0] for name, tensor in state.items() if name.endswith("_mlp.0.weight"))
-    sizes = sizes or Counter(tensor.shape[1] - hidden for name, tensor in state.items() if name.endswith(".linear2.weight"))
+    sizes = sizes or Counter(
+        tensor.shape[1] - hidden for name, tensor in state.items() if name.endswith(".linear2.weight")
+    )
     if not sizes:
         raise ConfigError(f"no MMDiT: it has {FIRST}, but no blocks")
     size = sizes.most_common(1)[0][0]

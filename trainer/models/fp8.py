@@ -1,7 +1,8 @@
-"""Linear layers in 8-bit floats (e4m3), for sampling: half the bytes of the weights, up to twice the GEMM rate on Hopper and later.
+"""Linear layers in 8-bit floats (e4m3), for sampling: half the bytes of the weights, up to twice the GEMM rate on
+Hopper and later.
 
-Weights are quantised once, inputs as they come ("dynamic"), with one scale a row or one a tensor. Compiled, a row's scale is found
-in the pass that normalises and modulates the row; a tensor's scale takes a pass of its own.
+Weights are quantised once, inputs as they come ("dynamic"), with one scale a row or one a tensor. Compiled, a row's
+scale is found in the pass that normalises and modulates the row; a tensor's scale takes a pass of its own.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Fp8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows, scale = quantise(x.flatten(0, -2), self.scales)
         # the private name: it is what Inductor fuses, and what torch before 2.10 has
-        out = torch._scaled_mm(rows, self.weight.T, scale_a=scale, scale_b=self.scale, out_dtype=torch.bfloat16, use_fast_accum=True)
+        out = torch._scaled_mm(
+            rows, self.weight.T, scale_a=scale, scale_b=self.scale, out_dtype=torch.bfloat16, use_fast_accum=True
+        )
         if self.bias is not None:
             out = out + self.bias
         return out.to(x.dtype).unflatten(0, x.shape[:-1])
@@ -58,11 +61,12 @@ def quantise(x: Tensor, scales: Scales) -> tuple[Tensor, Tensor]:
 def to_fp8(model: nn.Module, scales: Scales = "row", device: torch.device | None = None) -> int:
     """Put the large linear layers of an MMDiT's blocks into fp8, in place; for sampling.
 
-    Embeddings, modulation and the last layer stay: 28 % of the released model's weights, but hardly any of its FLOPs, and where
-    errors reach every token.
+    Embeddings, modulation and the last layer stay: 28 % of the released model's weights, but hardly any of its FLOPs,
+    and where errors reach every token.
 
     Args:
-        device: that blocks are moved to, one by one, and quantised on: the whole model is never there in more than 8 bits.
+        device: that blocks are moved to, one by one, and quantised on: the whole model is never there in more than 8
+            bits.
 
     Returns:
         number of layers replaced.
@@ -73,12 +77,16 @@ def to_fp8(model: nn.Module, scales: Scales = "row", device: torch.device | None
     count = 0
     for block in (*model.double_blocks, *model.single_blocks):
         found = [
-            (parent, name, linear) for parent in block.modules() for name, linear in parent.named_children()
+            (parent, name, linear)
+            for parent in block.modules()
+            for name, linear in parent.named_children()
             if isinstance(linear, nn.Linear) and name != "lin"
         ]
         for _, name, linear in found:
             if linear.in_features % MULTIPLE or linear.out_features % MULTIPLE:
-                raise ValueError(f"{name} is {linear.in_features} × {linear.out_features}: fp8 takes multiples of {MULTIPLE}")
+                raise ValueError(
+                    f"{name} is {linear.in_features} × {linear.out_features}: fp8 takes multiples of {MULTIPLE}"
+                )
         if device is not None:
             block.to(device)
         for parent, name, linear in found:

@@ -61,6 +61,10 @@ def _network(config: HunyuanConfig):
     except ModuleNotFoundError as e:
         raise MissingDependency(f"the autoencoder hunyuan needs {e.name}: uv sync --inexact --extra train") from e
     return AutoencoderKLHunyuanVideo(
-        latent_channels=config.latent_channels, block_out_channels=config.widths, layers_per_block=config.layers,
+        latent_channels=config.latent_channels,
+        block_out_channels=config.widths,
+        layers_per_block=config.layers,
         norm_num_groups=config.groups,
-        down_block_types=("HunyuanVideoDownBlock3D",) * len(config.widths), up_block_types=("HunyuanVideoUpBlock3D",) * len(config.widths))
+        down_block_types=("HunyuanVideoDownBlock3D",) * len(config.widths),
+        up_block_types=("HunyuanVideoUpBlock3D",) * len(config.widths),
+    )

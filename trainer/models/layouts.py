@@ -1,7 +1,7 @@
 """From one layout of the MMDiT's weights to the other, bit for bit: rows only move.
 
-`fused` (Flux) turns neighbouring features of a head, `separate` (Open-Sora's release) those half a head apart; so the rows of
-q and k, and the scales of their norms, change places besides being joined or parted.
+`fused` (Flux) turns neighbouring features of a head, `separate` (Open-Sora's release) those half a head apart; so the
+rows of q and k, and the scales of their norms, change places besides being joined or parted.
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ def to_separate(weights: dict[str, Tensor], heads: int) -> dict[str, Tensor]:
             separate[name] = _to_halves(tensor, 1)
         elif found:
             width = weights[f"{stem}norm.query_norm.scale"].shape[0] * heads
-            parts = {"q_proj": _to_halves(tensor[:width], heads), "k_proj": _to_halves(tensor[width : 2 * width], heads),
-                     ("v_proj" if ".qkv." in name else "v_mlp"): tensor[2 * width :]}
+            parts = {
+                "q_proj": _to_halves(tensor[:width], heads),
+                "k_proj": _to_halves(tensor[width : 2 * width], heads),
+                ("v_proj" if ".qkv." in name else "v_mlp"): tensor[2 * width :],
+            }
             separate.update({f"{stem}{part}.{rest}": rows.clone() for part, rows in parts.items()})
         else:
             separate[name] = tensor

@@ -1,4 +1,5 @@
-"""LoRA (arXiv:2106.09685) through peft: low-rank additions to chosen linears are trained, the model itself stays as it is.
+"""LoRA (arXiv:2106.09685) through peft: low-rank additions to chosen linears are trained, the model itself stays as it
+is.
 
 The model keeps its class and its forward; its linears become peft's, with the original inside.
 """
@@ -8,9 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Iterator, Mapping
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -19,7 +21,15 @@ from torch import Tensor, nn
 from datakit.config import Section
 from datakit.errors import ConfigError, MissingDependency
 from datakit.models import DEFAULT_FOLDER
-from trainer.models.weights import SAFETENSORS, check_weights, find_weights, read_metadata, read_weights, save_weights, write_aside
+from trainer.models.weights import (
+    SAFETENSORS,
+    check_weights,
+    find_weights,
+    read_metadata,
+    read_weights,
+    save_weights,
+    write_aside,
+)
 
 ADAPTER = "default"
 FOLDER_WEIGHTS, FOLDER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -28,24 +38,43 @@ PEFT_PREFIX = "base_model.model."
 DIFFUSERS_PREFIX, DIFFUSERS_CONFIG = "transformer.", "lora_adapter_metadata"
 """A file is as diffusers writes it; the config is JSON in its metadata."""
 TARGETS = (
-    "double_blocks.*_attn.*", "double_blocks.*_mlp.*", "single_blocks.*.q_proj", "single_blocks.*.k_proj", "single_blocks.*.v_mlp",
-    "single_blocks.*.linear1", "single_blocks.*.linear2",
+    "double_blocks.*_attn.*",
+    "double_blocks.*_mlp.*",
+    "single_blocks.*.q_proj",
+    "single_blocks.*.k_proj",
+    "single_blocks.*.v_mlp",
+    "single_blocks.*.linear1",
+    "single_blocks.*.linear2",
 )
 """Attention and MLP linears of both layouts of the MMDiT."""
 USED = ("r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora")
-PLACE = ("peft_type", "peft_version", "base_model_name_or_path", "revision", "task_type", "auto_mapping", "inference_mode",
-         "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
-"""Of peft's config: what is read, and what says where it came from and which linears it is on, as the tensors' names do."""
+PLACE = (
+    "peft_type",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "task_type",
+    "auto_mapping",
+    "inference_mode",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+)
+"""Of peft's config: what is read, and what says where it came from and which linears it is on, as the tensors' names
+do."""
 START = "gaussian"
-"""How diffusers' scripts start the first factors; other ways (pissa …) also change the model, and then the tensors alone mean nothing."""
+"""How diffusers' scripts start the first factors; other ways (pissa …) also change the model, and then the tensors
+alone mean nothing."""
 SHOWN = 8
 
 
 class LoraSettings(Section):
     """Attributes:
-        rank: of the additions. alpha: they are scaled by alpha / rank; None: by 1.
-        dropout: of their inputs, in training.
-        targets: patterns of the names of linears (`*_attn.proj`, `single_blocks.0.*`); None: attention and MLP of every block.
+    rank: of the additions. alpha: they are scaled by alpha / rank; None: by 1.
+    dropout: of their inputs, in training.
+    targets: patterns of the names of linears (`*_attn.proj`, `single_blocks.0.*`); None: attention and MLP of every
+        block.
     """
 
     rank: int = Field(16, gt=0)
@@ -55,7 +84,8 @@ class LoraSettings(Section):
 
 
 def add_lora(model: nn.Module, settings: LoraSettings = LoraSettings(), seed: int = 0) -> list[str]:
-    """Put LoRA, in float32, on linears. Only its parameters require gradients after that; at first it adds exactly nothing.
+    """Put LoRA, in float32, on linears. Only its parameters require gradients after that; at first it adds exactly
+    nothing.
 
     Args:
         seed: of the first factors, so that they are the same on every rank; PyTorch's generator is left alone.
@@ -107,11 +137,12 @@ def save_lora(model: nn.Module, path: str | Path, state: Mapping[str, Tensor] | 
 
 
 def load_lora(model: nn.Module, source: str | Path, folder: str | Path = DEFAULT_FOLDER) -> list[str]:
-    """Put LoRA on a model as it was saved, here or by peft or diffusers; it can be trained on. All of it or, with an error, none.
+    """Put LoRA on a model as it was saved, here or by peft or diffusers; it can be trained on. All of it or, with an
+    error, none.
 
     Args:
-        source: file or folder, or a Hugging Face id that is on this machine (`read_weights`). Without a config, ranks are those of
-            the tensors and the scale is 1.
+        source: file or folder, or a Hugging Face id that is on this machine (`read_weights`). Without a config, ranks
+            are those of the tensors and the scale is 1.
 
     Returns:
         names of the linears.
@@ -158,8 +189,12 @@ def _targets(model: nn.Module, patterns: tuple[str, ...] | None) -> list[str]:
     found = {pattern: [name for name in linears if fnmatchcase(name, pattern)] for pattern in asked}
     empty = [pattern for pattern, names in found.items() if not names]
     if patterns is not None and empty or not any(found.values()):
-        kinds = list(dict.fromkeys(".".join("*" if part.isdigit() else part for part in name.split(".")) for name in linears))
-        raise ConfigError(f"LoRA: no linear of {type(model).__name__} matches {', '.join(empty)}; there are {_some(kinds)}")
+        kinds = list(
+            dict.fromkeys(".".join("*" if part.isdigit() else part for part in name.split(".")) for name in linears)
+        )
+        raise ConfigError(
+            f"LoRA: no linear of {type(model).__name__} matches {', '.join(empty)}; there are {_some(kinds)}"
+        )
     return [name for name in linears if any(name in names for names in found.values())]
 
 
@@ -176,7 +211,10 @@ def _check_names(model: nn.Module, names: list[str], source: str) -> None:
     """Of the other layout of the MMDiT, too: a low-rank addition to joined rows is none to each of its parts."""
     linears = dict(_linears(model))
     if unknown := [name for name in names if name not in linears]:
-        raise ConfigError(f"LoRA in {source} is of {len(unknown):,} linears that the model has not ({_some(unknown)}): another layout?")
+        raise ConfigError(
+            f"LoRA in {source} is of {len(unknown):,} linears that the model has not ({_some(unknown)}): another "
+            f"layout?"
+        )
 
 
 def _inject(model: nn.Module, config: Any, names: list[str]) -> None:
@@ -237,7 +275,11 @@ def _config(place: Path, state: Mapping[str, Tensor], names: list[str]) -> Any:
     if values.get("peft_type", "LORA") != "LORA":
         raise ConfigError(f"{place} is {values['peft_type']}, not LoRA")
     default = kind().to_dict()
-    if other := [key for key, value in values.items() if key not in (*USED, *PLACE) and value and value not in (default.get(key), START)]:
+    if other := [
+        key
+        for key, value in values.items()
+        if key not in (*USED, *PLACE) and value and value not in (default.get(key), START)
+    ]:
         raise ConfigError(f"{place} is LoRA with {', '.join(other)}, which is not supported here")
     return kind(**{key: value for key, value in values.items() if key in USED})
 
@@ -255,11 +297,14 @@ def _saved(place: Path) -> dict[str, Any] | None:
 
 
 def _told(model: nn.Module) -> dict[str, Any]:
-    """What of peft's config differs from its defaults (another version of peft may not know the rest), and the linears by full name
-    (peft shortens the names to what tells this model's linears apart, which need not hold for another's)."""
+    """What of peft's config differs from its defaults (another version of peft may not know the rest), and the linears
+    by full name (peft shortens the names to what tells this model's linears apart, which need not hold for
+    another's)."""
     config = model.peft_config[ADAPTER]
     default, own = type(config)().to_dict(), config.to_dict()
-    kept = {key: value for key, value in own.items() if value != default[key] or key in ("peft_type", "r", "lora_alpha")}
+    kept = {
+        key: value for key, value in own.items() if value != default[key] or key in ("peft_type", "r", "lora_alpha")
+    }
     return kept | {"target_modules": list(_layers(model))}
 
 

@@ -1,16 +1,18 @@
-"""The MMDiT of Open-Sora 2.0 (arXiv:2503.09642): text and video tokens in one attention, first in double blocks with weights
-of their own for each, then in single blocks. Its parameters have the released checkpoint's names and shapes.
+"""The MMDiT of Open-Sora 2.0 (arXiv:2503.09642): text and video tokens in one attention, first in double blocks with
+weights of their own for each, then in single blocks. Its parameters have the released checkpoint's names and shapes.
 
-Two layouts of the same network: `separate`, as Open-Sora releases it (one Linear each for q, k and v; RoPE on the halves of a
-head), and `fused`, as Flux has it (one Linear for all three; RoPE on neighbouring pairs). See `trainer.models.layouts`.
+Two layouts of the same network: `separate`, as Open-Sora releases it (one Linear each for q, k and v; RoPE on the
+halves of a head), and `fused`, as Flux has it (one Linear for all three; RoPE on neighbouring pairs). See
+`trainer.models.layouts`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +57,9 @@ class MMDiTConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads or sum(self.axes_dim) != self.hidden_size // self.num_heads:
-            raise ValueError(f"axes_dim {self.axes_dim} must add up to the head's {self.hidden_size}/{self.num_heads} features")
+            raise ValueError(
+                f"axes_dim {self.axes_dim} must add up to the head's {self.hidden_size}/{self.num_heads} features"
+            )
 
     @property
     def mlp_size(self) -> int:
@@ -85,8 +89,9 @@ class MMDiT(nn.Module):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Random weights to train from, as DiT's (facebookresearch/DiT, models.py): gates and the last layer are zero, so that every
-        block starts as the identity and the velocity as zero; the rest Xavier uniform, embeddings normal."""
+        """Random weights to train from, as DiT's (facebookresearch/DiT, models.py): gates and the last layer are zero,
+        so that every block starts as the identity and the velocity as zero; the rest Xavier uniform, embeddings
+        normal."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -111,20 +116,27 @@ class MMDiT(nn.Module):
                 module.kernel = kernel
 
     def recompute(self, double: int, single: int, keep_attention: bool = True) -> None:
-        """Selective activation checkpointing: so many of the double and of the single blocks, from the first on, keep nothing of
-        their forward pass in training and compute it again in the backward pass.
+        """Selective activation checkpointing: so many of the double and of the single blocks, from the first on, keep
+        nothing of their forward pass in training and compute it again in the backward pass.
 
         Args:
-            keep_attention: all but the attention's output, which costs most to compute again: 81 % of the FLOPs of a pass at
-                576×1024×129, for one tensor of the block's width.
+            keep_attention: all but the attention's output, which costs most to compute again: 81 % of the FLOPs of a
+                pass at 576×1024×129, for one tensor of the block's width.
         """
         for blocks, count in ((self.double_blocks, double), (self.single_blocks, single)):
             for i, block in enumerate(blocks):
                 block.recomputed = ("all but attention" if keep_attention else "all") if i < count else None
 
     def forward(
-        self, img: Tensor, img_ids: Tensor, txt: Tensor, txt_ids: Tensor, timesteps: Tensor, y_vec: Tensor,
-        cond: Tensor | None = None, guidance: Tensor | None = None,
+        self,
+        img: Tensor,
+        img_ids: Tensor,
+        txt: Tensor,
+        txt_ids: Tensor,
+        timesteps: Tensor,
+        y_vec: Tensor,
+        cond: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """One evaluation.
 
@@ -159,7 +171,7 @@ class MMDiT(nn.Module):
         joint = torch.cat((text, x), 1)
         for block in self.single_blocks:
             joint = block(joint, vec, turns)
-        return self.final_layer(joint[:, text.shape[1]:], vec)
+        return self.final_layer(joint[:, text.shape[1] :], vec)
 
 
 class Block(nn.Module):
@@ -170,7 +182,11 @@ class Block(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         if self.recomputed is None or not torch.is_grad_enabled():
             return self.run(*inputs)
-        keep = {"context_fn": partial(create_selective_checkpoint_contexts, _keep_attention)} if self.recomputed == "all but attention" else {}
+        keep = (
+            {"context_fn": partial(create_selective_checkpoint_contexts, _keep_attention)}
+            if self.recomputed == "all but attention"
+            else {}
+        )
         return checkpoint(self.run, *inputs, use_reentrant=False, **keep)
 
 
@@ -304,7 +320,10 @@ class FinalLayer(nn.Module):
 
 def mlp(config: MMDiTConfig) -> nn.Sequential:
     return nn.Sequential(
-        nn.Linear(config.hidden_size, config.mlp_size), nn.GELU(approximate="tanh"), nn.Linear(config.mlp_size, config.hidden_size))
+        nn.Linear(config.hidden_size, config.mlp_size),
+        nn.GELU(approximate="tanh"),
+        nn.Linear(config.mlp_size, config.hidden_size),
+    )
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -366,4 +385,8 @@ def _turned(a: Tensor, b: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
 
 def _keep_attention(context, op, *args, **kwargs) -> CheckpointPolicy:
     """Of a checkpointed block, keep what attention kernels give."""
-    return CheckpointPolicy.MUST_SAVE if "attn" in op.__name__ or "attention" in op.__name__ else CheckpointPolicy.PREFER_RECOMPUTE
+    return (
+        CheckpointPolicy.MUST_SAVE
+        if "attn" in op.__name__ or "attention" in op.__name__
+        else CheckpointPolicy.PREFER_RECOMPUTE
+    )

