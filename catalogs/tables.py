@@ -13,9 +13,10 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from contextlib import AbstractContextManager
+from functools import cache, partial
 from pathlib import Path
-from typing import ContextManager, TypeVar
+from typing import TypeVar
 from urllib.parse import unquote
 
 import polars as pl
@@ -82,7 +83,7 @@ class Catalog:
             raise CatalogError(f"a catalog's path can have no {' '.join(sorted(odd))}: {root}")
         for name in (*(t for t in TABLES if t != "videos"), "videos"):  # videos last: it says "complete"
             description = json.dumps({"schema": schema.VERSION, "shard_digits": shard_digits})
-            _retry(lambda: create_table(root, name, description))
+            _retry(partial(create_table, root, name, description))
         return cls(root)
 
     def at(self, versions: dict[str, int]) -> Catalog:
@@ -302,7 +303,7 @@ class Catalog:
             handle.vacuum(dry_run=False, commit_properties=self._signed(), **how)
         return gone, size
 
-    def reading(self) -> ContextManager[None]:
+    def reading(self) -> AbstractContextManager[None]:
         """Around what collects rows: files that are missing or torn become a CatalogError that names them."""
         from catalogs.damage import explained
 

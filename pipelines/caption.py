@@ -463,7 +463,7 @@ def _parts(todo: pl.DataFrame) -> Iterator[tuple[str, list[dict]]]:
 def _jobs(clips_of: dict[str, list[dict]], settings: Settings, pipeline: str) -> Iterator:
     for key, clips in list(clips_of.items()):
         make = _row_job if pipeline == "refine" else _caption_job
-        yield key, lambda threads, clips=clips: make(clips, settings)
+        yield key, lambda threads, clips=clips, make=make: make(clips, settings)
 
 
 def _caption_job(clips: list[dict], settings: Settings) -> CaptionJob:

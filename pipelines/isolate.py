@@ -89,7 +89,7 @@ class Child:
             return
         self.stop()
         ours, theirs = socket.socketpair()
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the child lives
         self._process = _Forked(theirs, self._log) if self._fork else _spawn(theirs, self._log, self.spec.threads)
         theirs.close()
         self._connection = Connection(ours.detach())

@@ -98,7 +98,7 @@ def estimate(
         for shape, latent in latents.items()
     }
     flop, rate = sum(flops[sample.shape] for sample in todo), _rate()
-    most = round(max(settings.work.work_gb * 1e9, max(one.values())))
+    most = round(max(settings.work.work_gb * 1000000000.0, *one.values()))
     pixels = sum(prod(sample.shape) for sample in todo)
     return Estimate(
         len(samples),

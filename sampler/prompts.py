@@ -4,6 +4,7 @@ clips."""
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -343,10 +344,11 @@ def _read_file(path: str) -> Iterator[Prompt]:
             Prompt(text, where=f"{path} prompt {number}") for number, text in enumerate(vbench_prompts(path), start=1)
         )
         return
-    number = 0
-    for number, prompt in enumerate(_prompts_of(path), start=1):
+    empty = True
+    for prompt in _prompts_of(path):
+        empty = False
         yield prompt
-    if not number:
+    if empty:
         raise ConfigError(f"{path} holds no prompts")
 
 
@@ -433,4 +435,8 @@ def _whole(told: Mapping[str, Any], name: str, where: str) -> int | None:
 
 
 def _is_empty(value: Any) -> bool:
-    return value is None or value == [] or value != value or (isinstance(value, str) and not value.strip())
+    return value is None or value == [] or _is_nan(value) or (isinstance(value, str) and not value.strip())
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)

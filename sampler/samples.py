@@ -136,7 +136,9 @@ def _shapes(
                 settings.model_copy(update={"video": settings.video.model_copy(update=own)}), checkpoint, autoencoder
             )
         except ConfigError as e:
-            raise ConfigError(f"{prompt.where}: {e}") if own and prompt.where else e
+            if own and prompt.where:
+                raise ConfigError(f"{prompt.where}: {e}") from e
+            raise
         if given.head + given.tail >= shape[0]:
             raise ConfigError(
                 f"mode {mode} gives {given.head + given.tail} frames, the video has {shape[0]}: nothing is left to make"

@@ -70,7 +70,8 @@ def what_if_baseline(root: str) -> dict:
     db = _duckdb(root)
     masks = " + ".join(f"case when {rule} then 0 else {1 << bit} end" for bit, rule in enumerate(RULES.values()))
     began = time.monotonic()
-    db.sql(f"""select mask, now, count(*), sum(seconds) from (select {masks} as mask, d.status as now, end_s - start_s as seconds
+    db.sql(f"""select mask, now, count(*), sum(seconds) from
+      (select {masks} as mask, d.status as now, end_s - start_s as seconds
       from clips join (select video_id, codec, bits_per_pixel from videos where status = 'ok') v using (video_id)
       left join decisions d using (clip_id)) group by all""").fetchall()
     return {"seconds": time.monotonic() - began, "note": "DuckDB, the same masks written by hand"}
@@ -258,7 +259,8 @@ def main() -> None:
             theirs = _apart(name, 1, root) if baseline else {"seconds": float("nan"), "note": "no baseline"}
             grown = ours["seconds"] / first.setdefault(name, ours["seconds"])
             print(
-                f"{title:<26}{size:>9}{ours['seconds']:>8.2f}{ours['gib']:>6.2f}{theirs['seconds']:>12.2f}{ours['seconds'] / theirs['seconds']:>7.2f}"
+                f"{title:<26}{size:>9}{ours['seconds']:>8.2f}{ours['gib']:>6.2f}{theirs['seconds']:>12.2f}"
+                f"{ours['seconds'] / theirs['seconds']:>7.2f}"
                 f"  {ours['note']} | {theirs['note']} | {grown:.1f} × the time for {size / sizes[0]:.0f} × the clips",
                 flush=True,
             )

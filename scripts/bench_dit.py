@@ -212,7 +212,9 @@ def gradients(bench: Bench, size: str) -> dict[str, float]:
         reset_seed()
         model = make_model(small)
         inputs = make_inputs(small, size, batch)
-        worst = compare_gradients(model, lambda m: m(**inputs).float().square().mean(), mix_order_reduction=trap)
+        worst = compare_gradients(
+            model, lambda m, inputs=inputs: m(**inputs).float().square().mean(), mix_order_reduction=trap
+        )
         name = f"batch {batch}" + (", mix_order_reduction on" if trap else "")
         parameter = max(worst, key=worst.get)
         found[name] = worst[parameter]

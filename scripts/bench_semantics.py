@@ -247,7 +247,6 @@ def captions_through_actor(arguments) -> float:
     from pipelines.caption_pass import CLIPS_A_BATCH
     from pipelines.isolate import ToolSpec
     from pipelines.session import RaySession
-    from pipelines.stages.caption import Captioner
     from pipelines.workers import EngineWorker
 
     settings = caption_settings(arguments.threads)

@@ -24,7 +24,7 @@ def main() -> None:
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     try:
-        import decord
+        import decord  # noqa: F401 - read() imports it again
     except ImportError:
         sys.exit("decord2 is missing: uv run --inexact --with decord2 scripts/bench_sparse.py VIDEO…")
     print(

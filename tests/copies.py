@@ -11,7 +11,10 @@ import imageio_ffmpeg
 import polars as pl
 
 HALF, SMALL = "scale=trunc(iw/4)*2:trunc(ih/4)*2", "scale=480:-2"
-LOGO = "drawbox=x=iw*0.82:y=ih*0.06:w=iw*0.13:h=ih*0.1:color=white:t=fill,drawbox=x=iw*0.84:y=ih*0.08:w=iw*0.09:h=ih*0.06:color=red:t=fill"
+LOGO = (
+    "drawbox=x=iw*0.82:y=ih*0.06:w=iw*0.13:h=ih*0.1:color=white:t=fill,"
+    "drawbox=x=iw*0.84:y=ih*0.08:w=iw*0.09:h=ih*0.06:color=red:t=fill"
+)
 KINDS: dict[str, tuple[float, str, int]] = {
     "half": (0.0, HALF, 23),
     "crf35": (0.0, SMALL, 35),

@@ -299,7 +299,12 @@ def _encode(
             with record.running() as counts:
                 tally = Tally()
                 _encode_into(
-                    flow, target, settings.encode, record.run_id, tally, lambda count: on_progress(before + count, of)
+                    flow,
+                    target,
+                    settings.encode,
+                    record.run_id,
+                    tally,
+                    lambda count, before=before: on_progress(before + count, of),
                 )
                 record.spend(tally.cpu_s)
                 counts.update(asdict(tally))

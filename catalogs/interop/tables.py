@@ -38,7 +38,7 @@ def write_parquet(job: Job) -> int:
 
 
 def write_lance(job: Job) -> int:
-    return _sink(job, lambda rows, path: _sink_lance(rows, path))
+    return _sink(job, _sink_lance)
 
 
 def need_lance() -> None:

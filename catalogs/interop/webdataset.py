@@ -301,7 +301,7 @@ class _Shards:
             self.close()
         if self._tar is None:
             name = f"shard-{next(self._numbers):06d}.tar"
-            self._tar = tarfile.open(self._folder / name, "w")
+            self._tar = tarfile.open(self._folder / name, "w")  # noqa: SIM115 - open until the shard is full
             self.written.append({"name": name, "clips": 0, "bytes": 0})
 
     def _put(self, name: str, source: BinaryIO, size: int) -> None:

@@ -76,7 +76,7 @@ def test_two_writers_filling_different_columns_of_one_shard_both_land(catalog):
     catalog.append("clips", rows)
     ids = [row["clip_id"] for row in rows]
     context = multiprocessing.get_context("spawn")
-    for round_ in range(2):
+    for _ in range(2):
         barrier = context.Barrier(3)
         columns = [("motion", "motion"), ("blur", "quality"), ("aesthetic", "aesthetic")]
         writers = [context.Process(target=_fill, args=(catalog.root, c, s, ids, barrier)) for c, s in columns]

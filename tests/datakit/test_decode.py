@@ -113,7 +113,7 @@ def test_pixel_aspect_is_part_of_the_display_size(tmp_path):
         stream = container.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
         stream.codec_context.sample_aspect_ratio = Fraction(2, 1)
-        for i in range(3):
+        for _ in range(3):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(texture(64, 96), format="rgb24")))
         container.mux(stream.encode(None))
     info = probe(str(path))

@@ -151,7 +151,10 @@ def test_flags_repairs_errors_and_the_funnel(root, ray_address):
         lambda c: "",
         lambda c: "Three women in red coats carry a long ladder across the empty square towards the fountain.",
     ]
-    kind = lambda c: sum(round((v - 40) / 80) * 3**i for i, v in enumerate(c)) % len(said)  # the wall's own number
+
+    def kind(c):
+        return sum(round((v - 40) / 80) * 3**i for i, v in enumerate(c)) % len(said)  # the wall's own number
+
     with running(say=lambda c, messages: said[kind(c)](c)) as server:
         done = caption(root, at(server.url, "caption.styles=[short]"), EVERYWHERE, ray=ray_address)
     rows = captions(root)
@@ -257,7 +260,8 @@ def test_ingest_captions_what_it_keeps(sources, tmp_path, ray_address):
     root = str(tmp_path / "c")
     recipe = tmp_path / "r.yaml"
     recipe.write_text("""{name: r, description: x, captions: [short], rules: [
-        {name: early, keep: start_s < 5, source: x}, {name: captioned, keep: case when caption is null then null else true end, source: x}]}""")
+        {name: early, keep: start_s < 5, source: x},
+        {name: captioned, keep: case when caption is null then null else true end, source: x}]}""")
     with running() as server:
         chosen = at(server.url, "caption.enabled=true", "caption.styles=[short]", f"recipe={recipe}")
         report = ingest([str(sources)], root, chosen, ray_address)

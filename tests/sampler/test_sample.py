@@ -265,7 +265,11 @@ import os, signal, sys
 from sampling import prompts, settings
 from sampler import batch
 commit = batch._Run._commit
-batch._Run._commit = lambda self, name, answers: os.kill(os.getpid(), signal.SIGKILL) if name == sys.argv[4] else commit(self, name, answers)
+def commit_or_die(self, name, answers):
+    if name == sys.argv[4]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return commit(self, name, answers)
+batch._Run._commit = commit_or_die
 batch.sample(prompts(2), sys.argv[1], sys.argv[2], settings(*sys.argv[5:]), sys.argv[3])
 """
 

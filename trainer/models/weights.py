@@ -343,7 +343,7 @@ def _save_shards(state: dict[str, Tensor], folder: Path, about: dict[str, str], 
     aside = [folder / f".{name}.{os.getpid()}.tmp" for name in names]
     try:
         for file, shard in zip(aside, shards):
-            _write_synced(file, lambda path: save_file(shard, path, about))
+            _write_synced(file, lambda path, shard=shard: save_file(shard, path, about))
         (folder / INDEX).unlink(missing_ok=True)
         _sync(folder)
         for file, name in zip(aside, names):
