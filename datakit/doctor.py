@@ -164,7 +164,7 @@ def _gpu() -> list[Finding]:
 
 
 def _ray() -> Finding:
-    from pipelines.session import RaySession
+    from pipelines.executor.session import RaySession
 
     started = time.monotonic()
     try:

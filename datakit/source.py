@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from datakit.clip import unreadable_id, video_id
 from datakit.errors import ErrorKind, MediaError
-from datakit.video.address import is_remote, local_path, open_bytes
+from datakit.identity import unreadable_id, video_id
+from datakit.video.uri import is_remote, local_path, open_bytes
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from datakit.config import Section
-from datakit.models import DEFAULT_FOLDER
-from pipelines.stages import DetectorName
+from datakit.weights.registry import DEFAULT_FOLDER
+from pipelines.shots.options import DetectorName
 
 
 class Catalog(Section):

@@ -16,7 +16,7 @@ from typing import Any
 
 from datakit.errors import ConfigError
 from datakit.source import Source, listed_object, look_at, look_at_file
-from datakit.video.address import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_remote, local_path, open_bytes
+from datakit.video.uri import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_remote, local_path, open_bytes
 
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")

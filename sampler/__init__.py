@@ -1,1 +1,1 @@
-"""Bulk sampling; its outputs are catalogs. Nothing here yet."""
+"""Offline sampling in bulk, and judging samples by the stages that judged the footage."""

@@ -12,9 +12,10 @@ from pydantic import Field, model_validator
 from datakit.config import Section, load
 from datakit.errors import ConfigError
 from pipelines.settings import LanguageModel
-from trainer.conditions import MODES
-from trainer.config import AutoencoderSettings, TextSettings
-from trainer.plan_settings import Aspect, Resolution
+from trainer.diffusion.conditioning import MODES
+from trainer.models.autoencoders.settings import AutoencoderSettings
+from trainer.planning.settings import Aspect, Resolution
+from trainer.settings import TextSettings
 
 PRESETS = Path(__file__).parent / "presets"
 Positive = Annotated[int, Field(gt=0)]
@@ -36,8 +37,8 @@ class VideoSettings(Section):
     of."""
 
     mode: Literal[tuple(MODES)] = "t2v"  # type: ignore[valid-type]
-    """What is given of each video, see `trainer.conditions`. With image.model, t2v becomes i2v_head: the model paints
-    the first frame."""
+    """What is given of each video, see `trainer.diffusion.conditioning`. With image.model, t2v becomes i2v_head: the
+    model paints the first frame."""
     resolution: Resolution | None = None
     """256px: the area of a square of that side."""
     aspect_ratio: Aspect | None = None

@@ -36,7 +36,7 @@ WHERE = "aesthetic > 5 and motion between 2 and 40 and status = 'kept'"
 
 
 def count(root: str) -> dict:
-    from catalogs.tables import Catalog
+    from catalogs.tables.catalog import Catalog
 
     began = time.monotonic()
     clips = Catalog(root).count()
@@ -53,9 +53,9 @@ def count_baseline(root: str) -> dict:
 
 
 def what_if(root: str) -> dict:
-    from catalogs.tables import Catalog
-    from pipelines.recipe import load_recipe
-    from pipelines.what_if import what_if as ask
+    from catalogs.tables.catalog import Catalog
+    from pipelines.recipes.recipe import load_recipe
+    from pipelines.recipes.what_if import what_if as ask
 
     catalog, recipe = Catalog(root), load_recipe("default")
     began = time.monotonic()
@@ -78,9 +78,9 @@ def what_if_baseline(root: str) -> dict:
 
 
 def decide(root: str) -> dict:
-    from catalogs.tables import Catalog
-    from pipelines.decide import decide as work
-    from pipelines.recipe import load_recipe
+    from catalogs.tables.catalog import Catalog
+    from pipelines.recipes.decide import decide as work
+    from pipelines.recipes.recipe import load_recipe
 
     catalog, recipe = Catalog(root), load_recipe("default")
     began = time.monotonic()
@@ -128,8 +128,8 @@ def decide_baseline(root: str) -> dict:
 
 
 def browse(root: str) -> dict:
-    from catalogs.browse.index import Index
-    from catalogs.tables import Catalog
+    from catalogs.browse.clip_index import Index
+    from catalogs.tables.catalog import Catalog
 
     began = time.monotonic()
     index = Index(Catalog(root))
@@ -161,8 +161,8 @@ def browse_baseline(root: str) -> dict:
 def report(root: str) -> dict:
     from catalogs.report import plain_rules
     from catalogs.report import report as work
-    from catalogs.tables import Catalog
-    from pipelines.recipe import load_recipe
+    from catalogs.tables.catalog import Catalog
+    from pipelines.recipes.recipe import load_recipe
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "report.html"
@@ -180,8 +180,8 @@ def report_baseline(root: str) -> dict:
 
 
 def select(root: str) -> dict:
-    from catalogs.selection import Selection
-    from catalogs.tables import Catalog
+    from catalogs.query.selection import Selection
+    from catalogs.tables.catalog import Catalog
 
     began = time.monotonic()
     selection = Selection(Catalog(root), where="aesthetic > 5 and motion between 2 and 40")

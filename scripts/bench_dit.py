@@ -9,8 +9,8 @@ cuDNN and by FlashAttention-2. The floor of a forward is its FLOPs at these rate
 first: eager, attention by torch's FlashAttention-2.
 
 The check of gradients is there because torch 2.11's Inductor computes wrong ones for the modulation in silence unless
-`mix_order_reduction` is off, as `trainer.models.compiling` sets it; it is done for batches of 1 and 2, and once more
-with it on.
+`mix_order_reduction` is off, as `trainer.models.common.compile` sets it; it is done for batches of 1 and 2, and once
+more with it on.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from trainer.diffusion import positions
-from trainer.flops import forward_flops
-from trainer.models.attention import attend, describe
-from trainer.models.compiling import compare_gradients, compile_blocks
-from trainer.models.fp8 import quantise, to_fp8
-from trainer.models.mmdit import MMDiT, MMDiTConfig
+from trainer.diffusion.rectified_flow import positions
+from trainer.models.common.attention import attend, describe
+from trainer.models.common.compile import compare_gradients, compile_blocks
+from trainer.models.common.fp8 import quantise, to_fp8
+from trainer.models.mmdit.flops import forward_flops
+from trainer.models.mmdit.model import MMDiT, MMDiTConfig
 
 FULL = MMDiTConfig()
 TINY = replace(FULL, hidden_size=256, num_heads=2, depth=1, depth_single_blocks=2)

@@ -116,7 +116,7 @@ def bench_ray(film: Path, folder: Path) -> None:
             f"{name:<20} run {used.cpu_s:.1f}   stages {own:.1f}   ratio {used.cpu_s / own:.2f}   wall "
             f"{used.wall_s:.1f}"
         )
-    nothing = "from pipelines.session import RaySession\nwith RaySession(): pass"
+    nothing = "from pipelines.executor.session import RaySession\nwith RaySession(): pass"
     idle = run([sys.executable, "-c", nothing])
     print(f"{'Ray alone':<20} {idle.cpu_s:.1f} CPU s, {idle.wall_s:.1f} s wall: started and stopped, nothing else")
     print(f"start to first row: {first_row_s(film, folder / 'first'):.1f} s")
@@ -214,8 +214,8 @@ INSIDE = {"pass_cpu": pass_cpu, "peak_memory": peak_memory, "ocr_savings": ocr_s
 def _pass(video: Path, positions: tuple[float, ...]):
     import cv2
 
-    from pipelines.jobs import PassJob
-    from pipelines.video_pass import analyse
+    from pipelines.video_tasks.analyse import analyse
+    from pipelines.video_tasks.messages import PassJob
 
     cv2.setNumThreads(1)
     yield from analyse(PassJob("bench", str(video), "0", video.stat().st_size, stages=GRID, positions=positions))

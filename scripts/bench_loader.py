@@ -39,10 +39,10 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from datakit.clip import Span, clip_id
+from datakit.identity import Span, clip_id
 from datakit.video.cut import cut
-from datakit.video.decode import VideoReader
-from trainer.plan import WINDOWS, Bucket, Part, Plan, write_plan
+from datakit.video.reader import VideoReader
+from trainer.planning.plan import WINDOWS, Bucket, Part, Plan, write_plan
 
 PARTS = ("raw", "files", "latents", "wait", "memory")
 LATENT = (16, 9, 24, 42)
@@ -150,8 +150,8 @@ def measure_latents(film: Path, folder: Path, arguments: argparse.Namespace) -> 
 
 
 def measure_wait(film: Path, folder: Path, arguments: argparse.Namespace) -> None:
-    from trainer.loader import Loader, LoaderOptions, Position
-    from trainer.order import Order
+    from trainer.data.batch_sampler import Order
+    from trainer.data.dataloader import Loader, LoaderOptions, Position
 
     plan = plan_of(folder / "wait", rows_of(film, arguments), bucket_of(arguments, batch=2))
     free = loader_cost(plan, arguments.processes, arguments.samples // 2)
@@ -173,8 +173,8 @@ def measure_wait(film: Path, folder: Path, arguments: argparse.Namespace) -> Non
 
 
 def measure_memory(film: Path, folder: Path, arguments: argparse.Namespace) -> None:
-    from trainer.loader import Loader, LoaderOptions, Position
-    from trainer.order import Order
+    from trainer.data.batch_sampler import Order
+    from trainer.data.dataloader import Loader, LoaderOptions, Position
 
     small = argparse.Namespace(**{**vars(arguments), "shape": (96, 168, 5)})
     plan = plan_of(folder / "memory", rows_of(film, small), bucket_of(small, batch=4))
@@ -200,8 +200,8 @@ def measure_memory(film: Path, folder: Path, arguments: argparse.Namespace) -> N
 
 def loader_cost(plan: Plan, processes: int, samples: int, latents: Path | None = None) -> Cost:
     """Steady state: a quarter of the samples go by first, and little is read ahead."""
-    from trainer.loader import Loader, LoaderOptions, Position
-    from trainer.order import Order
+    from trainer.data.batch_sampler import Order
+    from trainer.data.dataloader import Loader, LoaderOptions, Position
 
     options = LoaderOptions(workers=processes, prefetch_mb=64)
     with Loader(plan, Order(plan, 0), 0, 1, Position(0, 0), options, latents) as loader:
@@ -230,7 +230,7 @@ def in_turns(arguments: argparse.Namespace, *sides: Callable[[int], Cost]) -> li
 
 def baseline(what: str, plan: Plan, folder: Path, arguments: argparse.Namespace, samples: int) -> Cost:
     """The windows in the order in which the loader has them, shared by processes."""
-    from trainer.order import Order
+    from trainer.data.batch_sampler import Order
 
     order = Order(plan, 0)
     endless = (
@@ -401,7 +401,7 @@ def plan_of(folder: Path, rows: list[dict], bucket: Bucket) -> Plan:
 
 
 def write_latents(folder: Path, group: int = 8) -> Path:
-    from trainer.latent_reading import INDEX
+    from trainer.data.latent_reader import INDEX
 
     rng = np.random.default_rng(0)
     numbers = [rng.integers(0, 2**16, LATENT, np.uint16).tobytes() for _ in range(2 * LATENTS)]

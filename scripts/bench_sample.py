@@ -31,16 +31,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 from bench_dit import FULL, TINY, Bench, make_model, measure_ceilings, reset_seed
 
-from trainer.diffusion import Guidance, Text, condition, denoise, forwards, schedule, shift, velocity_of
-from trainer.flops import forward_flops
-from trainer.models.attention import describe
-from trainer.models.autoencoder import Autoencoder, build_autoencoder
-from trainer.models.compiling import compile_blocks
-from trainer.models.fp8 import to_fp8
-from trainer.models.mmdit import MMDiT
+from trainer.diffusion.rectified_flow import Guidance, Text, condition, denoise, forwards, schedule, shift, velocity_of
+from trainer.models.autoencoders.base import Autoencoder
+from trainer.models.autoencoders.registry import build_autoencoder
+from trainer.models.common.attention import describe
+from trainer.models.common.compile import compile_blocks
+from trainer.models.common.fp8 import to_fp8
+from trainer.models.mmdit.flops import forward_flops
+from trainer.models.mmdit.model import MMDiT
 
 TEXT = 512
-WHOLE_PIXELS = 16_000_000  # as sampler.worker: more are decoded in tiles
+WHOLE_PIXELS = 16_000_000  # as sampler.generation.passes: more are decoded in tiles
 PUBLISHED = {
     "192x336x129": (60.0, 52.5),
     "576x1024x129": (1656.0, 60.3),
@@ -221,7 +222,8 @@ def reference_way(model: MMDiT, noise: Tensor, text: Text, empty: Text, steps: i
 def ours(
     model: MMDiT, noise: Tensor, text: Text, empty: Text, steps: int, run: int, guidance: Guidance = Guidance()
 ) -> Tensor:
-    """`trainer.diffusion.denoise` as `sampler.denoiser` calls it: the first steps of the schedule."""
+    """`trainer.diffusion.rectified_flow.denoise` as `sampler.generation.denoiser` calls it: the first steps of the
+    schedule."""
     velocity, dtype = velocity_of(model), model.img_in.weight.dtype
 
     def call(x: Tensor, cond: Tensor, states: Tensor, pooled: Tensor, t: Tensor) -> Tensor:

@@ -54,7 +54,8 @@ def main() -> None:
 
 def embed(arguments) -> None:
     """Each repeat measures both sides, one after the other; models are loaded once."""
-    from pipelines.isolate import Child, ToolSpec
+    from datakit.process.child import Child
+    from datakit.process.messages import ToolSpec
 
     weights = random_clip(arguments.architecture)
     gpu = has_gpu()
@@ -99,7 +100,7 @@ def starved_by(options: dict, rows: list, images: list, calls: list, count: int)
 
     import torch
 
-    from pipelines.stages.encoders import make_encoder
+    from pipelines.stages.image_encoders import make_encoder
 
     encoder = make_encoder(**{k: options[k] for k in ("model", "weights", "precision", "threads", "batch")})
     flat = [picture for clip in images[calls[0]] for picture in clip][:64]
@@ -176,7 +177,7 @@ def pictures_of(clips: int) -> tuple[list[dict], list[list[np.ndarray]]]:
 
 def caption(arguments) -> None:
     """Both sides in processes of their own (vLLM is loaded once in each); repeats inside."""
-    from vlm import build_tiny_vlm
+    from support.vlm import build_tiny_vlm
 
     folder = Path(tempfile.gettempdir()) / "datakit-tiny-vlm"
     if not (folder / "config.json").exists():
@@ -243,17 +244,17 @@ def captions_through_actor(arguments) -> float:
     """Seconds from the first request to the last answer, through the pool and the actor that a run uses."""
     import ray
 
-    from pipelines.caption import questions, slots_of
-    from pipelines.caption_pass import CLIPS_A_BATCH
-    from pipelines.isolate import ToolSpec
-    from pipelines.session import RaySession
-    from pipelines.workers import EngineWorker
+    from datakit.process.messages import ToolSpec
+    from pipelines.executor.actors import EngineWorker
+    from pipelines.executor.session import RaySession
+    from pipelines.runs.caption import questions, slots_of
+    from pipelines.video_tasks.sample_frames import CLIPS_A_BATCH
 
     settings = caption_settings(arguments.threads)
     section = settings.caption
     options = {**section.model_dump(), "name": "tiny"}
     spec = ToolSpec(
-        "pipelines.stages.caption:Captioner",
+        "pipelines.captioning.captioner:Captioner",
         {
             "options": options,
             "questions": questions(settings, "caption"),
@@ -305,7 +306,7 @@ def captions_in_loop(arguments) -> float:
     from transformers import AutoProcessor
     from vllm import LLM, SamplingParams
 
-    from pipelines.caption import questions
+    from pipelines.runs.caption import questions
 
     settings = caption_settings(arguments.threads)
     prompt = questions(settings, "caption")["short"].prompt
@@ -362,7 +363,7 @@ def dedup(arguments) -> None:
 
 
 def dedup_of(arguments) -> tuple[float, float, int, float]:
-    from pipelines.duplicates import Clips, find_duplicates
+    from pipelines.duplicates.grouping import Clips, find_duplicates
 
     count, copies = arguments.clips, arguments.clips // 10
     random = np.random.default_rng(2)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datakit.video.decode import VideoReader
+from datakit.video.reader import VideoReader
 
 POSITIONS = (0.1, 0.5, 0.9)
 EVERY_S = 8.0

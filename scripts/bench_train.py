@@ -34,13 +34,13 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 from bench_dit import COMPRESSION, TEXT, Bench, make_inputs, measure_ceilings
 from synthetic_latents import synthetic_latents
 
-from trainer.diffusion import losses, noised, pack
+from trainer.data.batch_sampler import Order
+from trainer.data.dataloader import Batch, Loader, LoaderOptions, Position
+from trainer.diffusion.rectified_flow import losses, noised, pack
 from trainer.engine import Engine, EngineSettings, OptimizerSettings, join_processes
-from trainer.flops import forward_flops
-from trainer.loader import Batch, Loader, LoaderOptions, Position
-from trainer.models.mmdit import MMDiT, MMDiTConfig
-from trainer.order import Order
-from trainer.plan import Bucket
+from trainer.models.mmdit.flops import forward_flops
+from trainer.models.mmdit.model import MMDiT, MMDiTConfig
+from trainer.planning.plan import Bucket
 
 WIDE = MMDiTConfig(depth=4, depth_single_blocks=8)
 SMALL = dataclasses.replace(WIDE, hidden_size=256, num_heads=2, depth=1, depth_single_blocks=1)

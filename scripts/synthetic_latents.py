@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from trainer.latent_reading import INDEX
-from trainer.plan import ROWS, WINDOWS, Bucket, Part, Plan, write_plan
+from trainer.data.latent_reader import INDEX
+from trainer.planning.plan import ROWS, WINDOWS, Bucket, Part, Plan, write_plan
 
 GROUP = 8
 """Latents of a row group: some MB, as `datakit run encode` writes them."""

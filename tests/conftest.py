@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from films import SHARED_VIDEOS, part_of
+from support.long_footage import SHARED_VIDEOS, part_of
 
 TESTS = Path(__file__).parent
-collect_ignore = [] if SHARED_VIDEOS.is_dir() else ["pipelines/test_shared_footage.py"]
+collect_ignore = [] if SHARED_VIDEOS.is_dir() else ["pipelines/runs/test_shared_footage.py"]
 """A wider set of real footage lies beside some checkouts; its tests exist only there."""
 os.environ["FAULTY_ATTEMPTS"] = tempfile.mkdtemp(prefix="faulty_")  # before workers start: they inherit it
 os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -105,7 +105,7 @@ def ray_address(ray_cluster) -> str:
 @pytest.fixture(scope="session")
 def tiny_vlm(tmp_path_factory) -> Path:
     """Folder of a random VLM of the family qwen3_vl."""
-    import vlm
+    from support import vlm
 
     return vlm.build_tiny_vlm(tmp_path_factory.mktemp("models") / "tiny-qwen3-vl")
 
@@ -113,7 +113,7 @@ def tiny_vlm(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """Folder of SmolLM2-135M-Instruct, a small real LLM."""
-    import vlm
+    from support import vlm
 
     return vlm.build_smollm2()
 
@@ -121,7 +121,7 @@ def smollm2() -> Path:
 @pytest.fixture(scope="session")
 def vllm_server(tiny_vlm, tmp_path_factory):
     """vLLM's OpenAI server with the tiny VLM. It is starting: its `url` waits until it answers."""
-    import vlm
+    from support import vlm
 
     server = vlm.VllmServer(tiny_vlm, tmp_path_factory.mktemp("server") / "log.txt")
     server.start()

@@ -1,1 +1,1 @@
-"""The models and their maths. Training on a selection of the catalog is not here yet."""
+"""Training on a selection of a catalog: plan, read or encode, train a DiT or a VAE, and write back what was learned."""

@@ -19,12 +19,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from catalogs.browse.api import FAILURES, Api
-from catalogs.browse.guard import Guard, is_loopback, new_token
-from catalogs.browse.index import Index
-from catalogs.tables import Catalog
-from catalogs.where import parse_where
+from catalogs.browse.clip_index import Index
+from catalogs.browse.routes import FAILURES, Api
+from catalogs.query.where import parse_where
+from catalogs.tables.catalog import Catalog
 from datakit.errors import ConfigError
+from datakit.web.guard import Guard, is_loopback, new_token
 
 HOST, PORT = "127.0.0.1", 8642
 STATIC = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import polars as pl
 
-from catalogs.browse.index import DURATION, Index
-from catalogs.browse.load import FACTS, NUMBERS
-from catalogs.schema import TABLES, VIEW_ADDED, VIEW_FROM_VIDEOS, Column
-from catalogs.tables import view_schema
+from catalogs.browse.clip_index import DURATION, Index
+from catalogs.browse.snapshot_reader import FACTS, NUMBERS
+from catalogs.tables.catalog import view_schema
+from catalogs.tables.schema import TABLES, VIEW_ADDED, VIEW_FROM_VIDEOS, Column
 
 BINS = 40
 OUTSIDE = 0.004

@@ -18,14 +18,14 @@ from urllib.parse import quote
 
 import polars as pl
 
-from catalogs.browse.ranges import Served
-from catalogs.browse.recent import Recent
-from catalogs.tables import Catalog
+from catalogs.browse.lru_cache import Recent
+from catalogs.tables.catalog import Catalog
 from datakit.errors import DatakitError, ErrorKind, MediaError
-from datakit.video.address import is_remote, local_path, open_bytes
+from datakit.video.uri import is_remote, local_path, open_bytes
+from datakit.web.http_range import Served
 
 if TYPE_CHECKING:
-    from catalogs.browse.index import Index
+    from catalogs.browse.clip_index import Index
 
 THUMB_BYTES = 96 << 20
 TRANSCODE_BYTES = 1 << 30
@@ -110,7 +110,7 @@ class Media:
 
     def thumbnail(self, clip_id: str, side: int) -> bytes:
         """A JPEG of the middle of a clip."""
-        from datakit.video.still import clip_thumbnail
+        from datakit.video.thumbnail import clip_thumbnail
 
         if side not in SIDES:
             raise NotHere(f"thumbnails have sides of {' or '.join(map(str, SIDES))}")
@@ -137,9 +137,9 @@ class Media:
             return found if found is not None else self._films.put(clip_id, self._transcode(row, clip_id))
 
     def _transcode(self, row: int, clip_id: str) -> Path:
-        from datakit.clip import Span
+        from datakit.identity import Span
         from datakit.video.cut import cut
-        from datakit.video.decode import VideoReader
+        from datakit.video.reader import VideoReader
 
         clip, place = self.index.take([row], SPAN).row(0, named=True), self._place(row)
         from_file = place["path"] is not None and not self._is_here(self.index.video_at(row))

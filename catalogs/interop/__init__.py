@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from catalogs.interop.exporting import Exported
-    from catalogs.interop.importing import Imported
+    from catalogs.interop.exchange.import_request import Imported
+    from catalogs.interop.exporter import Exported
 
 EXPORT_FORMATS = ("open-sora-csv", "open-sora-parquet", "webdataset", "huggingface", "jsonl", "parquet", "lance")
-IMPORT_FORMATS = ("auto", "open-sora", "webdataset", "huggingface", "jsonl", "parquet", "lance")
-MEDIA = ("none", "link", "cut", "copy")
+
 KEPT = "status = 'kept'"
 
 
@@ -40,7 +39,7 @@ def export(
             clip files beside it; any other is a folder.
         form: one of `EXPORT_FORMATS`.
         where: SQL condition over the view; None: every clip.
-        snapshot: see `catalogs.snapshots.resolve`; None: now.
+        snapshot: see `catalogs.query.snapshots.resolve`; None: now.
         columns: of the view, in place of the form's own choice (what the form cannot do without is always there).
         media: `none`: no files, clips are spans of their sources; `link`: files that exist already are named where they
             are; `cut`: clips without a file are re-encoded, exact to the frame; `copy`: stream copies from the first
@@ -55,7 +54,8 @@ def export(
         CatalogError: no clip matches, or none could be exported.
         MissingDependency: the form `lance` without its extra.
     """
-    from catalogs.interop.exporting import Request, run
+    from catalogs.interop.exchange.export_job import Request
+    from catalogs.interop.exporter import run
 
     request = Request(
         root, out, form, where, snapshot, columns, media, style, overwrite, shard_size, workers, on_progress
@@ -92,6 +92,7 @@ def import_dataset(
     Raises:
         ConfigError: nothing there, unknown form, or a malformed row (named); nothing was written then.
     """
-    from catalogs.interop.importing import Request, run
+    from catalogs.interop.exchange.import_request import Request
+    from catalogs.interop.importer import run
 
     return run(Request(src, root, form, media_root, extract_to, style, limit, workers, on_progress))

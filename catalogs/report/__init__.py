@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from catalogs.report.content import gather
-from catalogs.report.page import Page
+from catalogs.query.selection import Selection
+from catalogs.report.collect import gather
+from catalogs.report.contact_sheets import pictures
 from catalogs.report.sections import write_sections
-from catalogs.report.sheets import pictures
 from catalogs.report.thresholds import Rule, plain_rules
-from catalogs.selection import Selection
-from catalogs.tables import Catalog
+from catalogs.tables.catalog import Catalog
 from datakit.errors import CatalogError
+from datakit.html.page import Page
 
 __all__ = ["Report", "Rule", "plain_rules", "report"]
 PICTURES_S = 30.0
@@ -67,7 +67,7 @@ def report(
         rules: of the recipe whose thresholds are drawn, (name, level, condition).
         recipe: its name.
         where: SQL condition over the view: only these clips.
-        snapshot: see `catalogs.snapshots.resolve`; None: now.
+        snapshot: see `catalogs.query.snapshots.resolve`; None: now.
         thumbnails: in a row of the contact sheets; 0: no contact sheets.
         side: longer side of a thumbnail, px.
         pictures_s: time for all thumbnails; what is not ready by then has a placeholder.

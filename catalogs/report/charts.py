@@ -9,7 +9,7 @@ from html import escape as escaped
 
 import polars as pl
 
-from catalogs.report.numbers import Density, Distribution, Side
+from catalogs.report.score_distributions import Density, Distribution, Side
 
 KEPT, OTHER, ACCENT, WARM, LINE = "--kept", "--other", "--accent", "--rejected", "--threshold"
 STATUS_COLOURS = {"kept": "--kept", "rejected": "--rejected", "pending": "--pending", "quarantined": "--quarantined"}

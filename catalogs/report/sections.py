@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import polars as pl
 
 from catalogs.report import charts
-from catalogs.report.content import Content, no_clips
-from catalogs.report.facts import Failure
-from catalogs.report.history import write_history
-from catalogs.report.numbers import Distribution, Picks, Side
-from catalogs.report.page import Page, card, count, grid, hours, nothing, share, table, text, tile
+from catalogs.report.collect import Content, no_clips
+from catalogs.report.counts import Failure
+from catalogs.report.run_history import write_history
+from catalogs.report.score_distributions import Distribution, Picks, Side
+from datakit.html.page import Page, card, count, grid, hours, nothing, share, table, text, tile
 
 MOST_ROWS = 25
 KEY = (

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from catalogs.tables import Catalog, view_schema
+from catalogs.tables.catalog import Catalog, view_schema
 
 DURATION = "duration"
 ALIASES = {("end_s", "-", "start_s"): DURATION}

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import polars as pl
 
 from catalogs.report import charts
-from catalogs.report.content import Content
-from catalogs.report.page import Page, card, count, grid, nothing, table, text
-from catalogs.report.training import SURE, Hard, TrainedRun, Training
+from catalogs.report.collect import Content
+from catalogs.report.training_losses import SURE, Hard, TrainedRun, Training
+from datakit.html.page import Page, card, count, grid, nothing, table, text
 
 KEY = "loss"
 TITLE = "What training found"

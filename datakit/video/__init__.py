@@ -1,5 +1,6 @@
 """The only code that opens a container or converts colour.
 
-`container` opens sources, `probe` reads their facts, `decode` yields frames (all of them, a span, or
-chosen times), `picture` and `colour` turn a frame into arrays, `cut` and `write` make clip files.
+`container` opens sources, `probe` reads their metadata, `reader` yields frames (all of them, or a span),
+`sparse_reader` frames at chosen times, `frame` and `color` turn a frame into arrays, `cut` and `writer` make clip
+files.
 """

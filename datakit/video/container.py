@@ -12,7 +12,7 @@ import av.error
 import av.video.stream
 
 from datakit.errors import ErrorKind, MediaError
-from datakit.video.address import is_remote, local_path, open_bytes
+from datakit.video.uri import is_remote, local_path, open_bytes
 
 
 @contextmanager

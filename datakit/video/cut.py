@@ -7,10 +7,10 @@ from pathlib import Path
 
 import av
 
-from datakit.clip import Span
 from datakit.errors import ErrorKind, MediaError
-from datakit.video.decode import VideoReader
-from datakit.video.write import VideoWriter
+from datakit.identity import Span
+from datakit.video.reader import VideoReader
+from datakit.video.writer import VideoWriter
 
 REORDER = 32
 """Packets looked at behind a span's end: no codec delays a frame by more."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import PurePosixPath
 
-from datakit.video.address import IMAGE_SUFFIXES
-from datakit.video.decode import VideoReader
-from datakit.video.picture import Picture
+from datakit.video.frame import Picture
+from datakit.video.reader import VideoReader
+from datakit.video.uri import IMAGE_SUFFIXES
 
 # AVColorTransferCharacteristic and AVColorPrimaries, libavutil/pixfmt.h: the names FFmpeg prints.
 _TRANSFERS = {

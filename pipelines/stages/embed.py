@@ -25,7 +25,7 @@ class Embed:
     columns = ("embedding",)
 
     def __init__(self, model: str, weights: str, precision: str | None = None, threads: int = 1, batch: int = 64):
-        from pipelines.stages.encoders import make_encoder
+        from pipelines.stages.image_encoders import make_encoder
 
         self._encoder = make_encoder(model, weights, precision, threads, batch)
 
@@ -47,7 +47,7 @@ class CaptionMatch:
     columns = ("caption_match",)
 
     def __init__(self, model: str, weights: str, precision: str | None = None, threads: int = 1, batch: int = 64):
-        from pipelines.stages.encoders import make_encoder
+        from pipelines.stages.image_encoders import make_encoder
 
         self._encoder = make_encoder(model, weights, precision, threads, batch)
 

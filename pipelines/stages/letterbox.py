@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datakit.video.picture import Geometry, Picture
+from datakit.video.frame import Geometry, Picture
 
 BLACK_CODE = 16 + 16
 """Highest luma code (16..235 scale) still black: FFmpeg's cropdetect uses 24 on the mean of a line; a

@@ -16,7 +16,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from datakit.video.picture import Picture, fit
+from datakit.video.frame import Picture, fit
 
 FLOW_SIDE = 256
 """Longer side, in pixels, of the luma pictures that flow is computed on."""

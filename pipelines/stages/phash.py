@@ -19,7 +19,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from datakit.video.picture import Picture, fit
+from datakit.video.frame import Picture, fit
 
 THUMBNAIL_SIDE = 96
 """Longer side, in pixels, of what is kept of a frame until its clip, and so the crop box, is known."""

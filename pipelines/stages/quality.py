@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from datakit.video.picture import Picture
+from datakit.video.frame import Picture
 
 BLUR_FRAMES = 5
 """Open-Sora 2.0 (arXiv:2503.09642, §2): sharpness over five frames; the median is their majority vote."""
@@ -32,7 +32,7 @@ class FrameQuality:
 
 
 class Quality:
-    """`blur, brightness, contrast, saturation, interlaced`. See `catalogs.schema` for the units."""
+    """`blur, brightness, contrast, saturation, interlaced`. See `catalogs.tables.schema` for the units."""
 
     name = "quality"
     columns = ("blur", "brightness", "contrast", "saturation", "interlaced")

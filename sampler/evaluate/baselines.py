@@ -17,14 +17,14 @@ import numpy as np
 import polars as pl
 
 from catalogs.interop import import_dataset
-from catalogs.tables import Catalog
+from catalogs.tables.catalog import Catalog
 from datakit.errors import CatalogError, MediaError
-from datakit.video.still import clip_thumbnail
-from datakit.video.write import VideoWriter
+from datakit.video.thumbnail import clip_thumbnail
+from datakit.video.writer import VideoWriter
 from pipelines.settings import Settings
 from sampler.evaluate.features import RealFeatures
+from sampler.evaluate.result_sets import FACTS, SampleSet
 from sampler.evaluate.scoring import Scorer
-from sampler.evaluate.sets import FACTS, SampleSet
 
 NOISE, STILL = "noise", "the mean frame"
 MOST_NOISE = 64

@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 
 import polars as pl
 
-from catalogs.runs import RunRecord
-from catalogs.tables import Catalog, polars_schema
-from datakit.clip import caption_id
-from pipelines.decide import current_recipe, decide_and_record
-from pipelines.recipe import Recipe, build, load_recipe
+from catalogs.records.runs import RunRecord
+from catalogs.tables.catalog import Catalog, polars_schema
+from datakit.identity import caption_id
+from pipelines.recipes.decide import current_recipe, decide_and_record
+from pipelines.recipes.recipe import Recipe, build, load_recipe
 
 STYLE = MODEL = "prompt"
 RECIPE = "samples"

@@ -9,7 +9,7 @@ import numpy as np
 from catalogs.report.charts import LINE, Figure, log_ticks, number, plain
 from sampler.evaluate.distributions import ScoreComparison
 from sampler.evaluate.features import FeatureComparison
-from sampler.evaluate.memory import Memorisation
+from sampler.evaluate.memorization import Memorisation
 
 REAL = "--other"
 COLOURS = ("--accent", "--rejected", "--pending", "--quarantined", "--threshold")

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from catalogs.report.numbers import binned, score_columns
-from catalogs.schema import Column
-from catalogs.tables import Catalog
-from pipelines.embedding import mark_of
-from pipelines.stages import STAGES
+from catalogs.report.score_distributions import binned, score_columns
+from catalogs.tables.catalog import Catalog
+from catalogs.tables.schema import Column
+from pipelines.catalog_sync.embeddings import mark_of
+from pipelines.stages.registry import STAGES
 from sampler.evaluate.distances import Measured, against_floor, kolmogorov_smirnov, wasserstein
+from sampler.evaluate.result_sets import SampleSet
 from sampler.evaluate.scoring import Planned, plain_marks
-from sampler.evaluate.sets import SampleSet
 
 MOST_DRAWN = 500_000
 """Training clips that a histogram is made of."""

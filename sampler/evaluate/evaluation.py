@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from catalogs.tables import Catalog
-from catalogs.where import parse_where
+from catalogs.query.where import parse_where
+from catalogs.tables.catalog import Catalog
 from datakit.errors import CatalogError
 from pipelines.settings import Settings
-from pipelines.stages import STAGES
+from pipelines.stages.registry import STAGES
 from sampler.evaluate import features
 from sampler.evaluate.baselines import NOISE, STILL, baselines
 from sampler.evaluate.captions import enter_prompts
 from sampler.evaluate.distributions import NotCompared, ScoreComparison, compare_scores, stages_not_run
 from sampler.evaluate.features import FeatureComparison, RealFeatures, distance_to
-from sampler.evaluate.memory import Memorisation, memorisation
+from sampler.evaluate.memorization import Memorisation, memorisation
 from sampler.evaluate.preference import FILE, Tally, Votes, tally
+from sampler.evaluate.result_sets import SampleSet, read_sets
 from sampler.evaluate.scoring import EVERYTHING, Planned, Progress, Scorer, plan_embedding, plan_stages, score_samples
-from sampler.evaluate.sets import SampleSet, read_sets
 
 KEPT = "status = 'kept'"
 SPLITS = 10

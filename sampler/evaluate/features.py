@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from catalogs.tables import Catalog
+from catalogs.tables.catalog import Catalog
 from sampler.evaluate.distances import KernelDistance, Measured, against_floor, frechet, kernel_distance
-from sampler.evaluate.sets import SampleSet
+from sampler.evaluate.result_sets import SampleSet
 
 MOST_REAL = 20_000
 """Training clips that distances are measured to, drawn by their ids, which are hashes."""

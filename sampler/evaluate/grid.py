@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 
 from datakit.errors import ErrorKind, MediaError
-from datakit.video.decode import VideoReader
-from datakit.video.still import JPEG_QUALITY
-from sampler.evaluate.sets import SampleSet, file_of, key_of
+from datakit.video.reader import VideoReader
+from datakit.video.thumbnail import JPEG_QUALITY
+from sampler.evaluate.result_sets import SampleSet, file_of, key_of
 
 FRAMES = 3
 HEIGHT = 90

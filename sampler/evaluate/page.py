@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from catalogs.query.selection import Selection
 from catalogs.report import write_page as write_file
 from catalogs.report.charts import number
-from catalogs.report.page import Page, card, count, grid, nothing, table, text, tile
-from catalogs.report.sheets import Picture, pictures
-from catalogs.selection import Selection
-from catalogs.tables import Catalog
+from catalogs.report.contact_sheets import pictures
+from catalogs.tables.catalog import Catalog
+from datakit.html.page import Page, Picture, card, count, grid, nothing, table, text, tile
 from sampler.evaluate.baselines import MOST_NOISE
 from sampler.evaluate.charts import colour, distance_dots, neighbour_histogram, overlaid
 from sampler.evaluate.distances import KernelDistance, Measured, Spread
 from sampler.evaluate.distributions import ScoreComparison
 from sampler.evaluate.grid import Cell, Row, make_grid
-from sampler.evaluate.memory import Neighbour
+from sampler.evaluate.memorization import Neighbour
 
 if TYPE_CHECKING:
     from sampler.evaluate.evaluation import Evaluation

@@ -25,15 +25,15 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from catalogs.browse.api import FAILURES
-from catalogs.browse.guard import Guard, new_token
 from catalogs.browse.media import served
-from catalogs.browse.ranges import answer
-from catalogs.snapshots import author as current_author
-from datakit.clip import Span
+from catalogs.browse.routes import FAILURES
+from catalogs.query.snapshots import author as current_author
 from datakit.errors import ConfigError
+from datakit.identity import Span
+from datakit.web.guard import Guard, new_token
+from datakit.web.http_range import answer
 from sampler.evaluate.preference import Pair, Shown, Votes, make_pairs, tally, votes_of
-from sampler.evaluate.sets import SampleSet, read_sets
+from sampler.evaluate.result_sets import SampleSet, read_sets
 
 HOST = "127.0.0.1"
 STATIC = ("prefer.css", "prefer.js")
@@ -156,7 +156,7 @@ class _Api:
     def _playable(self, shown: Shown) -> str:
         """A file that browsers play: the sample's own, or the same pictures as H.264."""
         from datakit.video.cut import cut
-        from datakit.video.decode import VideoReader
+        from datakit.video.reader import VideoReader
 
         if shown.file.lower().endswith(PLAYED):
             return shown.file

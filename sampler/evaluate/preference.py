@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from datakit.errors import CatalogError, ConfigError
-from sampler.evaluate.sets import SampleSet, file_of, key_of
+from sampler.evaluate.result_sets import SampleSet, file_of, key_of
 
 FILE = "preferences.jsonl"
 """In the first of the result catalogs, beside the folders of its tables."""

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import polars as pl
 from pydantic import ValidationError
 
-from catalogs.tables import Catalog
+from catalogs.tables.catalog import Catalog
 from datakit.errors import ConfigError
-from pipelines.embedding import mark_of, resolve
-from pipelines.score import scorable, score
-from pipelines.session import RaySession
+from pipelines.catalog_sync.embeddings import mark_of, resolve
+from pipelines.executor.session import RaySession
+from pipelines.runs.score import scorable, score
 from pipelines.settings import Settings
-from pipelines.stages import EFFICIENTNET, STAGES, fingerprint
+from pipelines.stages.registry import EFFICIENTNET, STAGES, fingerprint
 
 EVERYTHING = "num_frames > 0"
 """A condition that all clips meet; `embed` then takes those that no recipe keeps, too."""
@@ -50,7 +50,7 @@ class Planned:
 
 
 class Scorer:
-    """Runs `pipelines.score.score` where something is lacking; Ray starts with the first run. Use as a context
+    """Runs `pipelines.runs.score.score` where something is lacking; Ray starts with the first run. Use as a context
     manager."""
 
     def __init__(self, ray: str, on_progress: Progress = lambda what, done, of: None):

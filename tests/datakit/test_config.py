@@ -5,7 +5,7 @@ import pytest
 from datakit import config
 from datakit.errors import ConfigError
 from pipelines.settings import Settings
-from pipelines.stages import STAGES, enabled_stages, fingerprint, missing_requirements
+from pipelines.stages.registry import STAGES, enabled_stages, fingerprint, missing_requirements
 
 
 def test_sets_win_over_the_file_and_the_file_over_defaults(tmp_path):

@@ -7,11 +7,11 @@ import re
 import pytest
 
 from datakit.errors import ConfigError
-from datakit.models import MODELS
+from datakit.weights.registry import MODELS
+from sampler.generation.video_size import check_frames, size_of
 from sampler.settings import PRESETS, SampleSettings, load_settings
-from sampler.sizes import check_frames, size_of
-from trainer.config import DiTSettings
-from trainer.config import load_settings as load_training
+from trainer.settings import DiTSettings
+from trainer.settings import load_settings as load_training
 
 OPEN_SORA = {
     "256px": ("t2v", False, (192, 336)),

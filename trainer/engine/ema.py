@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainer.engine.shards import Piece
+from trainer.engine.sharded_state import Piece
 
 
 class Ema:

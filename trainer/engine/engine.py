@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 from datakit.errors import ConfigError, DatakitError, MissingDependency
 from trainer.engine.ema import Ema
-from trainer.engine.gathering import gather_whole
+from trainer.engine.gather import gather_whole
 from trainer.engine.settings import EngineSettings, OptimizerSettings
-from trainer.engine.shards import Shards, check_shard, describe, find_shards, shard_file, write_shard
-from trainer.models.compiling import compile_blocks
-from trainer.models.mmdit import MMDiT
+from trainer.engine.sharded_state import Shards, check_shard, describe, find_shards, shard_file, write_shard
+from trainer.models.common.compile import compile_blocks
+from trainer.models.mmdit.model import MMDiT
 
 if TYPE_CHECKING:
     from trainer.engine.plugins import Boosted
@@ -143,8 +143,8 @@ class Engine:
         return describe(self.pieces, self.parameters, self.updates)
 
     def save(self, folder: Path) -> None:
-        """Every rank writes its file into an empty folder, now; see `trainer.checkpoint` for checkpoints that do not
-        stop training."""
+        """Every rank writes its file into an empty folder, now; see `trainer.training.checkpoint` for checkpoints that
+        do not stop training."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {key: tensor.cpu().contiguous() for key, tensor in self.owned().items()}
         write_shard(folder / shard_file(dist.get_rank(), dist.get_world_size()), tensors, self.about())

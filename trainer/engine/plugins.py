@@ -29,9 +29,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from datakit.errors import ConfigError
-from trainer.engine.cpu import pretend
+from trainer.engine.cpu_accelerator import pretend
 from trainer.engine.settings import EngineSettings, OptimizerSettings
-from trainer.engine.shards import Piece, share
+from trainer.engine.sharded_state import Piece, share
 
 CHUNK = 32 << 20
 """Elements of a chunk of Gemini's."""
@@ -143,7 +143,7 @@ def _zero(model, settings, optimizer, device, trained) -> tuple[Boosted, Holders
 
 
 def _hybrid(model, settings, optimizer, device, trained) -> tuple[Boosted, Holders]:
-    from trainer.engine.policy import MMDiTPolicy
+    from trainer.engine.mmdit_policy import MMDiTPolicy
 
     total, tp, sp = dist.get_world_size(), settings.tp, settings.sp
     if total % (tp * sp):

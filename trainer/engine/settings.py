@@ -31,7 +31,7 @@ class EngineSettings(Section):
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay of an average of the weights; null: none."""
     compile: bool = False
-    """Compile an MMDiT's blocks, see `trainer.models.compiling`."""
+    """Compile an MMDiT's blocks, see `trainer.models.common.compile`."""
     bucket_mb: int = Field(50, ge=1)
     """Gradients are exchanged in messages of about this size."""
 

@@ -1,1 +1,1 @@
-"""Networks in plain PyTorch; no parallelism in them."""
+"""Networks in plain PyTorch without parallelism: a folder a family, and what they share."""

@@ -17,7 +17,7 @@ import skimage.color
 from brisque import BRISQUE
 from makevideo import texture
 
-from datakit.video.decode import VideoReader
+from datakit.video.reader import VideoReader
 
 FRAMES = (("bikes.mp4", 240), ("bigbuckbunny.mp4", 0))
 TARGET = Path(__file__).parents[1] / "brisque_reference.json"

@@ -1,0 +1,1 @@
+"""Clip files of exports, and the child processes that cut and measure them."""

@@ -1,0 +1,1 @@
+"""Rare and dangerous operations, apart from the rest: validate, forget, rewrite the log, relink."""

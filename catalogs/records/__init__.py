@@ -1,0 +1,1 @@
+"""One writer for each table that records something: runs, marks, latents, splits, tombstones, videos."""

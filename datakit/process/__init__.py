@@ -1,0 +1,1 @@
+"""Child processes that are watched: deadlines, memory limits, and what is left of one that died."""

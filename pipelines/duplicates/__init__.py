@@ -1,0 +1,1 @@
+"""Near-duplicates: which clips are similar, and the groups that they form."""

@@ -1,0 +1,1 @@
+"""Language models behind one interface: vLLM, transformers, and endpoints that speak OpenAI's API."""

@@ -1,0 +1,1 @@
+"""What `datakit run` runs: ingest, score, caption, caption_match, dedup, clip files."""

@@ -1,0 +1,1 @@
+"""Cuts and clips: shot detectors, and how a shot becomes clips."""

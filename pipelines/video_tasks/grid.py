@@ -1,0 +1,241 @@
+"""The candidate grid, and the stages that measure on it. The ingest pass and `run score` share this.
+
+A grid frame is the first frame at or after a multiple of `GRID_S` seconds from the video's first frame:
+a property of the video, not of its clips. So a later pass finds the same frames by their times.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Protocol
+
+import numpy as np
+
+from datakit.errors import ErrorKind, MediaError
+from datakit.identity import Span
+from datakit.video.frame import IMAGE_SIDE, Picture
+from datakit.video.reader import GRID_S, PAIR_GAP_S
+from pipelines.stages.letterbox import Letterbox
+from pipelines.stages.motion import Motion, MotionVmaf
+from pipelines.stages.phash import PHash
+from pipelines.stages.quality import Quality
+
+
+class FrameStage(Protocol):
+    """A measurement on single grid frames.
+
+    One that builds on columns of the clip (its class attribute `uses` names them) gets them as keyword
+    arguments of `summarise`: as measured just now by stages before it in `GRID_STAGES`, else as the
+    catalog has them, else None.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+
+    def frame(self, picture: Picture) -> Any: ...
+    def summarise(self, frames: Sequence[Any]) -> dict[str, object]: ...
+
+
+class PairStage(Protocol):
+    """A measurement on a grid frame and the first frame at least 40 ms later."""
+
+    name: str
+    columns: tuple[str, ...]
+
+    def pair(self, first: Picture, second: Picture, seconds: float) -> Any: ...
+    def summarise(self, pairs: Sequence[Any]) -> dict[str, object]: ...
+
+
+GRID_STAGES = {
+    "motion": lambda options: Motion(options.get("method", "dis")),
+    "motion_vmaf": lambda options: MotionVmaf(),
+    "letterbox": lambda options: Letterbox(),
+    "quality": lambda options: Quality(),
+    "phash": lambda options: PHash(),
+}
+"""In the order in which a clip's columns are made."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSample:
+    """What was measured on one grid frame: each stage's value, or its exception; and the picture, if wanted
+    (uint8 RGB [h, w, 3], longer side at most 640)."""
+
+    pts: int
+    values: dict[str, Any]
+    image: np.ndarray | None
+
+
+@dataclass(frozen=True, slots=True)
+class PairSample:
+    """What was measured on a grid frame and its partner: each stage's value, or its exception."""
+
+    pts: int
+    partner_pts: int
+    values: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Measured:
+    """The columns of one clip, the errors that left some of them null, and its pictures."""
+
+    columns: dict[str, object]
+    errors: list[dict[str, str]]
+    images: list[np.ndarray]
+
+
+class GridProbe:
+    """Feed it every frame in order; it gives samples.
+
+    Args:
+        stages: name -> options, of `GRID_STAGES`.
+        start_pts: timestamp of the video's first frame.
+        time_base: seconds per pts unit.
+        with_images: whether samples carry pictures.
+    """
+
+    def __init__(self, stages: dict[str, dict], start_pts: int, time_base: Fraction, with_images: bool):
+        made = {name: GRID_STAGES[name](options) for name, options in stages.items()}
+        self._frame_stages: dict[str, FrameStage] = {n: s for n, s in made.items() if hasattr(s, "frame")}
+        self._pair_stages: dict[str, PairStage] = {n: s for n, s in made.items() if hasattr(s, "pair")}
+        self._start = start_pts
+        self._step = GRID_S / time_base
+        self._gap = PAIR_GAP_S / time_base
+        self._time_base = time_base
+        self._with_images = with_images
+        self._last_slot = -1
+        self._waiting: list[Picture] = []
+        self.cpu_s: dict[str, float] = dict.fromkeys(made, 0.0)
+
+    def grid_time(self, pts: int) -> int:
+        """The grid time at or before `pts`, as pts: reading from there on (after `jump`), the probe sees
+        every grid frame of a span that starts at `pts`."""
+        return self._start + math.ceil(self.slot(pts) * self._step)
+
+    def jump(self, pts: int) -> None:
+        """The next frame pushed is the first one at or after `pts`, which is a grid time."""
+        self._last_slot = self.slot(pts) - 1
+        self._waiting.clear()
+
+    def push(self, picture: Picture, pairs_only: bool = False) -> list[FrameSample | PairSample]:
+        """Samples that this frame completes.
+
+        Args:
+            pairs_only: the frame may end pairs but begins nothing.
+        """
+        samples: list[FrameSample | PairSample] = []
+        while self._waiting and picture.pts - self._waiting[0].pts >= self._gap:
+            samples.append(self._pair(self._waiting.pop(0), picture))
+        slot = self.slot(picture.pts)
+        if slot > self._last_slot and not pairs_only:
+            self._last_slot = slot
+            samples.append(self._frame(picture))
+            if self._pair_stages:
+                self._waiting.append(picture)
+        return samples
+
+    @property
+    def waits(self) -> bool:
+        """Whether a grid frame still lacks its partner."""
+        return bool(self._waiting)
+
+    def slot(self, pts: int) -> int:
+        """Which grid interval a timestamp falls into; the first frame in each is the grid frame."""
+        return (pts - self._start) * self._step.denominator // self._step.numerator
+
+    def _frame(self, picture: Picture) -> FrameSample:
+        values = {name: self._timed(name, stage.frame, picture) for name, stage in self._frame_stages.items()}
+        return FrameSample(picture.pts, values, picture.rgb(IMAGE_SIDE) if self._with_images else None)
+
+    def _pair(self, first: Picture, second: Picture) -> PairSample:
+        seconds = float((second.pts - first.pts) * self._time_base)
+        values = {n: self._timed(n, stage.pair, first, second, seconds) for n, stage in self._pair_stages.items()}
+        return PairSample(first.pts, second.pts, values)
+
+    def _timed(self, name: str, call, *args) -> Any:
+        started = time.thread_time()
+        try:
+            return call(*args)
+        except Exception as e:  # kept as the value: it costs its clip a quarantine, not the video its others
+            return _portable(e)
+        finally:
+            self.cpu_s[name] += time.thread_time() - started
+
+
+class GridSummary:
+    """Takes samples, gives the columns of spans.
+
+    Args:
+        stages: as for `GridProbe`.
+        positions: where in a clip (0..1) image stages look; empty when there are none.
+    """
+
+    def __init__(self, stages: dict[str, dict], positions: Sequence[float] = ()):
+        made = {name: GRID_STAGES[name](stages[name]) for name in GRID_STAGES if name in stages}
+        self._frame_stages = {n: s for n, s in made.items() if hasattr(s, "frame")}
+        self._pair_stages = {n: s for n, s in made.items() if hasattr(s, "pair")}
+        self._positions = tuple(positions)
+        self._frames: deque[FrameSample] = deque()
+        self._pairs: deque[PairSample] = deque()
+
+    def add(self, sample: FrameSample | PairSample) -> None:
+        (self._frames if isinstance(sample, FrameSample) else self._pairs).append(sample)
+
+    def measure(self, span: Span, facts: Mapping[str, object] = {}) -> Measured:
+        """The columns of a clip, from the samples inside it; pairs must lie inside with both frames.
+
+        Args:
+            facts: columns that the clip has already, for stages that use them.
+        """
+        frames = [s for s in self._frames if s.pts in span]
+        pairs = [s for s in self._pairs if s.pts in span and s.partner_pts in span]
+        measured = Measured({}, [], self._choose_images(frames, span))
+        for name, stage in self._frame_stages.items():
+            known = {column: measured.columns.get(column, facts.get(column)) for column in getattr(stage, "uses", ())}
+            self._summarise(name, stage, [s.values[name] for s in frames], measured, known)
+        for name, stage in self._pair_stages.items():
+            self._summarise(name, stage, [s.values[name] for s in pairs], measured, {})
+        return measured
+
+    def forget(self, before_pts: int) -> None:
+        """Drop samples that no later span can contain."""
+        for samples in (self._frames, self._pairs):
+            while samples and samples[0].pts < before_pts:
+                samples.popleft()
+
+    def _summarise(
+        self, name: str, stage: FrameStage | PairStage, values: list, measured: Measured, known: dict[str, object]
+    ) -> None:
+        failed = next((v for v in values if isinstance(v, Exception)), None)
+        if failed is None:
+            try:
+                measured.columns.update(stage.summarise(values, **known))
+                return
+            except Exception as e:  # reported as the clip's error
+                failed = e
+        measured.errors.append(stage_error(name, failed))
+        measured.columns.update(dict.fromkeys(stage.columns))
+
+    def _choose_images(self, frames: list[FrameSample], span: Span) -> list[np.ndarray]:
+        chosen: dict[int, np.ndarray] = {}
+        for position in self._positions if frames else ():
+            target = span.start_pts + position * (span.end_pts - span.start_pts)
+            nearest = min(frames, key=lambda s: abs(s.pts - target))
+            chosen[nearest.pts] = nearest.image
+        return [chosen[pts] for pts in sorted(chosen)]
+
+
+def stage_error(stage: str, error: Exception) -> dict[str, str]:
+    """An entry of the `errors` column."""
+    error = error if isinstance(error, MediaError) else _portable(error)
+    return {"stage": stage, "kind": str(error.kind), "message": error.message}
+
+
+def _portable(error: Exception) -> Exception:
+    """The error as one that survives pickling, whatever its class."""
+    return MediaError(getattr(error, "kind", ErrorKind.STAGE), f"{type(error).__name__}: {error}"[:500])

@@ -1,0 +1,1 @@
+"""Sampling in bulk: from prompts through texts, denoising and decoding to videos and a catalog of them."""

@@ -1,0 +1,1 @@
+"""From a plan to batches: the batch sampler, the readers in processes of their own, the data loader."""

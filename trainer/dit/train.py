@@ -1,0 +1,207 @@
+"""`datakit train dit`: the DiT's task under the engine and the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+
+from datakit.errors import ConfigError
+from trainer.data.batch_sampler import Order
+from trainer.data.dataloader import Batch, Loader, Position, Replacement
+from trainer.diffusion.rectified_flow import positions
+from trainer.dit.task import DiTTask, build_frozen, build_model
+from trainer.engine import Engine
+from trainer.engine.engine import together
+from trainer.latents.index import locate
+from trainer.models.autoencoders.base import Autoencoder
+from trainer.models.autoencoders.registry import autoencoder_hash
+from trainer.models.common.attention import describe
+from trainer.models.common.compile import check_gradients
+from trainer.models.mmdit.flops import forward_flops
+from trainer.models.mmdit.model import MMDiT, MMDiTConfig
+from trainer.planning.plan import Bucket, Plan
+from trainer.settings import DiTSettings
+from trainer.training.loop import Ended, Stepped
+from trainer.training.preview import write_video
+from trainer.training.setup import Latents, Prepared, Request, fit_to, prepare, share_out, train
+
+CHECKED_BLOCKS = 2
+"""Of either kind, in the model whose compiled gradients are compared with eager ones."""
+
+CAPTIONS_SEEN = 64
+"""Windows looked at for each caption that a preview takes: those of one clip share it."""
+
+
+def train_dit(request: Request, settings: DiTSettings) -> Ended:
+    """Train on every process that takes part; each calls this.
+
+    Raises:
+        ConfigError, CatalogError, MissingDependency: what keeps it from starting, before any model is moved or file
+            written.
+        NotFinite, DatakitError: see `trainer.training.loop.Loop.run`.
+    """
+    autoencoder, encoder = build_frozen(settings)
+    prepared = prepare(request, settings, fit_to(autoencoder, settings.model.patch_size, encoder.length), "train dit")
+    task = DiTTask(settings, autoencoder, encoder, prepared.device)
+    model = build_model(settings.model, autoencoder, encoder, settings.seed).to(prepared.device)
+    if settings.engine.compile and settings.check_compile:
+        check_compiled(model, max(prepared.plan.buckets, key=lambda b: b.tokens), task, prepared.device)
+    if prepared.main and not request.quiet:
+        dtype = torch.bfloat16 if settings.engine.precision == "bf16" else torch.float32
+        print(describe(prepared.device, dtype, settings.model.hidden_size // settings.model.num_heads), flush=True)
+    job = DiTJob(prepared, task, Engine(model, settings.engine, settings.optimizer, prepared.device), model.config)
+    return train(prepared, job, latents_of(prepared, autoencoder), flops_known=True)
+
+
+def latents_of(prepared: Prepared, autoencoder: Autoencoder) -> Latents | None:
+    """The index of cached latents, if the settings ask for them; made on rank 0.
+
+    Raises:
+        ConfigError: there are none, or stale ones.
+    """
+    wanted = prepared.settings.loader.latents
+    if wanted == "no":
+        return None
+    found: list[Any] = [None]
+
+    def find() -> None:
+        located = locate(prepared.plan, autoencoder_hash(autoencoder), prepared.folder / "latents.arrow")
+        if wanted == "only" and located.missing:
+            raise ConfigError(
+                f"{located.missing} of {located.found + located.missing} windows have no latents: run `datakit run "
+                f"encode`, "
+                "or set loader.latents='if there' to read their frames"
+            )
+        if prepared.record:
+            prepared.record.reads_latents(located.versions)
+        found[0] = [Replacement(0, 0, b.window, b.window, b.kind, b.message) for b in located.broken]
+
+    together(lambda: find() if prepared.main else None)
+    dist.broadcast_object_list(found)
+    return Latents(prepared.folder / "latents.arrow", tuple(found[0]))
+
+
+class DiTJob:
+    """See `trainer.training.loop.Job`."""
+
+    def __init__(self, prepared: Prepared, task: DiTTask, engine: Engine, config: MMDiTConfig):
+        self.prepared, self.task, self.engine, self.config = prepared, task, engine, config
+        self.engines: Mapping[str, Engine] = {"model": engine}
+        self.settings: DiTSettings = prepared.settings
+        ranks: list[int] = [0] * dist.get_world_size()
+        dist.all_gather_object(ranks, engine.rank)
+        self._speaks = ranks.index(engine.rank) == dist.get_rank()  # of the processes that share samples, one
+
+    def step(self, index: int, batches: list[Batch]) -> Stepped:
+        mean = torch.zeros((), device=self.prepared.device)
+        losses, clips, flops = [], [], 0.0
+        for i, batch in enumerate(batches):
+            sampled = self.task.sample(self.engine.forward, batch)
+            loss = sampled.losses.mean() * batch.weight
+            self.engine.backward(loss, last=i + 1 == len(batches))
+            if not batch.weight:
+                continue
+            if self.prepared.back and self._speaks:
+                self.prepared.back.add(index, batch, sampled.losses, sampled.times)
+            mean += loss.detach()
+            losses.append(sampled.losses.detach())
+            clips += batch.clip_ids
+            flops += len(batch.clip_ids) * forward_flops(self.config, batch.bucket.tokens).training
+        norm = self.engine.step()
+        tokens = sum(b.bucket.tokens * len(b.clip_ids) for b in batches if b.weight)
+        found = torch.cat(losses) if losses else torch.zeros(0)
+        return Stepped({"loss": mean}, found, clips, norm, tokens, flops)
+
+    def validate(self) -> dict[str, float]:
+        """Mean loss over clips of the val split, whole and at every noise level."""
+        val, levels = self.prepared.val, self.settings.validation.levels
+        if val is None:
+            return {}
+        total, count = torch.zeros(len(levels), dtype=torch.float64), 0
+        for batch in self._validation(val):
+            found = self.task.validate(self.engine.forward, batch, levels)
+            if batch.weight:
+                total += found.double().sum(1).cpu()
+                count += found.shape[1]
+        everything = torch.cat((total, torch.tensor([count], dtype=torch.float64)))
+        dist.all_reduce(everything)
+        means = (everything[:-1] / everything[-1]).tolist()
+        return {"val_loss": sum(means) / len(means)} | {
+            f"val_loss_at_{level:g}": mean for level, mean in zip(levels, means)
+        }
+
+    def preview(self, folder: Path) -> None:
+        """Each rank makes some, and all as many: sharded models need every rank in every forward."""
+        options, rows = self.settings.preview, self._commonest()
+        bucket = self.prepared.plan.buckets[rows["bucket"][0].as_py()]
+        captions = list(dict.fromkeys(c for c in rows["caption"].to_pylist()[: CAPTIONS_SEEN * options.count] if c))
+        prompts = (options.prompts or captions or [""])[: options.count]
+        fps = rows["fps"][0].as_py()
+        for number, words in share_out([*enumerate(prompts)], self.engine.rank, self.engine.world):
+            made = self.task.preview(self.engine.forward, words, (bucket.frames, bucket.height, bucket.width), fps)
+            write_video(made, folder / f"{number:02d}.mp4", fps)
+        if self.prepared.main:
+            (folder / "prompts.txt").write_text(
+                "".join(f"{number:02d} {words}\n" for number, words in enumerate(prompts))
+            )
+
+    def _validation(self, val: Plan) -> Iterator[Batch]:
+        """This rank's micro-batches of the first steps that hold so many windows; every rank has as many."""
+        order, seen = Order(val, 0), 0
+        options = self.settings.loader.model_copy(update={"augment": "none", "flip": False, "workers": 0})
+        with Loader(val, order, self.engine.rank, self.engine.world, Position(0, 0), options) as loader:
+            for index in range(order.steps(0)):
+                if seen >= self.settings.validation.windows:
+                    return
+                yield from next(loader)[1]
+                seen += sum(len(b.windows) for b in order.step(0, index))
+
+    def _commonest(self) -> pa.Table:
+        """Windows of the bucket that has most of them; of videos, if there are any."""
+        windows, buckets = self.prepared.plan.windows, self.prepared.plan.buckets
+        numbers = windows["bucket"].to_numpy()
+        counts = np.bincount(numbers, minlength=len(buckets))
+        chosen = max(range(len(buckets)), key=lambda i: (buckets[i].frames > 1, counts[i]))
+        first = int(np.searchsorted(numbers, chosen))  # the plan is sorted by bucket
+        return windows.slice(first, int(counts[chosen]))
+
+
+def check_compiled(model: MMDiT, bucket: Bucket, task: DiTTask, device: torch.device) -> float:
+    """Whether a few blocks of the model's sizes, compiled, have eager's gradients at a bucket's shape (`WrongGradients`
+    if not)."""
+    config = dataclasses.replace(
+        model.config,
+        depth=min(CHECKED_BLOCKS, model.config.depth),
+        depth_single_blocks=min(CHECKED_BLOCKS, model.config.depth_single_blocks),
+    )
+    dtype = torch.bfloat16 if task.settings.engine.precision == "bf16" else torch.float32
+    generator = torch.Generator(device).manual_seed(0)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        cut = MMDiT(config).to(device, dtype)
+        for name, parameter in cut.named_parameters():
+            torch.nn.init.ones_(parameter) if name.endswith("scale") else torch.nn.init.normal_(parameter, std=0.02)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, device=device).to(dtype)
+
+    _, *latent = task.autoencoder.latent_shape(bucket.frames, bucket.height, bucket.width)
+    ids = positions(bucket.batch, *latent, config.patch_size, device)
+    length, n = task.texts.encoder.length, ids.shape[1]
+    inputs = dict(
+        img=random(bucket.batch, n, config.in_channels),
+        img_ids=ids,
+        txt=random(bucket.batch, length, config.context_in_dim),
+        txt_ids=torch.zeros(bucket.batch, length, 3, device=device),
+        timesteps=torch.rand(bucket.batch, generator=generator, device=device),
+        y_vec=random(bucket.batch, config.vec_in_dim),
+        cond=random(bucket.batch, n, config.in_channels + config.patch_size**2),
+    )
+    return check_gradients(cut, lambda m: m(**inputs).float().square().mean())

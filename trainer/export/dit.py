@@ -1,0 +1,200 @@
+"""From a training run's folder to weights: for the sampler as they are, for others as one file
+(`datakit train export`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from datakit.config import load
+from datakit.errors import ConfigError
+from trainer.engine.sharded_state import Shards
+from trainer.export.checkpoint_reader import EMA, checkpoint_of, open_shards, read_whole, step_of
+from trainer.models.common.lora import add_lora, merge_lora, save_lora
+from trainer.models.common.weights import SAFETENSORS, cast, read_weights, save_weights
+from trainer.models.mmdit.checkpoint_io import CONFIG_KEY, Layout, config_of, load_mmdit, open_sora_state, unwrapped
+from trainer.models.mmdit.model import MMDiT, MMDiTConfig
+from trainer.settings import DiTModelSettings, DiTSettings
+from trainer.training.setup import recorded
+
+DIT, VAE = "model", "autoencoder"
+"""What checkpoints call the trained model of either kind of run."""
+RUN_KEY = "datakit.run"
+"""Under this a file's metadata says where its weights are from, as JSON."""
+
+
+@dataclass(frozen=True)
+class RunWeights:
+    """What a run of `datakit train dit` has learned.
+
+    Attributes:
+        state: the whole model under the MMDiT's own names, float32 on the CPU; LoRA is merged.
+        settings: of the run; config: of the model.
+        path: the checkpoint; step: after which it was written.
+        ema: whether this is the average of the weights, not the weights.
+    """
+
+    state: dict[str, Tensor]
+    settings: DiTSettings
+    config: MMDiTConfig
+    path: Path
+    step: int
+    ema: bool
+
+
+def run_weights(run: str | Path, ema: bool = True, step: int | None = None) -> RunWeights:
+    """The MMDiT of a run's checkpoint. No process group is needed, whatever plugin and number of processes trained it.
+
+    Args:
+        run: its folder.
+        ema: the average of the weights, where the run has one.
+        step: of the checkpoint; None: the newest.
+
+    Raises:
+        ConfigError: no run of `datakit train dit`, no whole checkpoint, none of this step, damage; the weights that
+            LoRA was trained on are others now.
+        MissingDependency: of a LoRA run, the weights that it started from are not here; peft.
+    """
+    return _read(Path(run), ema, step, torch.float32)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the weights of which checkpoint, after which step, and whether their EMA."""
+
+    checkpoint: Path
+    step: int
+    ema: bool
+
+
+def export_run(
+    run: str | Path,
+    out: str | Path,
+    ema: bool = True,
+    step: int | None = None,
+    dtype: torch.dtype | None = None,
+    layout: Layout = "separate",
+    lora: bool = False,
+    rescale: bool = False,
+) -> Exported:
+    """Write the model of a run's checkpoint as one safetensors file, whole or not at all: an MMDiT for `load_mmdit` and
+    Open-Sora's own code, an autoencoder for `build_autoencoder`.
+
+    Args:
+        out: `.safetensors`; of LoRA alone also a folder (see `save_lora`).
+        ema, step: as of `run_weights`.
+        dtype: None: bfloat16 of an MMDiT, as the releases; float32 of an autoencoder and of LoRA alone.
+        layout: of an MMDiT: Open-Sora's (`separate`) or Flux's (`fused`).
+        lora: of a LoRA run, LoRA alone, not merged.
+        rescale: of an autoencoder: see `export_autoencoder`.
+
+    Raises:
+        ConfigError, MissingDependency: as `run_weights`; what this kind of run does not give.
+        DatakitError: the disk does not take it.
+    """
+    run, out = Path(run), Path(out)
+    if out.suffix != SAFETENSORS and not lora:
+        raise ConfigError(f"{out}: weights are written to a file that ends in {SAFETENSORS}")
+    checkpoint = checkpoint_of(run, step)
+    kind = VAE if (checkpoint / VAE).is_dir() else DIT
+    if kind == VAE and (lora or layout != "separate"):
+        raise ConfigError(f"{run} has trained an autoencoder: --lora and --layout are for MMDiTs")
+    if kind == DIT and rescale:
+        raise ConfigError(f"{run} has trained an MMDiT: --rescale is for autoencoders")
+    if lora and layout != "separate":
+        raise ConfigError(
+            "--lora: LoRA fits the layout that it was trained on: leave --layout out, or merge it by leaving --lora out"
+        )
+    exported = Exported(checkpoint, step_of(checkpoint), ema and Shards(checkpoint / kind).has(EMA))
+    if kind == VAE:
+        from trainer.export.vae import export_autoencoder
+
+        export_autoencoder(
+            run, out, exported.ema, rescale, dtype or torch.float32, _origin(run, exported), exported.step
+        )
+    elif lora:
+        _export_lora(run, out, exported, dtype)
+    else:
+        _export_mmdit(run, out, exported, dtype or torch.bfloat16, layout)
+    return exported
+
+
+def _export_mmdit(run: Path, out: Path, exported: Exported, dtype: torch.dtype, layout: Layout) -> None:
+    found = _read(run, exported.ema, exported.step, dtype)
+    config = dataclasses.replace(found.config, layout=layout)
+    about = {CONFIG_KEY: json.dumps(dataclasses.asdict(config)), **_origin(run, exported)}
+    save_weights(open_sora_state(found.state, found.config, layout), out, about)
+
+
+def _export_lora(run: Path, out: Path, exported: Exported, dtype: torch.dtype | None) -> None:
+    settings, shards = _opened(run, exported.checkpoint)
+    if settings.model.lora is None:
+        raise ConfigError(f"{run} has trained the whole model (model.lora is null): export it without --lora")
+    model = _with_lora(settings, shards, exported.ema)
+    save_lora(model, out, {name: cast(model.get_parameter(name), dtype) for name in shards.parameters})
+
+
+def _read(run: Path, ema: bool, step: int | None, dtype: torch.dtype) -> RunWeights:
+    checkpoint = checkpoint_of(run, step)
+    settings, shards = _opened(run, checkpoint)
+    ema = ema and shards.has(EMA)
+    if settings.model.lora is None:
+        state = {name: read_whole(shards, name, ema).to(dtype) for name in shards.parameters}
+        config = _config(state, settings.model)
+    else:
+        model = _with_lora(settings, shards, ema)
+        merge_lora(model)
+        config = model.config
+        state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    return RunWeights(open_sora_state(state, config), settings, config, checkpoint, step_of(checkpoint), ema)
+
+
+def _opened(run: Path, checkpoint: Path) -> tuple[DiTSettings, Shards]:
+    if not (checkpoint / DIT).is_dir():
+        raise ConfigError(f"{run} is not a run of `datakit train dit`: {checkpoint} has no MMDiT")
+    return load(DiTSettings, run / "settings.yaml"), open_shards(checkpoint / DIT)
+
+
+def _config(state: Mapping[str, Tensor], settings: DiTModelSettings) -> MMDiTConfig:
+    """Of a model that a run trains: sizes of tokens and texts follow from shapes, the rest is as the run was told."""
+    return dataclasses.replace(
+        config_of(state),
+        num_heads=settings.num_heads,
+        mlp_ratio=settings.mlp_ratio,
+        axes_dim=settings.axes_dim,
+        patch_size=settings.patch_size,
+        cond_embed=True,
+        guidance_embed=False,
+        layout="separate",
+    )
+
+
+def _base(settings: DiTSettings) -> MMDiT:
+    """What LoRA was trained on, float32, as `build_model` makes it; the text encoder, which may be large, is not loaded
+    for its sizes."""
+    chosen = settings.model.model_copy(update={"lora": None, "recompute": (0, 0)})
+    config = _config(unwrapped(read_weights(chosen.weights), chosen.weights), chosen)
+    return load_mmdit(
+        chosen.weights, config, dtype=torch.float32, allow_missing=("cond_in.*",), allow_unexpected=("guidance_in.*",)
+    )
+
+
+@torch.no_grad()
+def _with_lora(settings: DiTSettings, shards: Shards, ema: bool) -> MMDiT:
+    model = _base(settings)
+    add_lora(model, settings.model.lora, settings.seed)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    shards.check_model({name: tuple(parameter.shape) for name, parameter in trained.items()})
+    for name, parameter in trained.items():
+        parameter.copy_(read_whole(shards, name, ema))
+    return model
+
+
+def _origin(run: Path, exported: Exported) -> dict[str, str]:
+    return {RUN_KEY: json.dumps({"run_id": recorded(run)["run_id"], "step": exported.step, "ema": exported.ema})}

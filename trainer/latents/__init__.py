@@ -1,0 +1,1 @@
+"""Latents: encoding what a plan shows, and finding it again."""

@@ -1,0 +1,1 @@
+"""Video autoencoders, their losses, and tiling."""

@@ -1,0 +1,1 @@
+"""What networks share: attention, compilation, fp8, LoRA, text encoders, files of weights."""

@@ -1,0 +1,161 @@
+"""Settings of a training run: a preset < a YAML file < `--set section.option=value`. Options left at null follow from
+others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, model_validator
+
+from datakit.config import Section, load
+from datakit.errors import ConfigError
+from trainer.data.dataloader import LoaderOptions
+from trainer.diffusion.conditioning import MODES
+from trainer.engine.settings import EngineSettings, OptimizerSettings
+from trainer.models.autoencoders.settings import AutoencoderSettings
+from trainer.models.common.lora import LoraSettings
+from trainer.planning.settings import PlanSettings
+
+PRESETS = Path(__file__).parent / "presets"
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+S = TypeVar("S", bound=Section)
+
+
+class TextSettings(Section):
+    """`minilm` comes in a package; `t5-clip` is that of Open-Sora 2.0, in folders or by name."""
+
+    kind: Literal["minilm", "t5-clip"] = "t5-clip"
+    options: dict[str, Any] = {}
+    """Of `trainer.models.common.text_encoders`: t5, clip, length …"""
+    cache_mb: Annotated[int, Field(ge=0)] = 256
+    """Memory for the texts of prompts that come again."""
+
+
+class DiTModelSettings(Section):
+    """An MMDiT. Features of tokens and texts follow from the autoencoder and the text encoder."""
+
+    weights: str | None = None
+    """To start from; sizes must fit. Null: random."""
+    hidden_size: Positive = 3072
+    num_heads: Positive = 24
+    depth: Positive = 19
+    depth_single_blocks: Positive = 38
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    axes_dim: tuple[int, int, int] = (16, 56, 56)
+    patch_size: Literal[1, 2] = 2
+    lora: LoraSettings | None = None
+    recompute: tuple[int, int] = (0, 0)
+    """Double and single blocks that are computed again in the backward pass."""
+    keep_attention: bool = True
+    """Of recomputed blocks, keep the attention's output."""
+
+    @model_validator(mode="after")
+    def _lora_has_a_base(self) -> DiTModelSettings:
+        if (
+            self.lora is not None and self.weights is None
+        ):  # gates of random weights are zero: LoRA alone could learn nothing
+            raise ValueError("lora adapts a model that has learned something: set model.weights")
+        return self
+
+
+class LoaderSettings(LoaderOptions):
+    """How samples are read, and whether from the source or from cached latents (`datakit run encode`)."""
+
+    latents: Literal["no", "if there", "only"] = "no"
+
+
+class ValidationSettings(Section):
+    """Of the `val` split, always at the same noise."""
+
+    every: Annotated[int, Field(ge=0)] = 500
+    """Steps; 0: never."""
+    levels: list[Annotated[float, Field(gt=0, le=1)]] = [0.1, 0.3, 0.5, 0.7, 0.9]
+    windows: Positive = 64
+    """At most."""
+
+
+class PreviewSettings(Section):
+    every: Annotated[int, Field(ge=0)] = 1000
+    """Steps; 0: never."""
+    prompts: list[str] = []
+    """Empty: captions of the plan."""
+    count: Positive = 2
+    steps: Positive = 20
+    guidance: Annotated[float, Field(ge=1)] = 7.5
+
+
+class CheckpointSettings(Section):
+    every: Positive = 500
+    keep: Positive = 2
+
+
+class LogSettings(Section):
+    every: Positive = 10
+    tensorboard: bool = True
+    wandb: str | None = None
+    """Project."""
+
+
+class RunSettings(Section):
+    """What DiT and VAE training share."""
+
+    seed: int = 0
+    steps: Positive = 10_000
+    plan: PlanSettings = PlanSettings()
+    engine: EngineSettings = EngineSettings()
+    loader: LoaderSettings = LoaderSettings()
+    validation: ValidationSettings = ValidationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    log: LogSettings = LogSettings()
+    watchdog_s: Annotated[float, Field(ge=0)] = 1800.0
+    """Without any progress for so long, a rank says who is stuck and ends; 0: never."""
+    write_back: bool = True
+    """Enter what the run learns about each clip in the catalog."""
+
+
+class DiTSettings(RunSettings):
+    """`datakit train dit`. Defaults: Open-Sora 2.0's."""
+
+    model: DiTModelSettings = DiTModelSettings()
+    autoencoder: AutoencoderSettings = AutoencoderSettings()
+    text: TextSettings = TextSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    conditions: dict[Literal[tuple(MODES)], Annotated[float, Field(ge=0)]] = {
+        "t2v": 1,
+        "i2v_head": 5,
+        "i2v_loop": 1,
+        "i2v_tail": 1,
+    }
+    """Modes of `trainer.diffusion.conditioning`, by weight."""
+    dropout: Share = 0.3162
+    """Of the token states, and apart from it of the pooled text: a tenth of the samples have neither."""
+    preview: PreviewSettings = PreviewSettings()
+    check_compile: bool = True
+    """Compare a few compiled blocks' gradients with eager before training, with engine.compile."""
+
+
+def load_settings(kind: type[S], preset: str | None, file: str | Path | None = None, sets: Sequence[str] = ()) -> S:
+    """Settings of a run.
+
+    Args:
+        preset: name of a file in `trainer/presets`, or a path.
+
+    Raises:
+        ConfigError: no such preset, unknown keys, values that make no sense.
+    """
+    return load(kind, [*([preset_file(preset)] if preset else []), *([file] if file else [])], sets)
+
+
+def preset_file(name: str) -> Path:
+    path = PRESETS / f"{name}.yaml"
+    if path.exists():
+        return path
+    if Path(name).suffix in (".yaml", ".yml"):
+        return Path(name)
+    raise ConfigError(
+        f"there is no preset {name}: there are {', '.join(sorted(p.stem for p in PRESETS.glob('*.yaml')))}, or give "
+        f"a YAML file"
+    )

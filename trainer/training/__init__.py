@@ -1,0 +1,1 @@
+"""What every training run shares: setup, the loop, checkpoints, metrics, the watchdog, launching."""
