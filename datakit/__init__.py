@@ -1,4 +1,4 @@
-"""datakit: raw video in, a versioned Parquet catalog of scored clips out, and everything after it a query on that catalog.
+"""datakit: raw video in, a versioned Parquet catalog of scored clips out; all that follows is a query on that catalog.
 
     import datakit
 
