@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from datakit import config
-from datakit.cli import app
+from datakit.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -100,13 +100,13 @@ def settings_of(name: str):
     """The class of the settings that `--set` of a command changes; None: it has no such option."""
     kind, _, rest = name.removeprefix("datakit ").partition(" ")
     if (kind, rest) == ("run", "encode"):
-        from trainer.encode import EncodeSettings as Settings
+        from trainer.latents.encode import EncodeSettings as Settings
     elif kind == "run":
         from pipelines.settings import Settings
     elif (kind, rest) == ("train", "dit"):
-        from trainer.config import DiTSettings as Settings
+        from trainer.settings import DiTSettings as Settings
     elif (kind, rest) == ("train", "vae"):
-        from trainer.vae_settings import VaeSettings as Settings
+        from trainer.vae.settings import VAESettings as Settings
     elif kind == "sample":
         from sampler.settings import SampleSettings as Settings
     else:
