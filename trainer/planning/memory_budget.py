@@ -1,7 +1,7 @@
 """How many tokens fit on a GPU, and what a sample costs to compute.
 
 Memory of a training step of the MMDiT with bf16 weights and an Adam optimizer, in bytes, for P parameters of which T
-are trained on S shards (measured in the project's facts/training.md: width 3072, 4 + 8 blocks, ColossalAI LowLevelZero,
+are trained on S shards (measured, see docs/benchmarks.md: width 3072, 4 + 8 blocks, ColossalAI LowLevelZero,
 one H100):
 
 - weights 2 P, gradients 2 T, fp32 master and two moments 12 T, and while the optimizer steps an fp32 copy of the

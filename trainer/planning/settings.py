@@ -64,7 +64,7 @@ class MemorySettings(Section):
 
 
 class PlanSettings(Section):
-    """See `datakit plan --help` and the README."""
+    """See `datakit plan --help` and docs/plan.md."""
 
     fps: Annotated[float, Field(gt=0)] = 24.0
     """Target frames per second. What cannot be met evenly keeps its own rate: see `trainer.planning.frame_rate`."""

@@ -12,7 +12,7 @@ from trainer.planning.memory_budget import DEFAULT_TOKENS, GIB, cost, gpu_gib, p
 from trainer.planning.settings import ASPECTS, MemorySettings, PlanSettings
 
 CUT = MemorySettings(double_blocks=4, single_blocks=8)
-"""The model that memory was measured of (facts/training.md)."""
+"""The model that memory was measured of (docs/benchmarks.md)."""
 
 
 def settings(*sets: str) -> PlanSettings:
@@ -55,7 +55,7 @@ def test_aspects_and_resolutions_as_yaml_reads_them():
 
 
 def test_tokens_of_a_sample():
-    """facts/model.md: N with 512 of text."""
+    """docs/benchmarks.md: N with 512 of text."""
     default = settings()
     assert tokens_of(129, 192, 336, default) == 8828
     assert tokens_of(129, 256, 256, default) == 8960
@@ -137,7 +137,7 @@ def test_weights_are_of_buckets_that_there_are():
     [(0.0, 8828, 1, 47.9), (0.0, 2780, 1, 47.9), (1.0, 8828, 3, 48.0), (0.0, 8828, 2, 56.7), (0.0, 2780, 4, 48.1)],
 )
 def test_the_memory_model_agrees_with_the_h100(recompute, frames_tokens, batch, measured):
-    """GiB of facts/training.md; what is missing is within the reserve."""
+    """GiB of docs/benchmarks.md; what is missing is within the reserve."""
     predicted = peak_bytes(CUT.model_copy(update={"recompute": recompute}), frames_tokens * batch) / GIB
     assert predicted == pytest.approx(measured, rel=0.05) and predicted + CUT.reserve_gib > measured
 
@@ -164,7 +164,7 @@ def test_sharding_recomputing_and_lora_make_room():
 
 
 def test_cost_is_that_of_the_model():
-    """facts/model.md: TFLOP of one forward."""
+    """docs/benchmarks.md: TFLOP of one forward."""
     assert cost(8828, MemorySettings()) / 1e12 == pytest.approx(168.6, rel=1e-3)
     assert cost(76_544, MemorySettings()) / 1e12 == pytest.approx(5092, rel=1e-3)
 
