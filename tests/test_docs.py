@@ -187,6 +187,27 @@ def test_code_that_names_a_page():
                 assert (ROOT / name).exists(), f"{file.relative_to(ROOT)} refers to {name}"
 
 
+def test_references_to_modules():
+    """`package.module.name` and `package/file` in backticks, in code and on pages, is there."""
+    files = [p for folder in TOP for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".md", ".yaml", ".sh")]
+    for file in [*PAGES, *files]:
+        for reference in re.findall(rf"`((?:{'|'.join(TOP)})(?:[./]\w+)+)`", file.read_text()):
+            assert is_there(reference), f"{file.relative_to(ROOT)} refers to `{reference}`"
+
+
+def is_there(reference: str) -> bool:
+    """Whether a file, a module, or a name that a module's text has, is at this path."""
+    if (ROOT / reference).exists():
+        return True
+    path, names = ROOT, re.split(r"[./]", reference)
+    while names and (path / names[0]).is_dir():
+        path /= names.pop(0)
+    module = path / "__init__.py"
+    if names and (path / f"{names[0]}.py").exists():
+        module = path / f"{names.pop(0)}.py"
+    return not names or (module.exists() and re.search(rf"\b{names[0]}\b", module.read_text()) is not None)
+
+
 @pages
 def test_python_imports(page):
     for block in fences(page.read_text(), "python"):

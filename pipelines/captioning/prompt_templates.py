@@ -1,4 +1,4 @@
-"""Prompts as files: Markdown with a front matter in YAML, shipped in `pipelines/prompts` or the user's own.
+"""Prompts as files: Markdown with a front matter in YAML, shipped in `pipelines/captioning/prompts` or the user's own.
 
     ---
     name: dense              # style of the captions that it asks for; default: the file's name
