@@ -103,7 +103,7 @@ def _machine() -> list[Finding]:
     python = sys.version_info[:2]
     return [
         Finding(
-            "machine", "python", (3, 11) <= python < (3, 13), f"{platform.python_version()} on {platform.platform()}"
+            "machine", "python", (3, 11) <= python < (3, 14), f"{platform.python_version()} on {platform.platform()}"
         ),
         Finding("machine", "processors", True, f"{cpus}"),
         Finding("machine", "memory", memory > 4, f"{memory:.1f} GiB"),

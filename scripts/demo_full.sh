@@ -8,7 +8,7 @@ catalog=${1:-demo-catalog}
 mkdir -p "$catalog-full"
 work=$(realpath "$catalog-full")  # what is not part of the catalog: models, runs, samples
 echo "Installing what training needs into .venv (torch and ColossalAI: some minutes the first time) …" >&2
-uv sync --quiet --inexact --no-dev --extra demo --extra train --extra transformers --extra caption --extra features
+uv sync --quiet --inexact --no-dev --extra demo --extra train --group colossalai --extra transformers --extra caption --extra features
 datakit=.venv/bin/datakit
 
 say() { echo; echo "── $*"; }
