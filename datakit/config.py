@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from datakit.errors import ConfigError
 
 
 class Section(BaseModel):
-    """Base of every settings section."""
+    """Base of every settings section. The text below a field is what `datakit settings` says of it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 M = TypeVar("M", bound=BaseModel)
@@ -48,6 +52,87 @@ def load(model: type[M], file: str | Path | Sequence[str | Path] | None = None, 
         return model.model_validate(values)
     except ValidationError as e:
         raise ConfigError("; ".join(_explain(model, error) for error in e.errors())) from e
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting, as a user gives it.
+
+    Attributes:
+        name: `section.option`.
+        type: as it is declared, for people: `int ≥ 1`, `adaptive | content`.
+        default: as YAML writes it.
+        meaning: of the option, from its declaration.
+    """
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+
+
+def describe(model: type[BaseModel], section: str = "", defaults: BaseModel | None = None) -> list[Setting]:
+    """Every setting of a model, sections one in the other, in the order of their declaration.
+
+    Args:
+        section: what precedes the names, as `plan`.
+        defaults: an instance whose values are the defaults, in place of those of the declaration.
+    """
+    described: list[Setting] = []
+    for name, field in model.model_fields.items():
+        path = f"{section}.{name}" if section else name
+        default = field.get_default(call_default_factory=True) if defaults is None else getattr(defaults, name)
+        inner = _model_of(field.annotation)
+        if inner is None or _is_list(field.annotation):
+            meaning = " ".join((field.description or "").split())
+            described.append(Setting(path, _type_name(field), _default_text(default), meaning))
+            continue
+        if default is None:
+            meaning = " ".join((field.description or inner.__doc__ or "").split())
+            described.append(Setting(path, "section | null", "null", meaning))
+        described += describe(inner, path, default if isinstance(default, BaseModel) else None)
+    return described
+
+
+def _default_text(default: Any) -> str:
+    if default is PydanticUndefined:
+        return "(required)"
+    if isinstance(default, BaseModel):
+        default = default.model_dump(mode="json")
+    if isinstance(default, tuple):
+        default = list(default)
+    return yaml.safe_dump(default, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
+
+
+def _type_name(field: FieldInfo) -> str:
+    bounds = {"Ge": "≥", "Gt": ">", "Le": "≤", "Lt": "<"}
+    limits: list[str] = []
+    for limit in field.metadata:
+        for kind, sign in bounds.items():
+            if type(limit).__name__ == kind:
+                limits.append(f"{sign} {getattr(limit, kind.lower()):g}")
+    return " ".join([_annotation_name(field.annotation), *limits])
+
+
+def _annotation_name(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation is type(None):
+        return "null"
+    if annotation is Ellipsis:
+        return "…"
+    if origin is Literal:
+        return " | ".join(map(str, arguments))
+    if origin is Annotated:
+        return _annotation_name(arguments[0])
+    if origin in (Union, UnionType):
+        return " | ".join(_annotation_name(each) for each in arguments)
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join(_annotation_name(each) for each in arguments)}]"
+    return {str: "text", Any: "any"}.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _is_list(annotation: Any) -> bool:
+    return get_origin(annotation) in (list, tuple, dict) or any(_is_list(each) for each in get_args(annotation))
 
 
 def _read_yaml(file: str | Path) -> dict:

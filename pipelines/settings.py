@@ -38,10 +38,12 @@ class Shots(Section):
 
 class Stage(Section):
     enabled: bool = True
+    """whether this stage runs"""
 
 
 class Motion(Stage):
     method: Literal["dis", "farneback"] = "dis"
+    """optical flow: OpenCV's DIS, or Farnebäck's"""
 
 
 class ImageStage(Stage):
@@ -59,10 +61,12 @@ class Ocr(ImageStage):
 
 class Nsfw(ImageStage):
     enabled: bool = False
+    """whether this stage runs"""
 
 
 class TechnicalQuality(ImageStage):
     enabled: bool = False
+    """whether this stage runs"""
 
 
 class Models(Section):
@@ -71,6 +75,7 @@ class Models(Section):
 
 class Embed(ImageStage):
     enabled: bool = False
+    """whether this stage runs"""
     model: str = Field(
         "ViT-L-14/openai", description="open_clip ARCH/TAG, or efficientnet-lite0, which a package ships"
     )
@@ -86,11 +91,13 @@ class Embed(ImageStage):
 
 class Aesthetic(Section):
     enabled: bool = False
+    """whether this stage runs"""
     head: str = Field("auto", description="LAION head: v1, v2, a file; auto: the newest for embed.model")
 
 
 class CaptionMatch(ImageStage):
     enabled: bool = False
+    """whether this stage runs"""
     num_gpus: float | None = Field(None, ge=0, description="per actor; None: 1 where there are GPUs, else 0")
     threads: int = Field(4, ge=1, description="of an actor without a GPU")
 
@@ -102,15 +109,20 @@ class LanguageModel(ImageStage):
         None, ge=0, description="per actor; None: tensor_parallel where there are GPUs, else 0"
     )
     enabled: bool = False
+    """whether this stage runs"""
     backend: Literal["vllm", "openai", "transformers"] = "vllm"
+    """in this process (vllm, transformers), or behind an endpoint (openai)"""
     model: str | None = Field(
         None, description="folder, or name that `datakit models` knows; openai: the endpoint's name for it"
     )
     max_tokens: int = Field(512, ge=1, description="longest answer")
     temperature: float = Field(0.0, ge=0, description="0: greedy, the same text every time")
     top_p: float = Field(1.0, gt=0, le=1)
+    """nucleus sampling: tokens of this much probability together"""
     seed: int = 0
+    """of the sampling of tokens"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """number format of the weights; auto: the model's own"""
     threads: int = Field(4, ge=1, description="of an actor without a GPU")
     max_num_seqs: int = Field(32, ge=1, description="requests an actor works on at once")
     max_model_len: int | None = Field(
@@ -145,6 +157,7 @@ class Refine(LanguageModel):
     source: str = Field("dense", description="style of the captions that are rewritten")
     style: str = Field("refined", description="style of the captions that it writes")
     language: str | None = "en"
+    """of the captions; others are flagged; null: any"""
 
 
 class Dedup(Section):

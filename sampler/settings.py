@@ -44,8 +44,11 @@ class VideoSettings(Section):
     aspect_ratio: Aspect | None = None
     """Width to height: 16:9, 9:16, 1:1, 2.39:1 …"""
     height: Positive | None = None
+    """Pixels; null: by resolution and aspect ratio."""
     width: Positive | None = None
+    """Pixels; null: by resolution and aspect ratio."""
     num_frames: Positive | None = None
+    """Frames, 4k + 1; null: what the model was trained on."""
     fps: Annotated[float, Field(gt=0)] | None = None
     """Frames per second, told to the model and of the file. Null: the training run's, else 24."""
 
@@ -62,6 +65,7 @@ class SamplingSettings(Section):
     """The way from noise to a video. Defaults: Open-Sora 2.0's."""
 
     steps: Positive = 50
+    """Steps from noise to a video."""
     guidance: Annotated[float, Field(ge=1)] = 7.5
     """Scale on the text; 1: none."""
     image_guidance: Annotated[float, Field(ge=1)] = 3.0
@@ -94,8 +98,11 @@ class ImageSettings(Section):
     steps: Positive | None = None
     """Null: the pipeline's own."""
     guidance: Annotated[float, Field(ge=0)] | None = None
+    """Guidance scale of the image model; null: its own."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the image model; auto: its own."""
     offload: bool = False
+    """Keep parts of the image model in main memory until they are needed."""
 
 
 class WorkSettings(Section):
@@ -110,6 +117,7 @@ class WorkSettings(Section):
     num_gpus: Annotated[float, Field(ge=0)] | None = None
     """Per process; null: 1 where Ray has GPUs, else 0."""
     num_cpus: Annotated[float, Field(ge=0)] | None = None
+    """Per worker; null: by what Ray has."""
     threads: Positive | None = None
     """Of a process without a GPU; null: the CPUs shared out."""
     precision: Literal["fp32", "bf16"] | None = None
@@ -150,6 +158,7 @@ class SampleSettings(Section):
     """`datakit sample`."""
 
     seed: int = Field(0, ge=0)
+    """Of the first sample of each prompt; noise follows from prompt, seed and sample alone."""
     samples: Positive = 1
     """Of each prompt."""
     model: ModelSettings = ModelSettings()

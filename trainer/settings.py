@@ -28,6 +28,7 @@ class TextSettings(Section):
     """`minilm` comes in a package; `t5-clip` is that of Open-Sora 2.0, in folders or by name."""
 
     kind: Literal["minilm", "t5-clip"] = "t5-clip"
+    """Which text encoder: `minilm` comes in a package; `t5-clip` is that of Open-Sora 2.0."""
     options: dict[str, Any] = {}
     """Of `trainer.models.common.text_encoders`: t5, clip, length …"""
     cache_mb: Annotated[int, Field(ge=0)] = 256
@@ -40,12 +41,19 @@ class DiTModelSettings(Section):
     weights: str | None = None
     """To start from; sizes must fit. Null: random."""
     hidden_size: Positive = 3072
+    """Features of a token inside the network."""
     num_heads: Positive = 24
+    """Attention heads."""
     depth: Positive = 19
+    """Double blocks: text and video have weights of their own."""
     depth_single_blocks: Positive = 38
+    """Single blocks: text and video share weights."""
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    """Width of the MLP, in hidden sizes."""
     axes_dim: tuple[int, int, int] = (16, 56, 56)
+    """Features of a head that rotary positions take: time, height, width."""
     patch_size: Literal[1, 2] = 2
+    """Latents along a side of a token."""
     lora: LoraSettings | None = None
     recompute: tuple[int, int] = (0, 0)
     """Double and single blocks that are computed again in the backward pass."""
@@ -65,6 +73,7 @@ class LoaderSettings(LoaderOptions):
     """How samples are read, and whether from the source or from cached latents (`datakit run encode`)."""
 
     latents: Literal["no", "if there", "only"] = "no"
+    """Read latents that `datakit run encode` made, in place of videos."""
 
 
 class ValidationSettings(Section):
@@ -73,6 +82,7 @@ class ValidationSettings(Section):
     every: Annotated[int, Field(ge=0)] = 500
     """Steps; 0: never."""
     levels: list[Annotated[float, Field(gt=0, le=1)]] = [0.1, 0.3, 0.5, 0.7, 0.9]
+    """Noise levels, 0 (clean) to 1 (noise), at which the loss is measured."""
     windows: Positive = 64
     """At most."""
 
@@ -83,18 +93,25 @@ class PreviewSettings(Section):
     prompts: list[str] = []
     """Empty: captions of the plan."""
     count: Positive = 2
+    """Videos of a preview."""
     steps: Positive = 20
+    """Sampling steps of a preview."""
     guidance: Annotated[float, Field(ge=1)] = 7.5
+    """Guidance scale of a preview; 1: none."""
 
 
 class CheckpointSettings(Section):
     every: Positive = 500
+    """Steps between checkpoints."""
     keep: Positive = 2
+    """Newest checkpoints that stay."""
 
 
 class LogSettings(Section):
     every: Positive = 10
+    """Steps between lines of metrics."""
     tensorboard: bool = True
+    """Also write metrics for TensorBoard."""
     wandb: str | None = None
     """Project."""
 
@@ -103,7 +120,9 @@ class RunSettings(Section):
     """What DiT and VAE training share."""
 
     seed: int = 0
+    """Of weights, noise and every other random choice."""
     steps: Positive = 10_000
+    """Optimizer steps of the run."""
     plan: PlanSettings = PlanSettings()
     engine: EngineSettings = EngineSettings()
     loader: LoaderSettings = LoaderSettings()

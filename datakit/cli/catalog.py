@@ -7,14 +7,19 @@ from typing import Annotated
 
 import typer
 
-catalog_app = typer.Typer(no_args_is_help=True, help="Look at a catalog, question it, share it, keep it in order.")
+from datakit.cli.options import (
+    KEPT,
+    CatalogApp,
+    CatalogArgument,
+    CatalogOption,
+    JsonOption,
+    PortOption,
+    SnapshotOption,
+    WhereKeptOption,
+    WhereOption,
+)
 
-CatalogOption = Annotated[str, typer.Option("--catalog", "-c", help="Catalog folder, or s3://, gs:// URL.")]
-CatalogArgument = Annotated[str, typer.Argument(metavar="DIR", help="Catalog folder, or s3://, gs:// URL.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout, nothing else.")]
-SnapshotOption = Annotated[
-    str | None, typer.Option("--snapshot", help="A tag, a run id, a time, or clips=12,decisions=4; not given: now.")
-]
+catalog_app = CatalogApp(no_args_is_help=True, help="Look at a catalog, question it, share it, keep it in order.")
 
 
 def opened(root: str, snapshot: str | None = None):
@@ -91,7 +96,7 @@ def catalog_browse(
     host: Annotated[
         str, typer.Option("--host", help="Address to serve on; others than 127.0.0.1 let other machines in.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 8642,
+    port: PortOption = 8642,
     snapshot: SnapshotOption = None,
     where: Annotated[
         str | None, typer.Option("--where", help="SQL condition over the view clips to start with.")
@@ -124,7 +129,7 @@ def catalog_query(
 @catalog_app.command("select")
 def catalog_select(
     catalog: CatalogArgument,
-    where: Annotated[str, typer.Option("--where", help="SQL condition over the view clips.")] = "status = 'kept'",
+    where: WhereKeptOption = KEPT,
     columns: Annotated[
         str | None,
         typer.Option("--columns", help="Comma-separated; not given: what reading clips takes, and captions."),
@@ -306,7 +311,7 @@ def catalog_export(
     out: Annotated[
         str, typer.Option("--out", help="Folder; or a file that the format is: x.csv, x.parquet, x.jsonl, x.lance.")
     ],
-    where: Annotated[str, typer.Option("--where", help="SQL condition over the view clips.")] = "status = 'kept'",
+    where: WhereKeptOption = KEPT,
     snapshot: SnapshotOption = None,
     columns: Annotated[
         str | None, typer.Option("--columns", help="Comma-separated, of the view; not given: the format's own.")
@@ -381,7 +386,7 @@ def catalog_forget(
     source: Annotated[
         list[str] | None, typer.Option("--source", help="A whole video: its address or video_id. Repeatable.")
     ] = None,
-    where: Annotated[str | None, typer.Option("--where", help="SQL condition over the view clips.")] = None,
+    where: WhereOption = None,
     reason: Annotated[str | None, typer.Option("--reason", help="Is recorded.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go.")] = False,

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from datakit.cli.catalog import JsonOption
+from datakit.cli.options import (
+    ConfigOption,
+    JsonOption,
+    PresetOption,
+    RayOption,
+    SetOption,
+    WeightsOption,
+)
 from datakit.dependencies import require
 from datakit.errors import ConfigError
 
@@ -22,27 +29,17 @@ if TYPE_CHECKING:
 def run_encode(
     plan: Annotated[list[Path], typer.Option("--plan", "-p", help="Folder that `datakit plan` wrote. Repeatable.")],
     autoencoder: Annotated[str | None, typer.Option("--autoencoder", help="hunyuan, dc-ae or tiny.")] = None,
-    weights: Annotated[
-        str | None, typer.Option("--weights", help="File, folder, or name of `datakit models list`.")
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option("--preset", help="A shipped training config: its section autoencoder is used.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="YAML file: sections autoencoder, encode, runner.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting: encode.OPTION=value. Repeatable.")
-    ] = None,
+    weights: WeightsOption = None,
+    preset: PresetOption = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try windows again that were found broken.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show what is to be encoded, and the space that it takes.")
     ] = False,
-    ray: Annotated[
-        str, typer.Option("--ray", help="local (start Ray here), auto, or the address of a cluster.")
-    ] = "local",
+    ray: RayOption = "local",
     as_json: JsonOption = False,
 ) -> None:
     """Encode the windows of plans with an autoencoder, once: training then reads latents and not videos."""

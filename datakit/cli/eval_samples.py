@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from datakit.cli.catalog import CatalogOption, JsonOption
+from datakit.cli.options import KEPT, CatalogOption, ConfigOption, JsonOption, PortOption, RayOption, SetOption
 
 if TYPE_CHECKING:
     from sampler.evaluate import Evaluation
     from sampler.evaluate.distances import Measured
 
-KEPT = "status = 'kept'"
 SamplesOption = Annotated[
     list[str],
     typer.Option("--samples", "-s", help="Output folder of `datakit sample`. Repeatable: one for each checkpoint."),
@@ -37,13 +36,9 @@ def samples(
     ] = 10,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of splits, draws and noise.")] = 0,
     prompts: Annotated[int, typer.Option("--prompts", min=0, help="Rows of the page's grid of prompts.")] = 40,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting of a stage: STAGE.option=value. Repeatable.")
-    ] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
-    ray: Annotated[
-        str, typer.Option("--ray", help="local (start Ray here), auto, or the address of a cluster.")
-    ] = "local",
+    settings: SetOption = None,
+    config: ConfigOption = None,
+    ray: RayOption = "local",
     as_json: JsonOption = False,
 ) -> None:
     """Score samples with the stages of their training catalog; distances to the footage, memorisation, prompts side by
@@ -76,7 +71,7 @@ def samples(
 
 def prefer(
     samples: SamplesOption,
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 0,
+    port: PortOption = 0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the order of the pairs, and of who stands left.")] = 0,
     author: Annotated[str | None, typer.Option("--author", help="Whose votes these are; not given: user@host.")] = None,
     summary: Annotated[bool, typer.Option("--summary", help="Only print what the votes say.")] = False,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from datakit.cli.catalog import JsonOption, SnapshotOption
+from datakit.cli.options import KEPT, JsonOption, OptionalCatalog, SnapshotOption, WeightsOption, WhereKeptOption
 from datakit.dependencies import require
 from datakit.errors import ConfigError
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from trainer.models.autoencoders.base import Autoencoder
     from trainer.planning.plan import Plan
 
-KEPT = "status = 'kept'"
 SizeOption = Annotated[
     list[str] | None,
     typer.Option("--size", help="Resolution: 256px, 480p … Repeatable; a clip has the largest that it reaches."),
@@ -42,14 +41,12 @@ def vae(
     files: Annotated[
         list[Path] | None, typer.Argument(metavar="[FILE]...", help="Videos or images, in place of --catalog.")
     ] = None,
-    catalog: Annotated[str | None, typer.Option("--catalog", "-c", help="Catalog folder, or s3://, gs:// URL.")] = None,
-    where: Annotated[str, typer.Option("--where", help="SQL condition over the view clips.")] = KEPT,
+    catalog: OptionalCatalog = None,
+    where: WhereKeptOption = KEPT,
     split: Annotated[str, typer.Option("--split", help="train, val or test, of the catalog.")] = "val",
     snapshot: SnapshotOption = None,
     autoencoder: Annotated[str, typer.Option("--autoencoder", help="hunyuan, dc-ae or tiny.")] = "tiny",
-    weights: Annotated[
-        str | None, typer.Option("--weights", help="File, folder, or a name of `datakit models list`.")
-    ] = None,
+    weights: WeightsOption = None,
     sizes: SizeOption = None,
     frames: FramesOption = None,
     fps: Annotated[float, typer.Option("--fps", help="Target frame rate.")] = 24.0,

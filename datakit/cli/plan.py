@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import trainer
-from datakit.cli.catalog import JsonOption, SnapshotOption
+from datakit.cli.options import (
+    KEPT,
+    ConfigOption,
+    JsonOption,
+    MixOption,
+    OptionalCatalog,
+    PresetOption,
+    SetOption,
+    SnapshotOption,
+    WhereKeptOption,
+)
 from datakit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,21 +31,13 @@ SECTION = "plan"
 
 def plan(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the plan to.")],
-    catalog: Annotated[str | None, typer.Option("--catalog", "-c", help="Catalog folder, or s3://, gs:// URL.")] = None,
-    where: Annotated[str, typer.Option("--where", help="SQL condition over the view clips.")] = "status = 'kept'",
+    catalog: OptionalCatalog = None,
+    where: WhereKeptOption = KEPT,
     snapshot: SnapshotOption = None,
-    mix: Annotated[
-        Path | None, typer.Option("--mix", help="YAML file: several selections and weights, in place of --catalog.")
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option("--preset", help="Name of a shipped training config: its section plan.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="YAML file with a section plan: wins over the preset.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting: plan.OPTION=value. Repeatable.")
-    ] = None,
+    mix: MixOption = None,
+    preset: PresetOption = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another plan at --out.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -48,7 +50,7 @@ def plan(
     chosen = load_settings(preset, config, settings or [])
     if (catalog is None) == (mix is None):
         raise ConfigError("give --catalog DIR, or --mix FILE for several selections")
-    if mix is not None and (where != "status = 'kept'" or snapshot is not None):
+    if mix is not None and (where != KEPT or snapshot is not None):
         raise ConfigError("with --mix, conditions and snapshots stand in the file: leave --where and --snapshot out")
     members = read_mix(mix) if mix is not None else [selected(catalog, where, snapshot)]
     show_plan(make_plan(members, chosen, out, overwrite), as_json)

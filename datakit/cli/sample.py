@@ -6,11 +6,19 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
-from datakit.cli.catalog import JsonOption, SnapshotOption
+from datakit.cli.options import (
+    KEPT,
+    ConfigOption,
+    JsonOption,
+    PortOption,
+    PresetOption,
+    RayOption,
+    SetOption,
+    SnapshotOption,
+)
 from datakit.dependencies import require
 from datakit.errors import ConfigError
 
@@ -20,7 +28,7 @@ NEEDED = ("torch", "diffusers", "transformers", "safetensors")
 class PromptsOrCommand(TyperGroup):
     """`datakit sample serve` is a command, anything else prompts and options of `run`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         if not args or args[0] not in self.commands:
             args = ["run", *args]
         return super().parse_args(ctx, args)
@@ -36,15 +44,12 @@ CkptOption = Annotated[
         "--ckpt", help="Folder of a training run, one of its checkpoints, or weights: a file, a folder, a name."
     ),
 ]
-PresetOption = Annotated[
-    str | None, typer.Option("--preset", help="Shipped settings: tiny, 256px, 768px, i2v-256px … or a YAML file.")
-]
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file of settings, over the preset's.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="One setting: SECTION.option=value. Repeatable.")]
-RayOption = Annotated[str, typer.Option("--ray", help="local (start Ray here), auto, or the address of a cluster.")]
 
 
-@sample_app.command("run", help="Sample videos. `datakit sample serve` opens a page to try it.")
+@sample_app.command(
+    "run",
+    epilog="Command: datakit sample serve opens a page to try a checkpoint on (datakit sample serve --help).",
+)
 def run(
     out: Annotated[
         Path,
@@ -60,9 +65,7 @@ def run(
     catalog: Annotated[
         str | None, typer.Option("--catalog", "-c", help="In place of prompts: captions (and frames) of its clips.")
     ] = None,
-    where: Annotated[
-        str, typer.Option("--where", help="With --catalog: SQL condition over the view clips.")
-    ] = "status = 'kept'",
+    where: Annotated[str, typer.Option("--where", help="With --catalog: SQL condition over the view clips.")] = KEPT,
     snapshot: SnapshotOption = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Take at most this many prompts.")] = None,
     mode: Annotated[
@@ -93,7 +96,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show what would be done.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Sample videos. `datakit sample serve` opens a page to try it."""
+    """Sample videos, in bulk: datakit sample PROMPTS… --ckpt C --out DIR."""
     require("sampling", "train", *NEEDED)
     from datakit.cli.output.sample import Bar, show_estimate, show_sampled
     from sampler.settings import load_settings
@@ -125,16 +128,17 @@ def run(
             raise typer.Exit(1)
 
 
-@sample_app.command("serve", help="A page to try a checkpoint on, on this machine.")
+@sample_app.command("serve")
 def serve(
     ckpt: CkptOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results, itself a catalog.")],
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 7860,
+    port: PortOption = 7860,
     preset: PresetOption = None,
     config: ConfigOption = None,
     settings: SetOption = None,
     ray: RayOption = "local",
 ) -> None:
+    """Open a page to try a checkpoint on, on this machine."""
     require("sampling", "train", *NEEDED)
     require("the page", "serve", "gradio")
     from sampler.serve.studio import serve as open_page

@@ -10,27 +10,27 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from datakit.cli.catalog import JsonOption, SnapshotOption
+from datakit.cli.options import (
+    KEPT,
+    CatalogApp,
+    ConfigOption,
+    JsonOption,
+    MixOption,
+    OptionalCatalog,
+    PresetOption,
+    SetOption,
+    SnapshotOption,
+    WhereKeptOption,
+)
 from datakit.dependencies import require
 from datakit.errors import ConfigError
 
-train_app = typer.Typer(no_args_is_help=True, help="Training, from a catalog's clips.")
-KEPT = "status = 'kept'"
+train_app = CatalogApp(no_args_is_help=True, help="Training, from a catalog's clips.")
 
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: plan, checkpoints, previews, logs.")]
-CatalogOption = Annotated[str | None, typer.Option("--catalog", "-c", help="Catalog folder, or s3://, gs:// URL.")]
-WhereOption = Annotated[str, typer.Option("--where", help="SQL condition over the view clips.")]
-MixOption = Annotated[
-    Path | None, typer.Option("--mix", help="YAML file of selections and their weights, in place of --catalog.")
-]
 PlanOption = Annotated[
     Path | None, typer.Option("--plan", help="A plan made before (`datakit plan`), in place of --catalog.")
 ]
-PresetOption = Annotated[
-    str | None, typer.Option("--preset", help="Shipped settings: tiny, 1b, open-sora-v2 …, or a YAML file.")
-]
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file of settings, over the preset's.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="One setting: SECTION.option=value. Repeatable.")]
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out, with its settings.")
 ]
@@ -53,8 +53,8 @@ RayOption = Annotated[
 @train_app.command("dit")
 def dit(
     out: OutOption,
-    catalog: CatalogOption = None,
-    where: WhereOption = KEPT,
+    catalog: OptionalCatalog = None,
+    where: WhereKeptOption = KEPT,
     snapshot: SnapshotOption = None,
     mix: MixOption = None,
     plan: PlanOption = None,
@@ -84,8 +84,8 @@ def dit(
 @train_app.command("vae")
 def vae(
     out: OutOption,
-    catalog: CatalogOption = None,
-    where: WhereOption = KEPT,
+    catalog: OptionalCatalog = None,
+    where: WhereKeptOption = KEPT,
     snapshot: SnapshotOption = None,
     mix: MixOption = None,
     plan: PlanOption = None,

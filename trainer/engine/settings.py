@@ -22,10 +22,15 @@ class EngineSettings(Section):
     """
 
     plugin: Plugin = "ddp"
+    """How the model is spread over processes; see docs/train.md."""
     precision: Literal["fp32", "bf16"] = "bf16"
+    """Number format of the computation; master weights stay float32."""
     tp: int = Field(1, ge=1)
+    """Processes that share each layer (tensor parallelism; hybrid)."""
     sp: int = Field(1, ge=1)
+    """Processes that share each sequence (Ulysses; hybrid)."""
     zero: Literal[0, 1, 2] = 0
+    """ZeRO stage within hybrid."""
     grad_clip: float | None = Field(1.0, gt=0)
     """Most that the norm of all gradients may be."""
     ema: float | None = Field(None, gt=0, lt=1)
@@ -59,13 +64,21 @@ class OptimizerSettings(Section):
     """
 
     lr: float = Field(5e-5, gt=0)
+    """Learning rate after warmup."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of Adam's two moments."""
     eps: float = Field(1e-15, gt=0)
+    """Added to the denominator of Adam."""
     weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay (AdamW)."""
     warmup: int = Field(0, ge=0)
+    """Steps over which the learning rate rises from 0."""
     schedule: Literal["constant", "cosine"] = "constant"
+    """Of the learning rate after warmup."""
     steps: int | None = Field(None, ge=1)
+    """Steps until the cosine ends; null: those of the run."""
     final: float = Field(0.0, ge=0, le=1)
+    """Share of the learning rate at the end of the cosine."""
 
     @model_validator(mode="after")
     def _fits(self) -> OptimizerSettings:

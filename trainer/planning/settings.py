@@ -49,7 +49,9 @@ class MemorySettings(Section):
     width: Annotated[int, Field(gt=0)] = 3072
     """Hidden size."""
     double_blocks: Annotated[int, Field(ge=0)] = 19
+    """Of the model that the memory is estimated for."""
     single_blocks: Annotated[int, Field(ge=0)] = 38
+    """Of the model that the memory is estimated for."""
     trained: Share = 1.0
     """Share of the parameters that is trained; far below 1 with LoRA."""
     recompute: Share = 0.0
@@ -95,7 +97,9 @@ class PlanSettings(Section):
     images_from_video: bool = False
     """Whether videos that are too short for any other bucket go to buckets of one frame."""
     captions: Literal["required", "optional"] = "required"
+    """Whether a clip without a caption is left out or trains with an empty text."""
     split: Literal["train", "val", "test"] = "train"
+    """Which clips: train, val or test."""
     weights: dict[int, Annotated[float, Field(gt=0)]] = {}
     """{frames: times}: how often windows of so many frames are drawn in an epoch, for example {1: 0.5}."""
     tokens: Annotated[int, Field(gt=0)] | None = None

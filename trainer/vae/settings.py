@@ -17,7 +17,9 @@ class TrainedAutoencoder(Section):
     """`weights`: to start from (`embedded`: those of `tiny` that come with datakit); null: random."""
 
     kind: Literal["hunyuan", "dc-ae", "tiny"] = "hunyuan"
+    """Which autoencoder."""
     weights: str | None = None
+    """To start from: a file, folder or name; `embedded`: those of `tiny` that come with datakit; null: random."""
     sizes: dict[str, Any] = {}
     """Of another model of the kind than the released one."""
     recompute: bool = False
@@ -29,9 +31,11 @@ class PerceptualSettings(Section):
     a package."""
 
     kind: Literal["alex-st", "vgg-st", "alex", "vgg"] = "vgg-st"
+    """Network of LPIPS: `-st` come in a package, `alex` and `vgg` need weights."""
     weights: list[str] = []
     """Files or names that have the network and the weights of LPIPS's layers."""
     weight: Weight = 0.5
+    """Of the perceptual distance in the loss."""
     frames: Positive | None = None
     """Of each sample that are looked at in a step, drawn by its seed; null: all."""
 
@@ -44,7 +48,9 @@ class GanSettings(Section):
     start: Annotated[int, Field(ge=0)] = 250_000
     """First step with it; before that, the discriminator does not learn either."""
     layers: Annotated[int, Field(ge=1, le=8)] = 5
+    """Of the discriminator."""
     width: Positive = 64
+    """Features of the discriminator's first layer."""
     optimizer: OptimizerSettings = OptimizerSettings(lr=1e-4)
 
 
@@ -52,12 +58,14 @@ class VAEPreviewSettings(Section):
     every: Annotated[int, Field(ge=0)] = 1000
     """Steps; 0: never."""
     count: Positive = 4
+    """Videos of a preview."""
 
 
 class VAESettings(RunSettings):
     """`datakit train vae`. Defaults: those of Open-Sora 2.0's video DC-AE (arXiv:2503.09642)."""
 
     steps: Positive = 450_000
+    """Optimizer steps of the run."""
     autoencoder: TrainedAutoencoder = TrainedAutoencoder()
     optimizer: OptimizerSettings = OptimizerSettings(lr=5e-5)
     perceptual: PerceptualSettings | None = PerceptualSettings()

@@ -78,9 +78,13 @@ class LoraSettings(Section):
     """
 
     rank: int = Field(16, gt=0)
+    """Rank of the update of each layer."""
     alpha: float | None = Field(None, gt=0)
+    """The update is scaled by alpha / rank; null: alpha = rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """Of the input of each update."""
     targets: tuple[str, ...] | None = None
+    """Names of the layers; null: the model's own list."""
 
 
 def add_lora(model: nn.Module, settings: LoraSettings = LoraSettings(), seed: int = 0) -> list[str]:
