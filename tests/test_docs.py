@@ -19,8 +19,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *s
 TOP = ("datakit", "catalogs", "pipelines", "trainer", "sampler", "scripts", "tests")
 GROUPS = ("run", "catalog", "models", "train", "sample", "eval")
 README_LINES = 150
-HELP = {"--help", "-h", "--version", "--install-completion", "--show-completion"}
-"""Options that Typer adds, or that the program itself has."""
+HELP = {"--help", "-h"}
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 
 
@@ -76,7 +75,7 @@ def resolve(words: list[str]) -> list[tuple[str, object, list[str]]]:
             if not commands or not left:
                 deeper.append((name, command, left))
                 continue
-            if left[0] in ("…", "--help", "-h", "--version"):
+            if left[0] == "…" or left[0] in options_of(command):
                 deeper.append((name, None, []))
                 continue
             for word in left[0].split("|"):
