@@ -37,29 +37,29 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = {
-    "datakit/video/colour.py": ["tests/datakit/test_colour.py"],
-    "pipelines/stages/quality.py": ["tests/pipelines/test_stages.py"],
-    "pipelines/stages/phash.py": ["tests/pipelines/test_phash.py"],
-    "pipelines/stages/motion.py": ["tests/pipelines/test_stages.py"],
-    "pipelines/division.py": ["tests/pipelines/test_division.py"],
-    "pipelines/recipe.py": ["tests/pipelines/test_recipe.py", "tests/pipelines/test_what_if.py"],
-    "pipelines/decide.py": ["tests/pipelines/test_what_if.py"],
-    "pipelines/what_if.py": ["tests/pipelines/test_what_if.py"],
-    "pipelines/duplicates.py": ["tests/pipelines/test_duplicates.py"],
-    "pipelines/alike.py": ["tests/pipelines/test_duplicates.py"],
-    "trainer/diffusion.py": ["tests/trainer/test_objective.py"],
-    "trainer/conditions.py": ["tests/trainer/test_objective.py"],
-    "trainer/draws.py": ["tests/trainer/test_objective.py"],
-    "trainer/flops.py": ["tests/trainer/test_compute.py"],
-    "trainer/assign.py": ["tests/trainer/test_plan.py"],
-    "trainer/buckets.py": ["tests/trainer/test_buckets.py"],
-    "trainer/budget.py": ["tests/trainer/test_buckets.py"],
-    "trainer/frames.py": ["tests/trainer/test_frames.py"],
-    "trainer/mix.py": ["tests/trainer/test_plan.py"],
-    "trainer/planning.py": ["tests/trainer/test_plan.py"],
-    "trainer/plan.py": ["tests/trainer/test_plan.py"],
-    "trainer/order.py": ["tests/trainer/test_order.py"],
-    "sampler/sizes.py": ["tests/sampler/test_sizes.py"],
+    "datakit/video/color.py": ["tests/datakit/video/test_color.py"],
+    "pipelines/stages/quality.py": ["tests/pipelines/stages/test_quality.py"],
+    "pipelines/stages/phash.py": ["tests/pipelines/stages/test_phash.py"],
+    "pipelines/stages/motion.py": ["tests/pipelines/stages/test_motion.py"],
+    "pipelines/shots/clip_splitter.py": ["tests/pipelines/shots/test_clip_splitter.py"],
+    "pipelines/recipes/recipe.py": ["tests/pipelines/recipes/test_recipe.py"],
+    "pipelines/recipes/decide.py": ["tests/pipelines/recipes/test_what_if.py"],
+    "pipelines/recipes/what_if.py": ["tests/pipelines/recipes/test_what_if.py"],
+    "pipelines/duplicates/grouping.py": ["tests/pipelines/duplicates/test_grouping.py"],
+    "pipelines/duplicates/similarity.py": ["tests/pipelines/duplicates/test_grouping.py"],
+    "trainer/diffusion/rectified_flow.py": ["tests/trainer/diffusion/test_rectified_flow.py"],
+    "trainer/diffusion/conditioning.py": ["tests/trainer/diffusion/test_conditioning.py"],
+    "trainer/diffusion/sample_randomness.py": ["tests/trainer/diffusion/test_sample_randomness.py"],
+    "trainer/models/mmdit/flops.py": ["tests/trainer/models/test_flops.py"],
+    "trainer/planning/bucket_assignment.py": ["tests/trainer/planning/test_plan.py"],
+    "trainer/planning/buckets.py": ["tests/trainer/planning/test_buckets.py"],
+    "trainer/planning/memory_budget.py": ["tests/trainer/planning/test_buckets.py"],
+    "trainer/planning/frame_rate.py": ["tests/trainer/planning/test_frame_rate.py"],
+    "trainer/planning/mixture.py": ["tests/trainer/planning/test_plan.py"],
+    "trainer/planning/build_plan.py": ["tests/trainer/planning/test_plan.py"],
+    "trainer/planning/plan.py": ["tests/trainer/planning/test_plan.py"],
+    "trainer/data/batch_sampler.py": ["tests/trainer/data/test_batch_sampler.py"],
+    "sampler/generation/video_size.py": ["tests/sampler/generation/test_video_size.py"],
 }
 """Module -> the quick tests that state what it does."""
 LEAST_SHARE = 0.85
@@ -320,7 +320,7 @@ def run_mutants(module: Module, tests: Sequence[str], jobs: int, scratch: Path) 
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS"):
         os.environ[name] = "1"
     os.chdir(ROOT)
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    sys.path.insert(0, str(ROOT))
     known = as_it_is(module, tests, scratch)
     for name in known["libraries"]:
         try:
@@ -337,6 +337,7 @@ def run_mutants(module: Module, tests: Sequence[str], jobs: int, scratch: Path) 
             if not noticing:
                 survived.append((number, f"{mutant}   (no test runs it)"))
                 continue
+            noticing.sort(key=known["seconds"].__getitem__)  # most are noticed by the first
             limit = SLOWEST_S + 5 * sum(known["seconds"][test] for test in noticing)
             folder = scratch / str(number)
             running[fork(run_one, module, mutant, noticing, folder)] = (number, time.monotonic() + limit, folder)
@@ -411,13 +412,8 @@ def watch(module: Module, tests: Sequence[str], scratch: Path) -> int:
     sys.settrace(watcher.trace)
     code = run_pytest(module, tests, scratch / "tests", watcher)
     sys.settrace(None)
-    libraries = [
-        name
-        for name, m in sys.modules.items()
-        if (place := getattr(m, "__file__", None))
-        and "site-packages" in place
-        and not Path(place).is_relative_to(ROOT / "tests")
-    ]
+    places = {name: getattr(module, "__file__", None) or "" for name, module in sys.modules.items()}
+    libraries = [name for name, place in places.items() if "site-packages" in place]
     calls = {
         test: sorted(watcher.calls.get(test, set()) | watcher.shared.get(test.split("::")[0], set()))
         for test in watcher.seconds
@@ -445,13 +441,14 @@ class InMemory(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 class Only:
-    """A plugin of pytest that runs certain tests."""
+    """A plugin of pytest that runs certain tests, in this order."""
 
     def __init__(self, tests: Sequence[str]):
-        self.tests = set(tests)
+        self.places = {test: place for place, test in enumerate(tests)}
 
     def pytest_collection_modifyitems(self, items) -> None:
-        items[:] = [item for item in items if item.nodeid in self.tests]
+        chosen = [item for item in items if item.nodeid in self.places]
+        items[:] = sorted(chosen, key=lambda item: self.places[item.nodeid])
 
 
 class Watcher:

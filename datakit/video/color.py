@@ -48,7 +48,7 @@ class Colour:
     @classmethod
     def of(cls, frame: av.VideoFrame) -> Colour:
         name = frame.format.name
-        if frame.format.is_rgb or name in ("pal8", "monoblack", "monowhite"):
+        if frame.format.is_rgb or name in ("pal8", "monob", "monow"):
             return cls("rgb", True)
         full = int(frame.color_range) == _AV_FULL or name.startswith("yuvj")
         space = int(frame.colorspace)

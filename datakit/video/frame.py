@@ -177,7 +177,7 @@ class Picture:
 
 def _layout(fmt: av.VideoFormat) -> tuple[str, str | None]:
     name = fmt.name
-    if fmt.is_rgb or name in ("pal8", "monoblack", "monowhite"):
+    if fmt.is_rgb or name in ("pal8", "monob", "monow"):
         return "rgb", None if name == "rgb24" else "rgb24"
     if name in ("gray", "gray8"):
         return "gray", None
