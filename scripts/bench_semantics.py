@@ -246,9 +246,10 @@ def captions_through_actor(arguments) -> float:
 
     from datakit.process.messages import ToolSpec
     from pipelines.executor.actors import EngineWorker
+    from pipelines.executor.flow_setup import slots_of
     from pipelines.executor.session import RaySession
-    from pipelines.runs.caption import questions, slots_of
-    from pipelines.video_tasks.sample_frames import CLIPS_A_BATCH
+    from pipelines.runs.caption import questions
+    from pipelines.video_tasks.messages import CLIPS_A_BATCH
 
     settings = caption_settings(arguments.threads)
     section = settings.caption

@@ -22,6 +22,9 @@ from pipelines.captioning.caption_quality import judge, parse_structured, retry_
 from pipelines.captioning.prompt_templates import Prompt
 from pipelines.llm.engine import Engine, EngineDown, Reply, Request, make_engine
 
+STALL_S = 900.0
+"""Seconds without one answer after which a language model is started anew; loading and compiling are before."""
+
 
 @dataclass(frozen=True)
 class Question:

@@ -13,42 +13,42 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
 import polars as pl
 
 from catalogs.query.where import parse_where
 from catalogs.records.runs import RunRecord
 from catalogs.tables.catalog import Catalog, polars_schema
-from datakit.errors import ConfigError, ErrorKind, MissingDependency
+from datakit.errors import ConfigError, ErrorKind
 from datakit.identity import caption_id
 from datakit.process.messages import ToolSpec
-from datakit.weights.registry import locate, weights_hash
+from datakit.source import present
+from datakit.weights.registry import weights_hash
 from pipelines.captioning.caption_quality import UNUSABLE, repeated_texts
-from pipelines.captioning.captioner import Question
+from pipelines.captioning.captioner import STALL_S, Question
 from pipelines.captioning.language_id import check_language
+from pipelines.captioning.language_model import (
+    check_language_model,
+    engine_options,
+    is_local,
+    model_name,
+    weights_folder,
+)
 from pipelines.captioning.prompt_templates import FACTS as FACTS_OF_PROMPTS
 from pipelines.captioning.prompt_templates import Prompt, load_prompt
-from pipelines.executor.actors import EngineWorker
-from pipelines.executor.flow import Flow, Outcome, StagePool
+from pipelines.executor.flow import Flow, Outcome
+from pipelines.executor.flow_setup import ROWS_ONLY, jobs_of_clips, language_model_pool, worker_limits
 from pipelines.executor.session import RaySession
-from pipelines.llm.engine import missing_backend
 from pipelines.recipes.decide import redecide
-from pipelines.runs.score import FACTS, gpus_of, present, worker_limits
 from pipelines.settings import LanguageModel, Settings
-from pipelines.video_tasks.messages import CLIPS_A_BATCH, CaptionJob, ClipSpan
+from pipelines.video_tasks.messages import CLIP_FACTS, CaptionJob, ClipSpan
 from pipelines.video_tasks.passthrough import RowJob
 
 CLIPS_A_JOB = 8
 """Answers are committed job by job."""
 CAPTIONS_A_COMMIT = 2000
-STALL_S = 900.0
-"""Seconds without one answer after which a language model is started anew; loading and compiling are before."""
 WHERE = "status in ('kept', 'pending')"
 DUPLICATE = "duplicate"
-SEATS = 2
-"""Clips handed to an actor per request that its engine works on: the next ones wait there, not across Ray. With the
-tiny VLM of scripts/bench_semantics.py, without Ray, 65 captions/s; 48 with only two more than the engine takes."""
 NUMBERS = ("backend", "temperature", "top_p", "seed", "max_tokens", "dtype")
 """Settings that change what a model writes (the backend only by rounding, but see `captions.backend`)."""
 
@@ -130,16 +130,7 @@ def check_captioning(settings: Settings, pipeline: str = "caption") -> Settings:
     """
     section: LanguageModel = getattr(settings, pipeline)
     check_language(section.language)
-    missing = missing_backend(section.backend)
-    if missing:
-        raise ConfigError(f"cannot start: {missing}")
-    if section.model is None:
-        raise ConfigError(f"which model? --set {pipeline}.model=NAME (see `datakit models list`) or a folder")
-    if section.backend == "openai":
-        if section.base_url is None:
-            raise ConfigError(f"which endpoint? --set {pipeline}.base_url=http://HOST:PORT/v1")
-    else:
-        _folder(section, settings)
+    check_language_model(section, pipeline, settings.models.folder)
     for question in questions(settings, pipeline).values():
         if pipeline == "refine" and "caption" not in question.prompt.placeholders:
             raise ConfigError(
@@ -187,7 +178,7 @@ def fill_captions(
     result = Captioned(clips=todo.height)
     if not todo.height:
         return result
-    clips_of = dict(_parts(todo))
+    clips_of = jobs_of_clips(todo, CLIPS_A_JOB)
     flow = _flow(session, settings, pipeline, asked)
     writer = _Writer(catalog, section, asked, run_id, result)
     done = 0
@@ -305,59 +296,20 @@ class _Writer:
         ]
 
 
-def model_name(section: LanguageModel) -> str:
-    """What the catalog calls the model: its name, wherever it lies."""
-    return Path(section.model).name if Path(section.model).is_dir() else section.model
-
-
 def _flow(session: RaySession, settings: Settings, pipeline: str, asked: dict[str, Question]) -> Flow:
     section: LanguageModel = getattr(settings, pipeline)
-    options = {**section.model_dump(), "name": model_name(section)}
-    if section.backend != "openai":
-        options["model"] = str(_folder(section, settings))
-    local = section.backend != "openai"
-    num_gpus = gpus_of(section, session.gpus(), float(section.tensor_parallel)) if local else 0.0
-    as_video = pipeline == "caption" and settings.caption.input != "images"
-    spec = ToolSpec(
-        "pipelines.captioning.captioner:Captioner",
-        {
-            "options": options,
-            "questions": asked,
-            "language": section.language,
-            "as_video": as_video,
-            "stall_s": STALL_S,
-        },
-    )
-    pool = StagePool(
-        "caption",
-        spec,
-        ("captions",),
-        section.num_cpus,
-        num_gpus,
-        section.workers if local else section.workers or 1,
-        pictures=pipeline == "caption",
-        slots=slots_of(section),
-        worker=EngineWorker,
-        threads=section.threads if local else 1,
-    )
-    tool = (
-        "pipelines.video_tasks.sample_frames:sample"
-        if pipeline == "caption"
-        else "pipelines.video_tasks.passthrough:pass_on"
-    )
+    pictures = pipeline == "caption"
+    options = {
+        "options": engine_options(section, settings.models.folder),
+        "questions": asked,
+        "language": section.language,
+        "as_video": pictures and settings.caption.input != "images",
+        "stall_s": STALL_S,
+    }
+    spec = ToolSpec("pipelines.captioning.captioner:Captioner", options)
+    pool = language_model_pool("caption", spec, ("captions",), section, session.gpus(), pictures)
+    tool = "pipelines.video_tasks.sample_frames:sample" if pictures else ROWS_ONLY.target
     return Flow(session, worker_limits(settings, tool), [pool], settings.runner.workers, settings.runner.attempts)
-
-
-def slots_of(section: LanguageModel) -> int:
-    """Calls, each of a batch of clips, that an actor takes at once."""
-    return max(2, SEATS * section.max_num_seqs // CLIPS_A_BATCH)
-
-
-def _folder(section: LanguageModel, settings: Settings):
-    try:
-        return locate(section.model, settings.models.folder)
-    except MissingDependency as e:
-        raise ConfigError(f"cannot start: {e}") from e
 
 
 def _fingerprint(prompt: Prompt, settings: Settings, pipeline: str) -> str:
@@ -368,7 +320,7 @@ def _fingerprint(prompt: Prompt, settings: Settings, pipeline: str) -> str:
         {name: getattr(section, name) for name in NUMBERS if name != "backend"},
         section.language,
     ]
-    parts.append(section.model if section.backend == "openai" else weights_hash(_folder(section, settings)))
+    parts.append(weights_hash(weights_folder(section, settings.models.folder)) if is_local(section) else section.model)
     if pipeline == "caption":
         parts += [settings.caption.fps, settings.caption.frames, settings.caption.side, settings.caption.input]
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
@@ -396,7 +348,7 @@ def _clips_to_caption(
             "stream",
             "start_pts",
             "end_pts",
-            *FACTS,
+            *CLIP_FACTS,
             "camera_motion",
             (pl.col("end_s") - pl.col("start_s")).alias("duration"),
             "styles",
@@ -457,13 +409,6 @@ def _source_mark(fingerprint: str, text: str) -> str:
     return f"{fingerprint}.{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
 
 
-def _parts(todo: pl.DataFrame) -> Iterator[tuple[str, list[dict]]]:
-    """The clips of each video in parts: what is answered is committed part by part."""
-    for (video_id,), group in todo.group_by("video_id", maintain_order=True):
-        for number, part in enumerate(group.iter_slices(CLIPS_A_JOB)):
-            yield f"{video_id}.{number}", part.to_dicts()
-
-
 def _jobs(clips_of: dict[str, list[dict]], settings: Settings, pipeline: str) -> Iterator:
     for key, clips in list(clips_of.items()):
         make = _row_job if pipeline == "refine" else _caption_job
@@ -477,7 +422,7 @@ def _caption_job(clips: list[dict], settings: Settings) -> CaptionJob:
             c["clip_id"],
             c["start_pts"],
             c["end_pts"],
-            {**{k: c[k] for k in FACTS}, "styles": c["styles"], "facts": _facts(c)},
+            {**{k: c[k] for k in CLIP_FACTS}, "styles": c["styles"], "facts": _facts(c)},
         )
         for c in clips
     )

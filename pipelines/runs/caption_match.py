@@ -13,6 +13,7 @@ from datakit.process.messages import ToolSpec
 from pipelines.catalog_sync.embeddings import embedded, mark_of
 from pipelines.catalog_sync.score_writer import failed_rows, scored_rows, write_columns, write_errors
 from pipelines.executor.flow import Flow, StagePool
+from pipelines.executor.flow_setup import ROWS_ONLY, gpus_of
 from pipelines.executor.session import RaySession
 from pipelines.settings import Settings
 from pipelines.stages.registry import STAGES, fingerprint
@@ -31,7 +32,7 @@ def fill_caption_match(
         clips compared, CPU seconds by stage.
     """
     pool = _pool(settings, session.gpus())
-    flow = Flow(session, ToolSpec("pipelines.video_tasks.passthrough:pass_on"), [pool], workers=1)
+    flow = Flow(session, ROWS_ONLY, [pool], workers=1)
     compared, cpu_s = 0, {}
     clips_of: dict[str, list[dict]] = {}
     try:
@@ -62,7 +63,7 @@ def _pool(settings: Settings, gpus: float) -> StagePool:
         "threads": own.threads,
         "batch": embed.batch,
     }
-    num_gpus = own.num_gpus if own.num_gpus is not None else float(gpus > 0)
+    num_gpus = gpus_of(own.num_gpus, gpus)
     spec = ToolSpec(STAGES[STAGE].target, options, None, settings.runner.stall_s, threads=own.threads)
     return StagePool(STAGE, spec, (STAGE,), own.num_cpus, num_gpus, own.workers, pictures=False, threads=own.threads)
 

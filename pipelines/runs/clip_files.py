@@ -9,9 +9,10 @@ import polars as pl
 
 from catalogs.tables.catalog import Catalog
 from datakit.process.messages import ToolSpec
+from datakit.source import present
 from pipelines.catalog_sync.score_writer import failed_rows, scored_rows, write_columns, write_errors
+from pipelines.executor.flow_setup import make_flow
 from pipelines.executor.session import RaySession
-from pipelines.runs.score import make_flow, present
 from pipelines.settings import Settings
 from pipelines.video_tasks.messages import ClipSpan, FileJob
 

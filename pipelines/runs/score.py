@@ -27,20 +27,19 @@ from pipelines.catalog_sync.score_writer import (
     write_embeddings,
     write_errors,
 )
-from pipelines.executor.flow import Flow, Outcome, StagePool
+from pipelines.executor.flow import Outcome
+from pipelines.executor.flow_setup import grid_stages, image_positions, jobs_of_clips, make_flow
 from pipelines.executor.session import RaySession
 from pipelines.recipes.decide import redecide
 from pipelines.runs.caption_match import fill_caption_match
-from pipelines.settings import ImageStage, Settings
-from pipelines.stages.registry import STAGES, enabled_stages, fingerprint, missing_requirements, options_of
-from pipelines.video_tasks.messages import ClipSpan, ScoreJob
+from pipelines.settings import Settings
+from pipelines.stages.registry import STAGES, enabled_stages, fingerprint, missing_requirements
+from pipelines.video_tasks.messages import CLIP_FACTS, ClipSpan, ScoreJob
 
 CLIPS_A_COMMIT = 5000
 COMMIT_S = 60.0
 """Results are committed when there are so many, or after so many seconds."""
 CLIPS_A_JOB = 64
-FACTS = ("width", "height", "crop_x", "crop_y", "crop_width", "crop_height")
-"""Columns that image stages look at."""
 
 
 def score(
@@ -163,7 +162,7 @@ def _look(
     """Run stages that look at pictures over clips; commits now and then."""
     writer = _Writer(catalog, settings, names)
     flow = make_flow(session, ToolSpec("pipelines.video_tasks.rescore:rescore"), settings, names)
-    clips_of = dict(_parts(todo))
+    clips_of = jobs_of_clips(todo, CLIPS_A_JOB)
     looked = 0
     try:
         for outcome in flow.run(_jobs(clips_of, names, settings)):
@@ -176,13 +175,6 @@ def _look(
     finally:
         flow.close()
         writer.commit()
-
-
-def _parts(todo: pl.DataFrame) -> Iterator[tuple[str, list[dict]]]:
-    """The clips of each video in parts, so that a long one does not hold everything back until it is done."""
-    for (video_id,), group in todo.group_by("video_id", maintain_order=True):
-        for number, part in enumerate(group.iter_slices(CLIPS_A_JOB)):
-            yield f"{video_id}.{number}", part.to_dicts()
 
 
 class _Writer:
@@ -219,60 +211,6 @@ class _Writer:
         self._committed_at = time.monotonic()
 
 
-def make_flow(session: RaySession, tool: ToolSpec, settings: Settings, names: list[str]) -> Flow:
-    """A flow whose videos go through `tool` and whose clips go through the image stages among `names`."""
-    limits = worker_limits(settings, tool.target)
-    return Flow(
-        session,
-        limits,
-        image_pools(names, settings, session.gpus()),
-        settings.runner.workers,
-        settings.runner.attempts,
-        settings.runner.threads,
-    )
-
-
-def worker_limits(
-    settings: Settings, target: str = "", options: dict | None = None, unbounded: bool = False, threads: int = 1
-) -> ToolSpec:
-    memory = None if unbounded else int(settings.runner.memory_gb * (1 << 30))
-    return ToolSpec(target, options or {}, memory, settings.runner.stall_s, threads=threads)
-
-
-def image_pools(names: list[str], settings: Settings, gpus: float) -> list[StagePool]:
-    """Args:
-    gpus: of the cluster.
-    """
-    pools = []
-    for name in names:
-        info = STAGES[name]
-        if info.needs == "images":
-            section = getattr(settings, name)
-            options = {k: getattr(section, k) for k in (*info.options, *info.runtime_options)}
-            threads = getattr(section, "threads", 1)
-            num_gpus = gpus_of(section, gpus)
-            big = num_gpus > 0 or bool(info.weights)  # a model of any size; the danger lies in decoders
-            spec = worker_limits(settings, info.target, options, big, threads)
-            columns = (*info.columns, *info.result)
-            pools.append(StagePool(name, spec, columns, section.num_cpus, num_gpus, section.workers, threads=threads))
-    return pools
-
-
-def gpus_of(section: ImageStage, gpus: float, per_actor: float = 1.0) -> float:
-    """GPUs of an actor of a stage: as set, else `per_actor` where the cluster has any."""
-    if section.num_gpus is not None:
-        return section.num_gpus
-    return per_actor if gpus else 0.0
-
-
-def grid_stages(names: list[str], settings: Settings) -> dict[str, dict]:
-    return {name: options_of(name, settings) for name in names if STAGES[name].needs == "grid"}
-
-
-def wanted_positions(names: list[str], settings: Settings) -> tuple[float, ...]:
-    return settings.images.positions if any(STAGES[name].needs == "images" for name in names) else ()
-
-
 def _todo(
     catalog: Catalog, settings: Settings, names: list[str], condition: pl.Expr, redo: bool, everywhere: bool
 ) -> pl.DataFrame:
@@ -294,7 +232,15 @@ def _todo(
     lacking = pl.concat_str(named, ignore_nulls=True) if named else pl.lit("")
     videos = catalog.scan("videos").select("video_id", "uris", pl.col("start_pts").alias("first_pts"))
     todo = clips.select(
-        "clip_id", "run_id", "video_id", "shard", "stream", "start_pts", "end_pts", *FACTS, lacking.alias("lacking")
+        "clip_id",
+        "run_id",
+        "video_id",
+        "shard",
+        "stream",
+        "start_pts",
+        "end_pts",
+        *CLIP_FACTS,
+        lacking.alias("lacking"),
     )
     with catalog.reading():
         return (
@@ -314,9 +260,11 @@ def _jobs(clips_of: dict[str, list[dict]], names: list[str], settings: Settings)
             size=address["size"],
             stream=clips[0]["stream"],
             first_pts=clips[0]["first_pts"],
-            clips=tuple(ClipSpan(c["clip_id"], c["start_pts"], c["end_pts"], {k: c[k] for k in FACTS}) for c in clips),
+            clips=tuple(
+                ClipSpan(c["clip_id"], c["start_pts"], c["end_pts"], {k: c[k] for k in CLIP_FACTS}) for c in clips
+            ),
             stages=grid_stages(names, settings),
             jitter="jitter" in names,
-            positions=wanted_positions(names, settings),
+            positions=image_positions(names, settings),
         )
         yield key, lambda threads, job=job: job

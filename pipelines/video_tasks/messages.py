@@ -60,6 +60,10 @@ class VideoFacts:
     cpu_s: dict[str, float]
 
 
+CLIP_FACTS = ("width", "height", "crop_x", "crop_y", "crop_width", "crop_height")
+"""Columns of a clip that whoever looks at its pictures needs: its size and crop box."""
+
+
 @dataclass(frozen=True)
 class ClipSpan:
     """A clip of the catalog, as a job refers to it. `facts`: what else stages know of it, its size and crop box."""

@@ -10,10 +10,10 @@ import numpy as np
 
 from datakit.errors import ErrorKind, MediaError
 from datakit.identity import Span
+from datakit.source import check_content
 from datakit.video.frame import fit
 from datakit.video.reader import VideoReader
 from pipelines.video_tasks.messages import CLIPS_A_BATCH, CaptionJob, ClipBatch, ClipSpan, VideoFacts
-from pipelines.video_tasks.rescore import check_content
 
 
 def sample(job: CaptionJob) -> Iterator[ClipBatch | VideoFacts]:

@@ -15,26 +15,25 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datakit.errors import ConfigError, MissingDependency
 from datakit.process.messages import ToolSpec
 from datakit.video.frame import fit
-from datakit.weights.registry import locate
+from pipelines.captioning import language_model
 from pipelines.captioning.boilerplate import without_thoughts
 from pipelines.captioning.caption_quality import UNUSABLE, judge
-from pipelines.captioning.captioner import Desk
+from pipelines.captioning.captioner import STALL_S, Desk
+from pipelines.captioning.language_model import engine_options
 from pipelines.captioning.prompt_templates import Prompt as Form
 from pipelines.captioning.prompt_templates import load_prompt
-from pipelines.executor.actors import EngineWorker
-from pipelines.executor.flow import Flow, StagePool
+from pipelines.executor.flow import Flow
+from pipelines.executor.flow_setup import ROWS_ONLY, language_model_pool
 from pipelines.executor.session import RaySession
-from pipelines.llm.engine import Reply, Request, missing_backend
-from pipelines.runs.caption import CLIPS_A_JOB, STALL_S, model_name, slots_of
-from pipelines.runs.score import gpus_of
+from pipelines.llm.engine import Reply, Request
 from pipelines.settings import LanguageModel
 from pipelines.video_tasks.passthrough import RowJob
 
 log = logging.getLogger("datakit")
 FORMS = Path(__file__).parent / "rewriting"
+PROMPTS_A_JOB = 8
 SIDE = 448
 """Longer side of a picture that the model is shown, pixels: as in `caption.side`."""
 MOTION = range(1, 8)
@@ -100,15 +99,7 @@ def check_language_model(options: LanguageModel) -> None:
     Raises:
         ConfigError: which of library, model or endpoint, and how to bring it.
     """
-    missing = missing_backend(options.backend)
-    if missing:
-        raise ConfigError(f"cannot start: {missing}")
-    if options.model is None:
-        raise ConfigError("which language model? --set llm.model=NAME (see `datakit models list`) or a folder")
-    if options.backend == "openai" and options.base_url is None:
-        raise ConfigError("which endpoint? --set llm.base_url=http://HOST:PORT/v1")
-    if options.backend != "openai":
-        _folder(options)
+    language_model.check_language_model(options, "llm", what="language model")
 
 
 _SCALE = re.compile(r"\b1\s*(?:to|through|and|-|–|—|\.\.\.?|…)\s*7\b|(?:/|\bout\s+of)\s*7\b", re.I)
@@ -208,29 +199,16 @@ def _ask(rows: Sequence[dict], options: LanguageModel, ray: str, insist: bool = 
 
 
 def _flow(session: RaySession, options: LanguageModel, insist: bool, pictured: bool) -> Flow:
-    local = options.backend != "openai"
-    told = {**options.model_dump(), "name": model_name(options), **({"frames": 1, "side": SIDE} if pictured else {})}
-    told |= {"model": str(_folder(options))} if local else {}
-    spec = ToolSpec("sampler.prompts.llm_rewrite:Clerk", {"options": told, "insist": insist, "stall_s": STALL_S})
-    num_gpus = gpus_of(options, session.gpus(), float(options.tensor_parallel)) if local else 0.0
-    pool = StagePool(
-        "llm",
-        spec,
-        ("answer",),
-        options.num_cpus,
-        num_gpus,
-        options.workers if local else options.workers or 1,
-        pictures=False,
-        slots=slots_of(options),
-        worker=EngineWorker,
-        threads=options.threads if local else 1,
+    engine = engine_options(options) | ({"frames": 1, "side": SIDE} if pictured else {})
+    spec = ToolSpec("sampler.prompts.llm_rewrite:Clerk", {"options": engine, "insist": insist, "stall_s": STALL_S})
+    return Flow(
+        session, ROWS_ONLY, [language_model_pool("llm", spec, ("answer",), options, session.gpus(), False)], workers=1
     )
-    return Flow(session, ToolSpec("pipelines.video_tasks.passthrough:pass_on"), [pool], workers=1)
 
 
 def _jobs(rows: Sequence[dict]) -> Iterator:
-    for start in range(0, len(rows), CLIPS_A_JOB):
-        part = RowJob(tuple(rows[start : start + CLIPS_A_JOB]))
+    for start in range(0, len(rows), PROMPTS_A_JOB):
+        part = RowJob(tuple(rows[start : start + PROMPTS_A_JOB]))
         yield str(start), lambda threads, part=part: part
 
 
@@ -249,13 +227,6 @@ def _rewrite(answer: Answer, form: Form) -> tuple[str | None, str]:
 
 def _form(name: str) -> Form:
     return load_prompt(str(FORMS / f"{name}.md"))
-
-
-def _folder(options: LanguageModel) -> Path:
-    try:
-        return locate(options.model)
-    except MissingDependency as e:
-        raise ConfigError(f"cannot start: {e}") from e
 
 
 def _small(picture: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ from datakit.errors import ConfigError, DatakitError
 from datakit.process.messages import ToolSpec
 from pipelines.executor.actors import EngineWorker
 from pipelines.executor.flow import Flow, StagePool
+from pipelines.executor.flow_setup import gpus_of
 from pipelines.executor.session import RaySession
 from pipelines.settings import Runner
 from trainer.data.latent_reader import SIZES
@@ -344,7 +345,7 @@ def _flow(session: RaySession, settings: EncodeSettings, autoencoder: str) -> Fl
     from trainer.models.autoencoders.registry import check_precision
 
     own, runner = settings.encode, settings.runner
-    num_gpus = own.num_gpus if own.num_gpus is not None else float(session.gpus() > 0)
+    num_gpus = gpus_of(own.num_gpus, session.gpus())
     gpu = num_gpus > 0
     precision = own.precision or ("bf16" if gpu else "fp32")
     check_precision(precision, "cuda" if gpu else "cpu")

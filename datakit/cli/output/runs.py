@@ -17,9 +17,10 @@ from datakit.cli.output.catalog import wide
 if TYPE_CHECKING:
     from catalogs.query.funnel import Funnel
     from pipelines.recipes.what_if import WhatIf
-    from pipelines.runs import ingest
     from pipelines.runs.caption import Captioned
     from pipelines.runs.dedup import Deduplicated
+    from pipelines.runs.report import Progress as IngestProgress
+    from pipelines.runs.report import Report
     from pipelines.settings import Settings
 
 REFRESH_S = 0.5
@@ -53,7 +54,7 @@ class ProgressBar:
     def __exit__(self, *exc) -> None:
         self._rich.__exit__(*exc)
 
-    def update(self, progress: ingest.Progress) -> None:
+    def update(self, progress: IngestProgress) -> None:
         now = time.monotonic()
         if now - self._shown < REFRESH_S:
             return
@@ -63,7 +64,7 @@ class ProgressBar:
             self._task, description=progress.phase, completed=progress.done, total=total, rate=self._rate(progress, now)
         )
 
-    def _rate(self, progress: ingest.Progress, now: float) -> str:
+    def _rate(self, progress: IngestProgress, now: float) -> str:
         seconds = progress.video_s + progress.running_s
         if not seconds:
             return ""
@@ -93,7 +94,7 @@ class ClipBar(ProgressBar):
 
 def show_plan(settings: Settings, sources: Sequence[str], catalog: str, as_json: bool) -> None:
     """`--dry-run`: the resolved settings, the stages, the rules, and what is missing."""
-    from pipelines.runs.ingest_run import checked_recipe
+    from pipelines.runs.ingest import checked_recipe
     from pipelines.sources import check
     from pipelines.stages.registry import STAGES, enabled_stages, fingerprint, missing_requirements
 
@@ -143,7 +144,7 @@ def show_plan(settings: Settings, sources: Sequence[str], catalog: str, as_json:
     console.print(rules)
 
 
-def show_report(report: ingest.Report, catalog: str, as_json: bool) -> None:
+def show_report(report: Report, catalog: str, as_json: bool) -> None:
     """The end of an ingest: what it did, the funnel, time by stage."""
     if as_json:
         body = {
@@ -185,7 +186,7 @@ def show_report(report: ingest.Report, catalog: str, as_json: bool) -> None:
     )
 
 
-def _sentence(report: ingest.Report) -> str:
+def _sentence(report: Report) -> str:
     c = report.counts
     parts = [f"{c['ok']} videos ingested"] if c["ok"] else ["nothing new to ingest"]
     c = {**c, "quarantined": c["quarantined"] + c["quarantined_at_once"]}

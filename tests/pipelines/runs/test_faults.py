@@ -12,7 +12,8 @@ from catalogs.tables.catalog import Catalog
 from datakit import config
 from datakit.errors import CatalogError, ConfigError
 from pipelines.executor.flow import NODE_ATTEMPTS, _Pool
-from pipelines.runs import clip_files, ingest_run
+from pipelines.runs import clip_files
+from pipelines.runs import ingest as ingest_run
 from pipelines.runs.ingest import ingest
 from pipelines.settings import Settings
 from pipelines.stages.registry import STAGES

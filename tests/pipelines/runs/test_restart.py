@@ -94,7 +94,8 @@ def test_killed_at_ten_random_moments(sources, reference, tmp_path, ray_address)
 
 
 KILL = (
-    "import os, signal\nfrom pipelines import ingest_run, ledger, decide\ndie = lambda *a, **k: "
+    "import os, signal\nfrom pipelines.catalog_sync import video_ledger as ledger\n"
+    "from pipelines.runs import ingest as ingest_run\ndie = lambda *a, **k: "
     "os.kill(os.getpid(), signal.SIGKILL)\n"
 )
 
