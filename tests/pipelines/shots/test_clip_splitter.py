@@ -115,3 +115,89 @@ def test_change_is_the_mean_inside_the_clip():
         divider.push(FrameMark(i, i * 10, 10, change=50.0 if i == 0 else 2.0, dark=False))
     (piece,) = divider.finish()
     assert piece.change == 2.0  # the change from the shot before does not count
+
+
+def slow(*durations: int, **options) -> list[FrameMark]:
+    """Frames of so many hundredths of a second each."""
+    starts = [sum(durations[:i]) for i in range(len(durations))]
+    return [FrameMark(i, pts, d, 1.0, dark=False, **options) for i, (pts, d) in enumerate(zip(starts, durations))]
+
+
+def test_change_is_the_mean_of_all_frames_but_the_first():
+    divider = Divider(2.0, 8.0, 0, TB)
+    for i, change in enumerate([50.0, 1.0, 4.0, 7.0]):
+        divider.push(FrameMark(i, i * 10, 10, change, dark=False))
+    assert [piece.change for piece in divider.finish()] == [4.0]
+    divider.push(FrameMark(4, 40, 10, 9.0, dark=False))
+    assert [piece.change for piece in divider.finish()] == [None]
+
+
+def test_frames_longer_than_a_clip_are_clips():
+    assert divide(slow(1200)) == [(0, 1)]
+    assert divide(slow(900, 900, 900)) == [(0, 1), (1, 2), (2, 3)]
+    assert divide(slow(600, 600, 600)) == [(0, 1), (1, 2), (2, 3)]
+    assert divide(slow(100, 800)) == [(0, 1), (1, 2)], "nine seconds are halved where there is a frame to halve at"
+
+
+def test_a_clip_is_given_as_soon_as_nothing_later_can_change_it():
+    """At the frame with which the part lasts ten seconds, the frames to trim not counted."""
+    for trim, certain in ((0, 1), (1, 3)):  # one frame is taken off the start, and one is kept back for the end
+        divider = Divider(2.0, 8.0, trim, TB)
+        given = [
+            (i, piece.start_frame, piece.end_frame) for i, m in enumerate(slow(*[600] * 6)) for piece in divider.push(m)
+        ]
+        assert found[0] == (certain, trim, trim + 1)
+    divider = Divider(2.0, 8.0, 0, TB)
+    assert [len(divider.push(mark)) for mark in marks(10)] == [0] * 99 + [1]
+
+
+def test_open_pts_is_where_the_next_clip_begins_at_the_earliest():
+    divider = Divider(2.0, 8.0, 2, TB)
+    opened = [divider.open_pts]
+    for mark in marks(0.5):
+        divider.push(mark)
+        opened.append(divider.open_pts)
+    assert opened == [None, 0, 0, 0, 0, 0], "frames that are trimmed come back where nothing would be left"
+    divider.push(FrameMark(5, 50, 10, 1.0, dark=False, cut=True))
+    assert divider.open_pts == 50
+    divider.finish()
+    assert divider.open_pts is None
+
+
+def test_open_pts_counts_frames_that_may_be_a_dark_scene():
+    divider = Divider(2.0, 8.0, 0, TB)
+    for mark in marks(3, dark=[(10, 30)]):
+        divider.push(mark)
+    assert divider.open_pts == 100
+
+
+def test_a_part_that_trimming_would_leave_empty_keeps_its_end():
+    assert divide(marks(0.6), trim=3) == [(3, 6)]
+    assert divide(marks(0.7), trim=3) == [(3, 4)]
+    assert divide(marks(0.4), trim=3) == [(3, 4)]
+
+
+def test_two_seconds_of_dark_are_a_fade_and_more_are_a_scene():
+    assert divide(marks(9, dark=[(40, 60)])) == [(0, 40), (60, 90)]
+    assert divide(marks(9, dark=[(40, 61)])) == [(0, 40), (40, 61), (61, 90)]
+    assert divide(marks(0.1) + marks(4, dark=[(1, 40)])[1:]) == [(0, 1), (1, 40)], "after a single frame too"
+
+
+def test_black_after_a_dark_scene_is_no_clip():
+    assert divide(marks(6, dark=[(0, 30)], blank=[(30, 60)])) == [(0, 30)]
+
+
+def test_a_shot_that_is_black_throughout_divides_as_any_other():
+    assert divide(marks(12, blank=[(0, 120)])) == [(0, 80), (80, 120)]
+    assert divide(marks(10, blank=[(0, 100)])) == [(0, 80), (80, 100)]
+
+
+def test_black_from_the_start_for_over_ten_seconds_is_a_clip_of_its_own():
+    """As long as it may still be a fade in, nothing is certain."""
+    assert divide(marks(12, blank=[(0, 100)])) == [(100, 120)]
+    assert divide(marks(12, blank=[(0, 101)])) == [(0, 80), (80, 101), (101, 120)]
+
+
+def test_dark_frames_show_something_unless_it_is_said_otherwise():
+    dark = [FrameMark(i, i * 10, 10, 1.0, dark=40 <= i < 80) for i in range(120)]
+    assert divide(dark) == [(0, 40), (40, 80), (80, 120)]
