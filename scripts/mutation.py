@@ -76,6 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("modules", nargs="*", help="words that the paths of modules contain; none: all")
     parser.add_argument("--tests", nargs="+", help="test files in place of those of the table")
+    parser.add_argument("--every", type=int, default=1, help="only every so-manieth mutant: a quick look")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
     parser.add_argument("--list", action="store_true", help="print the mutants and run none")
     parser.add_argument("--quiet", action="store_true", help="print no survivors")
@@ -85,11 +86,12 @@ def main() -> None:
         sys.exit(f"no module of the table contains {' or '.join(options.modules)}: it has {', '.join(TESTS)}")
     if options.list:
         for path in chosen:
-            print(*Module(path).mutants, sep="\n")
+            print(*Module(path, options.every).mutants, sep="\n")
         return
     results = []
     for path in chosen:
-        results.append(in_a_new_process(path, options.tests or TESTS[path], options.jobs))
+        module = Module(path, options.every)
+        results.append((path, in_a_new_process(module, options.tests or TESTS[path], options.jobs)))
         print_result(*results[-1], with_survivors=not options.quiet)
     mutants, survivors = sum(r.mutants for _, r in results), sum(len(r.survivors) for _, r in results)
     killed = 1 - survivors / max(mutants, 1)
@@ -178,11 +180,11 @@ class Mutant:
 class Module:
     """A source file and its mutants."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, every: int = 1):
         self.path, self.name = path, path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         self.source = (ROOT / path).read_text()
         self.tree = ast.parse(self.source)
-        self.mutants = [self._mutant(*place) for place in self._places(self.tree, 0)]
+        self.mutants = [self._mutant(*place) for place in list(self._places(self.tree, 0))[::every]]
 
     def _places(self, parent: ast.AST, function: int) -> Iterator[tuple[ast.AST, str, int | None, ast.AST, int]]:
         for name, value in ast.iter_fields(parent):
@@ -289,7 +291,7 @@ def is_none(node: ast.AST) -> bool:
 # Running: one process a module, a fork of it a mutant
 
 
-def in_a_new_process(path: str, tests: Sequence[str], jobs: int) -> tuple[str, Result]:
+def in_a_new_process(module: Module, tests: Sequence[str], jobs: int) -> Result:
     """Results of a module. The libraries that its tests import do not stay in this process."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutation-") as scratch:
@@ -300,7 +302,7 @@ def in_a_new_process(path: str, tests: Sequence[str], jobs: int) -> tuple[str, R
             try:
                 os.environ["TMPDIR"] = scratch
                 tempfile.tempdir = None
-                result = run_mutants(Module(path), tests, jobs, Path(scratch))
+                result = run_mutants(module, tests, jobs, Path(scratch))
                 answer.write_text(json.dumps(result.__dict__))
                 code = 0
             except RuntimeError as e:
@@ -310,10 +312,10 @@ def in_a_new_process(path: str, tests: Sequence[str], jobs: int) -> tuple[str, R
                 os._exit(code)
         _, status = os.waitpid(child, 0)
         if status:
-            sys.exit(f"{path}: not measured")
+            sys.exit(f"{module.path}: not measured")
         result = Result(**json.loads(answer.read_text()))
     result.seconds = time.monotonic() - started
-    return path, result
+    return result
 
 
 def run_mutants(module: Module, tests: Sequence[str], jobs: int, scratch: Path) -> Result:

@@ -143,7 +143,7 @@ def test_a_clip_is_given_as_soon_as_nothing_later_can_change_it():
     """At the frame with which the part lasts ten seconds, the frames to trim not counted."""
     for trim, certain in ((0, 1), (1, 3)):  # one frame is taken off the start, and one is kept back for the end
         divider = Divider(2.0, 8.0, trim, TB)
-        given = [
+        found = [
             (i, piece.start_frame, piece.end_frame) for i, m in enumerate(slow(*[600] * 6)) for piece in divider.push(m)
         ]
         assert found[0] == (certain, trim, trim + 1)
