@@ -122,10 +122,8 @@ def _barred(settings: PlanSettings) -> pl.Expr:
         reason = reason.when(empty).then(
             pl.lit("no caption: `datakit run caption` writes them, plan.captions=optional does without")
         )
-    size = pl.min_horizontal(
-        pl.col("crop_width").fill_null(pl.col("width")), pl.col("crop_height").fill_null(pl.col("height"))
-    )
-    reason = reason.when(~(size > 0).fill_null(False)).then(
+    sized = [(pl.col(f"crop_{side}").fill_null(pl.col(side)) > 0).fill_null(False) for side in ("width", "height")]
+    reason = reason.when(~pl.all_horizontal(sized)).then(
         pl.lit("unknown size: the catalog has no width and height of it")
     )
     timed = (pl.col("fps") > 0).fill_null(False) & (pl.col("num_frames") > 0).fill_null(False)
