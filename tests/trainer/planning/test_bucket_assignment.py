@@ -214,7 +214,7 @@ def uniform(key: str) -> float:
 
 
 def test_keep_probabilities_are_drawn_from_the_clips_id():
-    """A clip takes the longer length with probability 0.5, and stays at the resolution with 0.7; else it takes 17 frames
+    """A clip takes the longer length with probability 0.5 and stays at the resolution with 0.7; else it takes 17 frames
     and stays with 0.4. What does not stay goes down."""
     upper = Level("768px", 1, ((192, 336),), (Length(33, 0.7, 0.5, (0,)), Length(17, 0.4, 1.0, (1,))))
     lower = Level("256px", 1, ((192, 336),), (Length(17, 1.0, 1.0, (2,)),))

@@ -1,4 +1,4 @@
-"""Memory and cost of a model small enough for sums by hand: width 10, 2 double and 3 single blocks, 11,700 parameters."""
+"""Memory and cost of a model small enough for sums by hand: width 10, 2 double and 3 single blocks, 11,700 weights."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_parameters_of_the_blocks():
     [(0, 2 * P, 2 * P, 16 * P), (1, 2 * P, 2 * P, 4 * P), (2, 2 * P, P / 2, 4 * P), (3, P / 2, P / 2, 4 * P)],
 )
 def test_a_step_holds_weights_gradients_masters_and_moments(zero, weights, gradients, states):
-    """In bytes on one of four GPUs: 2 a weight, 2 a gradient, 12 for master and moments and 4 for the copy as it steps."""
+    """In bytes on one of four GPUs: 2 a weight, 2 a gradient, 12 for master and moments, 4 for the copy as it steps."""
     assert peak_bytes(tiny(zero=zero, shards=4), 0) == weights + gradients + states
 
 
