@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = {
     "datakit/video/color.py": ["tests/datakit/video/test_color.py"],
     "pipelines/stages/quality.py": ["tests/pipelines/stages/test_quality.py"],
-    "pipelines/stages/phash.py": ["tests/pipelines/stages/test_phash.py"],
+    "pipelines/stages/phash.py": ["tests/pipelines/stages/test_picture_hash.py"],
     "pipelines/stages/motion.py": ["tests/pipelines/stages/test_motion.py"],
     "pipelines/shots/clip_splitter.py": ["tests/pipelines/shots/test_clip_splitter.py"],
     "pipelines/recipes/recipe.py": ["tests/pipelines/recipes/test_recipe.py"],

@@ -52,7 +52,7 @@ class PHash:
     def frame(self, picture: Picture) -> FrameHash:
         luma = picture.luma()
         digest = hashlib.blake2b(repr(luma.shape).encode(), digest_size=16, person=b"datakit-picture")
-        digest.update(luma)
+        digest.update(np.ascontiguousarray(luma))  # of 360 lines it is the decoder's own plane, padded
         return FrameHash(digest.digest(), _thumbnail(luma), picture.geometry.width, picture.geometry.height)
 
     def summarise(
