@@ -14,11 +14,12 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import numpy as np
 import polars as pl
+from cachetools import LRUCache, cachedmethod
 
-from catalogs.browse.lru_cache import Recent
 from catalogs.browse.snapshot_reader import QUARANTINED, SPREAD, STATUSES, read_clips, read_marks, read_videos
 from catalogs.query.where import parse_where
 from catalogs.records.marks import MARKS
@@ -89,6 +90,7 @@ class Index:
         self.catalog = catalog
         self.read_only = catalog.is_snapshot
         self._lock = threading.RLock()
+        self._caching = threading.Lock()
         self.reload()
 
     def reload(self) -> None:
@@ -100,9 +102,9 @@ class Index:
         with self._lock, self.catalog.reading():
             began = time.monotonic()
             self._loaded: State | None = None
-            self._matches: Recent[np.ndarray] = Recent(6)
-            self._orders: Recent[np.ndarray] = Recent(4)
-            self._found: Recent[int] = Recent(20_000)
+            self._matches: LRUCache[tuple, np.ndarray] = LRUCache(6)
+            self._orders: LRUCache[tuple, np.ndarray] = LRUCache(4)
+            self._rows: LRUCache[str, int | None] = LRUCache(20_000)
             self._read_later: list[str] = []
             versions = self.catalog.versions()
             videos = read_videos(self.catalog, versions)
@@ -176,13 +178,11 @@ class Index:
         facts = [state.videos[name].gather(picked["row_of_video"]) for name in apart]
         return picked.with_columns((pl.col("end_s") - pl.col("start_s")).alias(DURATION), *facts).select(columns)
 
+    @cachedmethod(attrgetter("_rows"), key=lambda self, clip_id: clip_id, lock=attrgetter("_caching"))
     def row_of(self, clip_id: str) -> int | None:
         """The row of a clip; None: the snapshot has no such clip."""
-        row = self._found.get(clip_id)
-        if row is None:
-            hits = (self._state.frame["clip_id"] == clip_id).arg_true()
-            row = self._found.put(clip_id, hits[0]) if len(hits) else None
-        return row
+        hits = (self._state.frame["clip_id"] == clip_id).arg_true()
+        return int(hits[0]) if len(hits) else None
 
     def rows_of(self, clip_ids: list[str]) -> np.ndarray:
         """The rows of some clips, in no particular order.
@@ -200,8 +200,8 @@ class Index:
 
     def remember(self, clip_ids: list[str], rows: np.ndarray) -> None:
         """Clips that will be asked for by id soon."""
-        for clip_id, row in zip(clip_ids, rows):
-            self._found.put(clip_id, int(row))
+        with self._caching:
+            self._rows.update(zip(clip_ids, rows.tolist()))
 
     def video(self, video_id: str) -> dict | None:
         """Facts of an ok video; None: there is no such video."""
@@ -312,9 +312,11 @@ class Index:
             .get_columns()
         )
 
+    @cachedmethod(
+        attrgetter("_matches"), key=lambda self, state, where: (state.generation, where), lock=attrgetter("_caching")
+    )
     def _mask(self, state: State, where: str | None) -> np.ndarray:
-        key = (state.generation, where)
-        return self._matches.get_or(key, lambda: _evaluate(state.frame, where))
+        return _evaluate(state.frame, where)
 
     def _page(self, state: State, mask: np.ndarray, sort: str, descending: bool, offset: int, limit: int) -> np.ndarray:
         """Rows of a page. All clips are put in order only for who looks further than the first pages."""
@@ -322,11 +324,14 @@ class Index:
             order = self._source_order[::-1] if descending else self._source_order
         else:
             key = (state.generation if sort in FROM_MARKS else None, sort, descending)
-            order = self._orders.get(key)
+            with self._caching:
+                order = self._orders.get(key)
             if order is None and offset + limit <= FIRST_PAGES:
                 return _first(state.frame, mask, sort, descending, offset + limit)[offset:]
             if order is None:
-                order = self._orders.put(key, _sorted(state.frame, sort, descending))
+                order = _sorted(state.frame, sort, descending)
+                with self._caching:
+                    self._orders[key] = order
         return order[mask[order]][offset : offset + limit]
 
     def _sort_columns(self, sort: str) -> list[str]:

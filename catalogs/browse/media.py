@@ -10,15 +10,15 @@ import math
 import os
 import tempfile
 import threading
-import time
 from fractions import Fraction
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import polars as pl
+from cachetools import LRUCache, TTLCache, cachedmethod
 
-from catalogs.browse.lru_cache import Recent
 from catalogs.tables.catalog import Catalog
 from datakit.errors import DatakitError, ErrorKind, MediaError
 from datakit.video.uri import is_remote, local_path, open_bytes
@@ -46,19 +46,27 @@ class NotHere(DatakitError):
     """Something that this catalog does not have, or that must not be shown."""
 
 
+class Films(LRUCache[str, Path]):
+    """Transcoded clips by id, up to so many bytes: the file of one that is dropped is deleted."""
+
+    def popitem(self) -> tuple[str, Path]:
+        clip_id, path = super().popitem()
+        path.unlink(missing_ok=True)
+        return clip_id, path
+
+
 class Media:
     """Files behind an index. Use as a context manager: its folder of transcoded clips goes at the end."""
 
     def __init__(self, index: Index):
         self.index = index
-        self._thumbs: Recent[bytes] = Recent(THUMB_BYTES, len)
-        self._failed: Recent[tuple[float, MediaError]] = Recent(4096)
-        self._starts: Recent[float] = Recent(4096)
-        self._addresses: Recent[str] = Recent(4096)
+        self._caching = threading.Lock()
+        self._thumbs: LRUCache[tuple, bytes] = LRUCache(THUMB_BYTES, len)
+        self._failed: TTLCache[str, MediaError] = TTLCache(4096, RETRY_S)
+        self._starts: LRUCache[str, float] = LRUCache(4096)
+        self._addresses: LRUCache[str, str] = LRUCache(4096)
         self._folder = tempfile.TemporaryDirectory(prefix="datakit-browse-")
-        self._films: Recent[Path] = Recent(
-            TRANSCODE_BYTES, lambda path: path.stat().st_size, lambda path: path.unlink(missing_ok=True)
-        )
+        self._films = Films(TRANSCODE_BYTES, lambda path: path.stat().st_size)
         self._cutting = threading.Lock()
 
     def close(self) -> None:
@@ -110,33 +118,37 @@ class Media:
 
     def thumbnail(self, clip_id: str, side: int) -> bytes:
         """A JPEG of the middle of a clip."""
-        from datakit.video.thumbnail import clip_thumbnail
-
         if side not in SIDES:
             raise NotHere(f"thumbnails have sides of {' or '.join(map(str, SIDES))}")
         row = self._row(clip_id)
-
-        def make() -> bytes:
-            clip = self.index.take([row], SPAN).row(0, named=True)
-            try:
-                return clip_thumbnail(self.index.catalog.root, {**clip, **self._place(row)}, side)
-            except MediaError as e:
-                self._failed.put(clip_id, (time.monotonic(), e))
-                raise
-
-        failed_at, error = self._failed.get(clip_id) or (-math.inf, None)
-        if error is not None and time.monotonic() - failed_at < RETRY_S:  # the page asks again, for the reason
+        with self._caching:
+            error = self._failed.get(clip_id)
+        if error is not None:  # the page asks again, for the reason
             raise error
-        return self._thumbs.get_or((clip_id, side), make)
+        return self._thumbnail(clip_id, side, row)
+
+    @cachedmethod(
+        attrgetter("_thumbs"), key=lambda self, clip_id, side, row: (clip_id, side), lock=attrgetter("_caching")
+    )
+    def _thumbnail(self, clip_id: str, side: int, row: int) -> bytes:
+        from datakit.video.thumbnail import clip_thumbnail
+
+        clip = self.index.take([row], SPAN).row(0, named=True)
+        try:
+            return clip_thumbnail(self.index.catalog.root, {**clip, **self._place(row)}, side)
+        except MediaError as e:
+            with self._caching:
+                self._failed[clip_id] = e
+            raise
 
     def film(self, clip_id: str) -> Path:
         """The clip as H.264 in MP4; one at a time, as encoding takes all there is."""
         row = self._row(clip_id)
         with self._cutting:
-            found = self._films.get(clip_id)
-            return found if found is not None else self._films.put(clip_id, self._transcode(row, clip_id))
+            return self._transcode(clip_id, row)
 
-    def _transcode(self, row: int, clip_id: str) -> Path:
+    @cachedmethod(attrgetter("_films"), key=lambda self, clip_id, row: clip_id)
+    def _transcode(self, clip_id: str, row: int) -> Path:
         from datakit.identity import Span
         from datakit.video.cut import cut
         from datakit.video.reader import VideoReader
@@ -170,15 +182,14 @@ class Media:
         if is_remote(video["uri"]) or os.path.isfile(local_path(video["uri"])):
             return video["uri"]
 
-        def look() -> str:
-            found = (
-                self._read("videos", pl.col("video_id") == video["video_id"], video["shard"], ["uris"])["uris"] or []
-            )
-            return next(
-                (u["uri"] for u in found if is_remote(u["uri"]) or os.path.isfile(local_path(u["uri"]))), video["uri"]
-            )
+        return self._first_reachable(video)
 
-        return self._addresses.get_or(video["video_id"], look)
+    @cachedmethod(attrgetter("_addresses"), key=lambda self, video: video["video_id"], lock=attrgetter("_caching"))
+    def _first_reachable(self, video: dict) -> str:
+        found = self._read("videos", pl.col("video_id") == video["video_id"], video["shard"], ["uris"])["uris"] or []
+        return next(
+            (u["uri"] for u in found if is_remote(u["uri"]) or os.path.isfile(local_path(u["uri"]))), video["uri"]
+        )
 
     def _is_here(self, video: dict) -> bool:
         uri = self._address(video)
@@ -188,6 +199,7 @@ class Media:
         shown = Path(video["uri"]).suffix.lower() in PICTURES and self._is_here(video)
         return f"/video/{quote(video['video_id'])}" if shown else f"/thumb/{clip_id}.jpg?side=1280"
 
+    @cachedmethod(attrgetter("_starts"), key=lambda self, video: video["video_id"], lock=attrgetter("_caching"))
     def _start_of(self, video: dict) -> float:
         """What players call 0, in seconds of the file's own time: the container's start where that is before 0, else 0.
 
@@ -196,14 +208,11 @@ class Media:
         """
         from datakit.video.container import open_container
 
-        def look() -> float:
-            try:
-                with open_container(self._address(video)) as container:
-                    return min(0, container.start_time or 0) / 1e6
-            except MediaError:  # the player will meet it too, and says so
-                return 0.0
-
-        return self._starts.get_or(video["video_id"], look)
+        try:
+            with open_container(self._address(video)) as container:
+                return min(0, container.start_time or 0) / 1e6
+        except MediaError:  # the player will meet it too, and says so
+            return 0.0
 
     def _record(self, row: int, table: str, columns: list[str]) -> dict:
         clip = self.index.take([row], ["clip_id", "shard"]).row(0, named=True)

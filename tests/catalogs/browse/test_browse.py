@@ -23,7 +23,7 @@ from playwright.sync_api import sync_playwright
 from starlette.testclient import TestClient
 
 from catalogs.browse import make_app
-from catalogs.browse.media import inside
+from catalogs.browse.media import Films, inside
 from catalogs.query.snapshots import tags
 from catalogs.records.marks import mark
 from catalogs.tables.catalog import Catalog
@@ -195,6 +195,17 @@ def test_transcodes_are_gone_at_the_end(app):
         folder = app.state.api.media._folder.name
         assert os.listdir(folder)
     assert not os.path.exists(folder)
+
+
+def test_the_file_of_a_transcode_is_deleted_when_newer_ones_need_its_room(tmp_path):
+    films = Films(20, lambda path: path.stat().st_size)
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"0123456789")
+        films[name] = tmp_path / name
+    assert films["a"].exists(), "the one that was asked for last stays"
+    (tmp_path / "c").write_bytes(b"0123456789")
+    films["c"] = tmp_path / "c"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(films) == ["a", "c"]
 
 
 def test_thumbnails_and_reasons_why_there_is_none(client, catalog, tmp_path):
