@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import scipy.linalg
+import scipy.stats
 
 from sampler.evaluate.distances import against_floor, frechet, kernel_distance, kolmogorov_smirnov, mmd2, wasserstein
 
@@ -89,6 +91,17 @@ def test_distances_of_numbers():
     assert wasserstein(np.array([0.0]), np.array([0.0, 1.0])) == pytest.approx(0.5)
     assert kolmogorov_smirnov(x, x) == 0 and kolmogorov_smirnov(x, x + 25) == pytest.approx(0.25)
     assert kolmogorov_smirnov(x, x + 1000) == 1 and kolmogorov_smirnov(np.zeros(3), np.zeros(9)) == 0
+
+
+def test_distances_are_those_of_scipy():
+    rng = np.random.default_rng(7)
+    x, y = rng.normal(size=300).round(1), rng.normal(0.2, 1.3, size=500).round(1)  # rounded: many are equal
+    assert kolmogorov_smirnov(x, y) == pytest.approx(scipy.stats.ks_2samp(x, y).statistic, abs=1e-12)
+    assert wasserstein(x, y) == pytest.approx(scipy.stats.wasserstein_distance(x, y), abs=1e-12)
+    a, b = rng.normal(size=(300, 24)), rng.normal(0.2, 1.3, size=(500, 24)) @ rng.normal(size=(24, 24))
+    gap, first, second = a.mean(0) - b.mean(0), np.cov(a.T), np.cov(b.T)
+    expected = gap @ gap + np.trace(first + second - 2 * scipy.linalg.sqrtm(first @ second).real)
+    assert frechet(a, b) == pytest.approx(expected, rel=1e-10)
 
 
 def test_the_floor_is_what_real_ones_get():

@@ -1,9 +1,12 @@
 """How the MMDiT is computed: kernels, recomputation, compilation, 8-bit floats, and what none of them may change."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.diffusion.rectified_flow import positions
 from trainer.models.common.attention import KERNELS, attend, best_kernel, describe
@@ -249,3 +252,14 @@ def test_flops_are_those_of_the_published_model():
     assert forward_flops(config, 8828).total / 1e12 == pytest.approx(168.6, abs=0.1)
     assert forward_flops(config, 76544).total / 1e12 == pytest.approx(5092, abs=1)
     assert forward_flops(config, 1).attention == 700_416
+
+
+def test_flops_are_those_that_torch_counts():
+    """In the blocks, without modulation. Of attention it counts the plain kernel only."""
+    inputs = random_inputs(batch=1)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        random_model()(**inputs)
+    counts = {name: sum(by_operation.values()) for name, by_operation in counter.get_flop_counts().items()}
+    blocks = sum(count for name, count in counts.items() if re.fullmatch(r"MMDiT\.\w+_blocks\.\d+", name))
+    modulation = sum(count for name, count in counts.items() if re.search(r"_blocks\.\d+\.\w*mod\w*$", name))
+    assert blocks - modulation == forward_flops(CONFIG, inputs["img"].shape[1] + inputs["txt"].shape[1]).total
