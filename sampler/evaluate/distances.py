@@ -3,6 +3,10 @@ floor.
 
 A distance between finite sets is not zero where the distributions are the same, and the fewer there are the larger it
 is. So each is measured beside its floor: as many real clips, held out, against the same other real clips.
+
+scipy gives the same numbers, which the tests check, in 1 to 2 times the time, and weighs 113 MB, which the base
+installation does without; with its `sqrtm` the Fréchet distance takes 1.5 to 4 times as long, and where covariances are
+singular −3e-5 comes out for 0. The kernel distance of torchmetrics 1.9 draws from torch's global random state.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Whole parameters on rank 0, of the pieces that all ranks hold: for exports only."""
+"""Whole parameters on rank 0, of the pieces that all ranks hold: for exports only. (`DTensor.full_tensor` does it for
+DTensors, which ColossalAI's slices are not, and on every rank.)"""
 
 from __future__ import annotations
 

@@ -3,6 +3,9 @@
 A parameter has a name, a shape and float32 values. Tensor parallelism cuts it along a dimension; of what is left,
 flattened, a rank holds a slice (ZeRO) or everything. A file has, for one rank, its slices of the master weights, of
 Adam's moments and of the EMA.
+
+torch.distributed.checkpoint stores boxes of a tensor (offsets and sizes): a flat slice of rows that were cut out of
+several sections, which is what ZeRO with tensor parallelism leaves to a rank, is none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""How near a reconstruction is to its video: PSNR and SSIM, by their usual definitions."""
+"""How near a reconstruction is to its video: PSNR and SSIM, by their usual definitions.
+
+torchmetrics 1.9 has the same PSNR, but its SSIM counts windows over mirrored borders too (1e-4 apart at 64 × 64, where
+cropped equal to 2e-8), takes 6 times as long, and 6 s to import.
+"""
 
 from __future__ import annotations
 

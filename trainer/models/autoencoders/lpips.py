@@ -1,5 +1,8 @@
 """How different two pictures look: LPIPS (arXiv:1801.03924), from weights that come in a package or from the published
-ones."""
+ones.
+
+The package lpips 0.1.4 downloads its network when it is built and has NaN for a gradient where no feature fires;
+stlpips-pytorch's own class, which the tests compare with, imports IPython and torchsummary."""
 
 from __future__ import annotations
 
