@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import skimage.color
 from brisque import BRISQUE
-from makevideo import texture
+from support.drawn_videos import texture
 
 from datakit.video.reader import VideoReader
 

@@ -262,8 +262,8 @@ def test_colours_of_files_are_those_that_were_made(tmp_path):
 
 KILL = """
 import os, signal, sys
-from sampling import prompts, settings
-from sampler import batch
+from support.tiny_sampling import prompts, settings
+from sampler.generation import run as batch
 commit = batch._Run._commit
 def commit_or_die(self, name, answers):
     if name == sys.argv[4]:
