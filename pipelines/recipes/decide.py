@@ -12,6 +12,7 @@ from catalogs.query.funnel import Funnel, funnel
 from catalogs.records.runs import RunRecord
 from catalogs.tables.catalog import Catalog
 from catalogs.tables.view import FROM_CAPTIONS
+from datakit.errors import ConfigError
 from pipelines.captioning.caption_quality import UNUSABLE
 from pipelines.recipes.recipe import Recipe, RecipeFile, build
 
@@ -108,7 +109,7 @@ def current_recipe(catalog: Catalog) -> Recipe | None:
             continue
         try:
             recipe = build(RecipeFile.model_validate(rules))
-        except ValidationError:
+        except (ValidationError, ConfigError):
             continue
         if recipe.label in labels:
             return recipe
