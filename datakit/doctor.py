@@ -12,6 +12,8 @@ import sys
 import time
 from dataclasses import dataclass
 
+from datakit.dependencies import install_command
+
 BASE = (
     "av",
     "cv2",
@@ -120,7 +122,7 @@ def _packages() -> list[Finding]:
 
 def _package(area: str, module: str, extra: str) -> Finding:
     if importlib.util.find_spec(module) is None:
-        command = f"uv sync --inexact --extra {extra.split(' or ', maxsplit=1)[0]}" if extra else "uv sync"
+        command = install_command(extra.split(" or ", maxsplit=1)[0])
         return Finding(area, module, None if extra else False, f"missing: {command}")
     name = _DISTRIBUTIONS.get(module, module.replace("_", "-"))
     try:

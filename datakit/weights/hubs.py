@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlencode, urlsplit
 
+from datakit.dependencies import install_command
 from datakit.errors import DownloadError, MissingDependency
 from datakit.weights.registry import ModelInfo, is_whole, visible_files
 
@@ -107,7 +108,7 @@ def _hidden(path: str) -> bool:
 def _hugging_face(info: ModelInfo, revision: str | None) -> Listing:
     if importlib.util.find_spec("huggingface_hub") is None:
         raise MissingDependency(
-            f"downloading {info.name} from Hugging Face needs huggingface_hub: uv sync --inexact --extra models "
+            f"downloading {info.name} from Hugging Face needs huggingface_hub: {install_command('models')} "
             "(--from modelscope and --from FOLDER do without)"
         )
     from huggingface_hub import HfApi, get_token, hf_hub_url

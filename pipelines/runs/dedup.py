@@ -30,6 +30,7 @@ import polars as pl
 from catalogs.query.where import parse_where
 from catalogs.records.runs import RunRecord
 from catalogs.tables.catalog import Catalog, polars_schema, sql_list
+from datakit.dependencies import install_command
 from datakit.errors import ConfigError
 from pipelines.duplicates.grouping import KINDS, Clips, Duplicates, find_duplicates
 from pipelines.duplicates.similarity import threshold_of
@@ -117,7 +118,7 @@ def mark_duplicates(catalog: Catalog, settings: Settings, where: str | None = No
 def check_library(settings: Settings) -> None:
     if (settings.dedup.perceptual or settings.dedup.semantic) and importlib.util.find_spec("faiss") is None:
         raise ConfigError(
-            "dedup needs faiss: uv sync --inexact --extra dedup (or only exact copies: --set dedup.perceptual=false "
+            f"dedup needs faiss: {install_command('dedup')} (or only exact copies: --set dedup.perceptual=false "
             "--set dedup.semantic=false)"
         )
 

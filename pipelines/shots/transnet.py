@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from datakit.dependencies import install_command
 from datakit.errors import MissingDependency
 from pipelines.shots.types import Cut, FrameNote
 
@@ -77,7 +78,7 @@ def _load_model():
     except ImportError as e:
         raise MissingDependency(
             f"shots.detector=transnet needs the extra 'transnet' ({e.name} is not installed): "
-            "uv sync --inexact --extra transnet, or choose adaptive, content or threshold"
+            f"{install_command('transnet')}, or choose adaptive, content or threshold"
         ) from e
     model = TransNetV2(device="cuda" if torch.cuda.is_available() else "cpu")
 

@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from datakit.dependencies import install_command
+
 
 @dataclass(frozen=True, slots=True)
 class StageInfo:
@@ -154,8 +156,7 @@ def missing_requirements(stage: str, settings) -> list[str]:
         if importlib.util.find_spec(module) is None:
             missing.setdefault(extra, []).append(module)
     return [
-        f"stage {stage} needs {' and '.join(modules)}: uv sync --inexact --extra {extra}"
-        for extra, modules in missing.items()
+        f"stage {stage} needs {' and '.join(modules)}: {install_command(extra)}" for extra, modules in missing.items()
     ]
 
 

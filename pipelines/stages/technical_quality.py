@@ -26,6 +26,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from datakit.dependencies import install_command
 from pipelines.stages.ocr import crop
 
 WINDOW = 7
@@ -100,7 +101,7 @@ class Regression:
         """
         spec = importlib.util.find_spec("brisque")
         if spec is None:
-            raise ModuleNotFoundError("technical_quality needs brisque: uv sync --inexact --extra quality")
+            raise ModuleNotFoundError(f"technical_quality needs brisque: {install_command('quality')}")
         models = Path(spec.submodule_search_locations[0]) / "models"
         ranges = Plain((models / "normalize.pickle").open("rb")).load()
         low, high = (np.array(ranges[key]) for key in ("min_", "max_"))

@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from datakit.dependencies import install_command
 from datakit.errors import ConfigError, DatakitError, MissingDependency
 from trainer.engine.ema import Ema
 from trainer.engine.gather import gather_whole
@@ -209,7 +210,7 @@ def _colossal() -> Callable[..., Boosted]:
         with _quiet():
             from trainer.engine.plugins import boost
     except ImportError as e:
-        raise MissingDependency(f"training needs {e.name}: uv sync --inexact --extra train") from e
+        raise MissingDependency(f"training needs {e.name}: {install_command('train')}") from e
     return boost
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from datakit.dependencies import install_command
 from datakit.errors import MissingDependency
 
 PEAK_TFLOPS: dict[str, float] = {
@@ -143,7 +144,7 @@ def _tensorboard(folder: Path, step: int):
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as e:
         raise MissingDependency(
-            "logging to TensorBoard needs it: uv sync --inexact --extra train, or set log.tensorboard=false"
+            f"logging to TensorBoard needs it: {install_command('train')}, or set log.tensorboard=false"
         ) from e
     return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from catalogs.interop.exchange.column_mapping import hex_columns
 from catalogs.interop.exchange.export_job import Job
 from catalogs.tables.catalog import polars_schema, view_schema
+from datakit.dependencies import install_command
 from datakit.errors import ConfigError, MissingDependency
 from datakit.identity import clip_id
 
@@ -46,7 +47,7 @@ def need_lance() -> None:
     MissingDependency: the library is not there.
     """
     if importlib.util.find_spec("lance") is None:
-        raise MissingDependency("lance needs the package pylance: `uv sync --inexact --extra lance` brings it")
+        raise MissingDependency(f"lance needs the package pylance: `{install_command('lance')}` brings it")
 
 
 def read(path: str, form: str, limit: int | None) -> pl.DataFrame:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from datakit.dependencies import install_command
 from datakit.errors import ConfigError, MissingDependency
 from trainer.models.autoencoders.base import Autoencoder
 from trainer.models.autoencoders.tiling import Tiles
@@ -59,7 +60,7 @@ def _network(config: HunyuanConfig):
     try:
         from diffusers import AutoencoderKLHunyuanVideo
     except ModuleNotFoundError as e:
-        raise MissingDependency(f"the autoencoder hunyuan needs {e.name}: uv sync --inexact --extra train") from e
+        raise MissingDependency(f"the autoencoder hunyuan needs {e.name}: {install_command('train')}") from e
     return AutoencoderKLHunyuanVideo(
         latent_channels=config.latent_channels,
         block_out_channels=config.widths,

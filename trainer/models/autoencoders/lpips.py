@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from datakit.dependencies import install_command
 from datakit.errors import ConfigError, MissingDependency
 from trainer.models.common.weights import load_weights, read_weights
 
@@ -115,7 +116,7 @@ def _packaged(kind: Kind) -> Path:
     found = importlib.util.find_spec("stlpips_pytorch")
     if found is None:
         raise MissingDependency(
-            "the perceptual distance needs the weights in stlpips-pytorch: uv sync --inexact --extra train"
+            f"the perceptual distance needs the weights in stlpips-pytorch: {install_command('train')}"
         )
     return Path(found.submodule_search_locations[0]) / PACKAGED.format(kind.removesuffix("-st"))
 

