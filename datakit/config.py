@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
+from pydantic_core import CoreSchema, PydanticKnownError, PydanticUndefined
+from pydantic_core.core_schema import no_info_after_validator_function
 
 from datakit.errors import ConfigError
 
@@ -21,6 +22,35 @@ class Section(BaseModel):
     """Base of every settings section. The text below a field is what `datakit settings` says of it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """What an annotation says of a text setting: it is one of some names (`Annotated[str, OneOf(names)]`). Like a
+    `Literal`, but the names are asked for when a value is checked, so that a registry can give them.
+
+    Attributes:
+        names: gives them.
+    """
+
+    names: Callable[[], Sequence[str]]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(self._checked, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "enum": list(self.names())}
+
+    def _checked(self, value: str) -> str:
+        known = self.names()
+        if value not in known:
+            raise PydanticKnownError("literal_error", {"expected": either([repr(name) for name in known])})
+        return value
+
+
+def either(names: Sequence[str]) -> str:
+    """In words: a, b or c."""
+    return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else "".join(names)
 
 
 M = TypeVar("M", bound=BaseModel)
@@ -105,6 +135,9 @@ def _default_text(default: Any) -> str:
 
 
 def _type_name(field: FieldInfo) -> str:
+    names = [each.names() for each in field.metadata if isinstance(each, OneOf)]
+    if names:
+        return " | ".join(names[0])
     bounds = {"Ge": "≥", "Gt": ">", "Le": "≤", "Lt": "<"}
     limits: list[str] = []
     for limit in field.metadata:
@@ -123,7 +156,8 @@ def _annotation_name(annotation: Any) -> str:
     if origin is Literal:
         return " | ".join(map(str, arguments))
     if origin is Annotated:
-        return _annotation_name(arguments[0])
+        names = [each.names() for each in arguments[1:] if isinstance(each, OneOf)]
+        return " | ".join(names[0]) if names else _annotation_name(arguments[0])
     if origin in (Union, UnionType):
         return " | ".join(_annotation_name(each) for each in arguments)
     if origin is not None:

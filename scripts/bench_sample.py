@@ -33,7 +33,7 @@ from bench_dit import FULL, TINY, Bench, make_model, measure_ceilings, reset_see
 
 from trainer.diffusion.rectified_flow import Guidance, Text, condition, denoise, forwards, schedule, shift, velocity_of
 from trainer.models.autoencoders.base import Autoencoder
-from trainer.models.autoencoders.registry import build_autoencoder
+from trainer.models.autoencoders.build import build_autoencoder
 from trainer.models.common.attention import describe
 from trainer.models.common.compile import compile_blocks
 from trainer.models.common.fp8 import to_fp8

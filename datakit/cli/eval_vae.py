@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from datakit.cli.options import KEPT, JsonOption, OptionalCatalog, SnapshotOption, WeightsOption, WhereKeptOption
+from datakit.config import either
 from datakit.dependencies import require
 from datakit.errors import ConfigError
+from trainer.models.autoencoders.registry import AUTOENCODERS
 
 if TYPE_CHECKING:
     from trainer.evaluation.vae import Evaluation, Interval
@@ -45,7 +47,7 @@ def vae(
     where: WhereKeptOption = KEPT,
     split: Annotated[str, typer.Option("--split", help="train, val or test, of the catalog.")] = "val",
     snapshot: SnapshotOption = None,
-    autoencoder: Annotated[str, typer.Option("--autoencoder", help="hunyuan, dc-ae or tiny.")] = "tiny",
+    autoencoder: Annotated[str, typer.Option("--autoencoder", help=f"{either(AUTOENCODERS.names())}.")] = "tiny",
     weights: WeightsOption = None,
     sizes: SizeOption = None,
     frames: FramesOption = None,
@@ -71,14 +73,14 @@ def vae(
     import torch
 
     from trainer.evaluation.vae import evaluate
+    from trainer.models.autoencoders.build import check_precision, load_autoencoder
     from trainer.models.autoencoders.lpips import KINDS, build_perceptual
-    from trainer.models.autoencoders.registry import check_precision, load_autoencoder
     from trainer.models.autoencoders.settings import AutoencoderSettings
 
     _check("--split", split, ("train", "val", "test"))
     _check("--precision", precision, ("fp32", "bf16"))
     _check("--perceptual", perceptual, (*KINDS, "none"))
-    _check("--autoencoder", autoencoder, ("hunyuan", "dc-ae", "tiny"))
+    _check("--autoencoder", autoencoder, AUTOENCODERS.names())
     if (catalog is None) == (not files):
         raise ConfigError("give --catalog DIR or files to say what to reconstruct")
     if files and (where != KEPT or snapshot is not None):

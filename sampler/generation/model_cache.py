@@ -15,7 +15,7 @@ from torch import nn
 from sampler.generation.model_source import Checkpoint, load_model
 from sampler.settings import SampleSettings
 from trainer.models.autoencoders.base import Autoencoder
-from trainer.models.autoencoders.registry import build_autoencoder
+from trainer.models.autoencoders.build import load_autoencoder
 from trainer.models.common.compile import compile_blocks
 from trainer.models.common.fp8 import to_fp8
 from trainer.models.common.text_encoders import TextEncoder, build_text_encoder
@@ -116,8 +116,7 @@ class Models:
         return build_text_encoder(own.kind, **own.options)
 
     def _build_autoencoder(self) -> Autoencoder:
-        own = self.checkpoint.autoencoder
-        model = build_autoencoder(own.kind, own.weights or "embedded", **own.sizes)
+        model = load_autoencoder(self.checkpoint.autoencoder)
         dtype = (
             self.dtype if self.device.type == "cuda" else torch.float32
         )  # torch 2.13's bf16 convolutions on CPUs give NaN

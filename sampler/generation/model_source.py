@@ -13,7 +13,7 @@ from datakit.errors import ConfigError
 from datakit.weights.registry import weights_hash
 from sampler.settings import ModelSettings, SampleSettings
 from trainer.models.autoencoders.base import Autoencoder
-from trainer.models.autoencoders.registry import describe_autoencoder
+from trainer.models.autoencoders.build import describe_autoencoder, weights_of
 from trainer.models.autoencoders.settings import AutoencoderSettings
 from trainer.models.common.lora import load_lora, merge_lora
 from trainer.models.common.weights import find_weights, read_weights
@@ -77,12 +77,7 @@ class Checkpoint:
                 model.
         """
         own = self.autoencoder
-        if own.weights is None and own.kind != "tiny":
-            raise ConfigError(
-                f"autoencoder {own.kind} needs weights: --set autoencoder.weights=FILE, FOLDER, or a name of "
-                f"`datakit models list`"
-            )
-        found = describe_autoencoder(own.kind, own.weights or "embedded", **own.sizes)
+        found = describe_autoencoder(own.kind, weights_of(own), **own.sizes)
         channels = self.config.in_channels // self.patch**2
         if found.channels != channels:
             raise ConfigError(
@@ -170,8 +165,7 @@ def _trained_with(run: Path) -> DiTSettings:
 
 def _config(trained: DiTSettings) -> MMDiTConfig:
     own, kind = trained.model, trained.autoencoder
-    weights = kind.weights or ("embedded" if kind.kind == "tiny" else None)
-    channels = describe_autoencoder(kind.kind, weights, **kind.sizes).channels
+    channels = describe_autoencoder(kind.kind, weights_of(kind), **kind.sizes).channels
     return MMDiTConfig(
         in_channels=channels * own.patch_size**2,
         hidden_size=own.hidden_size,

@@ -1,5 +1,8 @@
 """Settings: defaults < file < --set, and every mistake has a sentence."""
 
+import re
+from typing import Annotated
+
 import pytest
 
 from datakit import config
@@ -68,3 +71,19 @@ def test_a_missing_library_names_its_extra(monkeypatch):
     settings = config.load(Settings, None, ["nsfw.enabled=true", "shots.detector=transnet"])
     lines = [line for name in enabled_stages(settings) for line in missing_requirements(name, settings)]
     assert len(lines) == 2 and "--extra transnet" in lines[0] and "--extra nsfw" in lines[1]
+
+
+class Pick(config.Section):
+    name: Annotated[str, config.OneOf(lambda: names)] = "a"
+
+
+names = ("a", "b", "c")
+
+
+def test_one_of_names_that_something_else_knows():
+    assert config.load(Pick, None, ["name=c"]).name == "c"
+    for value, words in (("d", "name: Input should be 'a', 'b' or 'c' (got 'd')"), ("3", "name: Input should be a")):
+        with pytest.raises(ConfigError, match=re.escape(words)):
+            config.load(Pick, None, [f"name={value}"])
+    assert Pick.model_json_schema()["properties"]["name"]["enum"] == ["a", "b", "c"]
+    assert [config.either(names[:n]) for n in range(4)] == ["", "a", "a or b", "a, b or c"]

@@ -10,7 +10,7 @@ import torch
 
 from support.drawn_videos import encode
 from support.plan_folders import bucket, window
-from trainer.models.autoencoders.registry import build_autoencoder
+from trainer.models.autoencoders.build import build_autoencoder
 from trainer.models.common.weights import save_weights
 from trainer.planning.plan import WINDOWS, Part, write_plan
 

@@ -28,7 +28,7 @@ from trainer.diffusion.rectified_flow import (
 )
 from trainer.diffusion.sample_randomness import draw
 from trainer.models.autoencoders.base import Autoencoder, pixels
-from trainer.models.autoencoders.registry import load_autoencoder
+from trainer.models.autoencoders.build import load_autoencoder
 from trainer.models.common.lora import add_lora
 from trainer.models.common.text_encoders import TextEncoder, build_text_encoder
 from trainer.models.mmdit.checkpoint_io import load_mmdit

@@ -21,7 +21,7 @@ from trainer.engine import Engine
 from trainer.engine.engine import together
 from trainer.latents.index import locate
 from trainer.models.autoencoders.base import Autoencoder
-from trainer.models.autoencoders.registry import autoencoder_hash
+from trainer.models.autoencoders.build import autoencoder_hash
 from trainer.models.common.attention import describe
 from trainer.models.common.compile import check_gradients
 from trainer.models.mmdit.flops import forward_flops

@@ -18,8 +18,8 @@ from trainer.data.batch_sampler import Order
 from trainer.data.dataloader import Batch, Loader, LoaderOptions, Position
 from trainer.evaluation.psnr_ssim import psnr, ssim
 from trainer.models.autoencoders.base import Autoencoder
+from trainer.models.autoencoders.build import autoencoder_hash
 from trainer.models.autoencoders.lpips import Perceptual
-from trainer.models.autoencoders.registry import autoencoder_hash
 from trainer.models.autoencoders.tiling import Tiles
 from trainer.planning.plan import Plan
 from trainer.training.preview import write_video

@@ -3,7 +3,6 @@ scale."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,10 +10,10 @@ import torch
 
 from datakit.config import load
 from datakit.errors import ConfigError
-from trainer.evaluation.vae import Moments, latent_moments
+from trainer.evaluation.vae import latent_moments
 from trainer.export.checkpoint_reader import EMA, checkpoint_of, open_shards, read_whole, step_of
 from trainer.models.autoencoders.base import Autoencoder
-from trainer.models.autoencoders.registry import CONFIG_KEY, described
+from trainer.models.autoencoders.build import CONFIG_KEY, described
 from trainer.models.common.weights import cast, save_weights
 from trainer.planning.plan import Plan
 from trainer.vae.settings import VAESettings
@@ -52,7 +51,8 @@ def export_autoencoder(
     settings = load(VAESettings, run / "settings.yaml")
     model = trained(settings, checkpoint, ema)
     if rescale:
-        set_scale(model, latent_moments(Plan.open(run / "plan"), model, MEASURED))
+        moments = latent_moments(Plan.open(run / "plan"), model, MEASURED)
+        model.rescale(moments.mean, moments.std)
     state = {name: cast(tensor, dtype) for name, tensor in model.state_dict().items()}
     save_weights(state, out, {CONFIG_KEY: described(model), "step": str(step_of(checkpoint)), **(about or {})})
     return model
@@ -79,13 +79,3 @@ def trained(settings: VAESettings, checkpoint: Path, ema: bool) -> Autoencoder:
     for name, buffer in model.named_buffers():
         buffer.copy_(shards.buffer(name))
     return model
-
-
-def set_scale(model: Autoencoder, found: Moments) -> None:
-    """Change shift and scale so that latents that had these moments get mean 0 and standard deviation 1; a DC-AE, which
-    has no shift, the deviation alone. Weights stay."""
-    mean, std = model.shift + found.mean / model.scale, found.std / model.scale
-    if "scaling" in {field.name for field in dataclasses.fields(model.config)}:
-        model.config, model.scale = dataclasses.replace(model.config, scaling=std), 1 / std
-        return
-    model.config, model.shift, model.scale = dataclasses.replace(model.config, shift=mean, scale=1 / std), mean, 1 / std

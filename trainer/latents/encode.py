@@ -193,7 +193,7 @@ def readable(size: int) -> str:
 
 def _describe(settings: EncodeSettings, plans: Sequence[Plan]) -> tuple[str, dict[str, tuple[int, ...]]]:
     """The autoencoder's hash, and the shape of a latent of every bucket."""
-    from trainer.models.autoencoders.registry import autoencoder_hash, load_autoencoder
+    from trainer.models.autoencoders.build import autoencoder_hash, load_autoencoder
 
     model = load_autoencoder(settings.autoencoder)
     shapes = {}
@@ -342,7 +342,7 @@ def _encode_into(
 
 
 def _flow(session: RaySession, settings: EncodeSettings, autoencoder: str) -> Flow:
-    from trainer.models.autoencoders.registry import check_precision
+    from trainer.models.autoencoders.build import check_precision
 
     own, runner = settings.encode, settings.runner
     num_gpus = gpus_of(own.num_gpus, session.gpus())

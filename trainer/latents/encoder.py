@@ -78,7 +78,7 @@ class Encoder:
     def __init__(self, settings: dict[str, Any], expected: str, gpu: bool, precision: str, dtype: str, threads: int):
         import torch
 
-        from trainer.models.autoencoders.registry import autoencoder_hash, load_autoencoder
+        from trainer.models.autoencoders.build import autoencoder_hash, load_autoencoder
         from trainer.models.autoencoders.settings import AutoencoderSettings
 
         if gpu and not torch.cuda.is_available():

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from datakit.config import Section
 from trainer.engine.settings import OptimizerSettings
+from trainer.models.autoencoders.settings import Kind
 from trainer.settings import Positive, RunSettings
 
 Weight = Annotated[float, Field(ge=0)]
@@ -16,7 +17,7 @@ Weight = Annotated[float, Field(ge=0)]
 class TrainedAutoencoder(Section):
     """`weights`: to start from (`embedded`: those of `tiny` that come with datakit); null: random."""
 
-    kind: Literal["hunyuan", "dc-ae", "tiny"] = "hunyuan"
+    kind: Kind = "hunyuan"
     """Which autoencoder."""
     weights: str | None = None
     """To start from: a file, folder or name; `embedded`: those of `tiny` that come with datakit; null: random."""

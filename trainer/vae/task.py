@@ -5,15 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from trainer.data.dataloader import Batch
 from trainer.evaluation.psnr_ssim import psnr, ssim
 from trainer.models.autoencoders.base import Autoencoder, Encoded
+from trainer.models.autoencoders.build import build_autoencoder
 from trainer.models.autoencoders.discriminator import (
     PatchDiscriminator,
     adaptive_weight,
@@ -21,13 +20,10 @@ from trainer.models.autoencoders.discriminator import (
     generator_loss,
 )
 from trainer.models.autoencoders.lpips import Perceptual, build_perceptual
-from trainer.models.autoencoders.registry import build_autoencoder
 from trainer.vae.settings import TrainedAutoencoder, VAESettings
 
 Model = Callable[..., tuple[Tensor, Encoded]]
 """An autoencoder, or what calls one (`Engine.forward`)."""
-BLOCKS = frozenset({"HunyuanVideoResnetBlockCausal3D", "HunyuanVideoMidBlock3D", "ResBlock", "AttentionBlock", "Block"})
-"""Classes whose activations can be computed again: those that the three kinds are made of."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +136,7 @@ def build_trained(settings: TrainedAutoencoder, seed: int) -> Autoencoder:
         torch.manual_seed(seed)
         model = build_autoencoder(settings.kind, settings.weights, **settings.sizes)
     if settings.recompute:
-        recompute(model)
+        model.checkpoint_activations()
     return model
 
 
@@ -193,12 +189,3 @@ def divergence(encoded: Encoded, autoencoder: Autoencoder) -> Tensor:
 def last_layer(autoencoder: Autoencoder) -> nn.Parameter:
     """The weight of the decoder's last convolution, that makes pixels."""
     return [p for p in autoencoder.decoder.parameters() if p.ndim > 1][-1]
-
-
-def recompute(autoencoder: Autoencoder) -> int:
-    """From now on the backward pass computes what is inside of blocks again; how many there are. Names and values of
-    weights stay."""
-    blocks = [module for module in autoencoder.modules() if type(module).__name__ in BLOCKS]
-    for module in blocks:
-        module.forward = partial(checkpoint, module.forward, use_reentrant=False)
-    return len(blocks)

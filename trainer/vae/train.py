@@ -15,7 +15,7 @@ from trainer.data.batch_sampler import Order
 from trainer.data.dataloader import Batch, Loader, Position
 from trainer.engine import Engine
 from trainer.models.autoencoders.base import Autoencoder
-from trainer.models.autoencoders.registry import check_precision
+from trainer.models.autoencoders.build import check_precision
 from trainer.planning.plan import Plan
 from trainer.planning.settings import PlanSettings
 from trainer.training.loop import Ended, Stepped

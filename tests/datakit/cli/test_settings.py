@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from datakit.cli.app import app
 from datakit.cli.settings import COMMANDS, _load
-from datakit.config import Section, Setting, describe
+from datakit.config import OneOf, Section, Setting, describe
 
 
 class Inner(Section):
@@ -29,6 +29,10 @@ class Outer(Section):
     other: Inner | None = None
     """Another."""
     shares: tuple[float, ...] = Field((0.5,), description="of the whole")
+    name_of: Annotated[str, OneOf(lambda: ("a", "b"))] = "a"
+    """One."""
+    perhaps: Annotated[str, OneOf(lambda: ("a", "b"))] | None = None
+    """Or none."""
 
 
 def test_describe():
@@ -40,6 +44,8 @@ def test_describe():
         Setting("other.size", "int ≥ 1", "3", "How large."),
         Setting("other.kind", "a | b | null", "null", "Which one, or none."),
         Setting("shares", "tuple[float, …]", "[0.5]", "of the whole"),
+        Setting("name_of", "a | b", "a", "One."),
+        Setting("perhaps", "a | b | null", "null", "Or none."),
     ]
 
 

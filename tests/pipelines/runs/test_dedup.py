@@ -321,7 +321,9 @@ def test_an_ingest_can_compare_at_its_end(footage, recipe, tmp_path, ray_address
     assert again.funnel.kept == 3 and again.funnel.rejected_by == report.funnel.rejected_by
 
 
-KILL = "import os, signal\nfrom pipelines.runs import dedup\ndie = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
+KILL = (
+    "import os, signal\nfrom pipelines.runs import dedup\ndie = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
+)
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ from support.mmdit_golden import GOLDEN, close, golden
 from support.tiny_sampling import prompts, save_model, settings
 from trainer.diffusion.conditioning import MODES
 from trainer.diffusion.rectified_flow import Text, condition, pack
-from trainer.models.autoencoders.registry import build_autoencoder
+from trainer.models.autoencoders.build import build_autoencoder
 from trainer.models.mmdit.checkpoint_io import export_open_sora, load_mmdit
 from trainer.models.mmdit.model import MMDiT
 

@@ -28,7 +28,7 @@ from trainer.dit.task import build_frozen
 from trainer.dit.train import train_dit
 from trainer.latents.encode_queue import Tally, Task, Writer
 from trainer.latents.encoder import Encoder
-from trainer.models.autoencoders.registry import autoencoder_hash, build_autoencoder
+from trainer.models.autoencoders.build import autoencoder_hash, build_autoencoder
 from trainer.models.common.weights import save_weights
 from trainer.planning.build_plan import make_plan
 from trainer.planning.mixture import COLUMNS

@@ -25,7 +25,7 @@ from pipelines.settings import Settings
 from support.many_shots import SCENES, make_films, scene_of
 from trainer.dit.train import train_dit
 from trainer.latents.encode import EncodeSettings, encode
-from trainer.models.autoencoders.registry import load_autoencoder
+from trainer.models.autoencoders.build import load_autoencoder
 from trainer.planning.build_plan import make_plan
 from trainer.planning.mixture import selected
 from trainer.settings import DiTSettings, load_settings

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.models.autoencoders.registry import build_autoencoder
+from trainer.models.autoencoders.build import build_autoencoder
 from trainer.models.autoencoders.tiling import Tiles
 
 

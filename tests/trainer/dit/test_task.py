@@ -17,7 +17,7 @@ from trainer.data.dataloader import Batch, Loader, LoaderOptions, Position
 from trainer.diffusion.conditioning import MODES, given_condition, latent_frames
 from trainer.dit.task import DiTTask, build_model
 from trainer.dit.train import train_dit
-from trainer.models.autoencoders.registry import build_autoencoder
+from trainer.models.autoencoders.build import build_autoencoder
 from trainer.models.common.text_encoders import build_text_encoder
 from trainer.models.common.weights import save_weights
 from trainer.planning.plan import WINDOWS, Part, Plan, write_plan

@@ -24,7 +24,7 @@ from trainer.diffusion.conditioning import MODES
 from trainer.diffusion.sample_randomness import draw
 from trainer.dit.train import train_dit
 from trainer.models.autoencoders.base import pixels
-from trainer.models.autoencoders.registry import build_autoencoder
+from trainer.models.autoencoders.build import build_autoencoder
 from trainer.planning.mixture import selected
 from trainer.planning.plan import WINDOWS, Part, Plan, write_plan
 from trainer.settings import DiTSettings, load_settings

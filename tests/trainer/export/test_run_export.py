@@ -22,7 +22,7 @@ from support.export_worker import settings_for, train_and_tell
 from trainer.dit.task import build_frozen, build_model
 from trainer.export.dit import RUN_KEY, export_run, run_weights
 from trainer.export.vae import trained
-from trainer.models.autoencoders.registry import build_autoencoder
+from trainer.models.autoencoders.build import build_autoencoder
 from trainer.models.common.lora import load_lora, merge_lora
 from trainer.models.common.weights import read_metadata
 from trainer.models.mmdit.checkpoint_io import CONFIG_KEY, export_open_sora, layout_of, load_mmdit

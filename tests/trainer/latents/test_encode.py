@@ -46,7 +46,7 @@ from trainer.latents.encode_queue import Queue, Tally
 from trainer.latents.encoder import EncodeJob, Encoder, read_windows
 from trainer.latents.index import locate
 from trainer.models.autoencoders.base import pixels
-from trainer.models.autoencoders.registry import autoencoder_hash, build_autoencoder
+from trainer.models.autoencoders.build import autoencoder_hash, build_autoencoder
 from trainer.models.common.weights import save_weights
 from trainer.planning.build_plan import make_plan
 from trainer.planning.mixture import COLUMNS

@@ -2,6 +2,9 @@
 
 import copy
 import itertools
+import subprocess
+import sys
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import av
@@ -12,10 +15,20 @@ from safetensors.torch import load_file, save_file
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 
+from datakit.config import load
 from datakit.errors import ConfigError
+from trainer.models.autoencoders import kinds
 from trainer.models.autoencoders.base import Encoded
-from trainer.models.autoencoders.registry import autoencoder_hash, build_autoencoder
+from trainer.models.autoencoders.build import (
+    autoencoder_hash,
+    build_autoencoder,
+    describe_autoencoder,
+    load_autoencoder,
+)
+from trainer.models.autoencoders.registry import AUTOENCODERS
+from trainer.models.autoencoders.settings import AutoencoderSettings
 from trainer.models.autoencoders.tiling import Tiles, pieces, tiled
+from trainer.vae.settings import VAESettings
 
 SIZES = {
     "hunyuan": dict(latent_channels=4, widths=(8, 16, 16, 16), layers=1, groups=4),
@@ -403,7 +416,7 @@ def test_pictures_are_continuous_over_seams(models, kind, axis):
 
 
 def test_a_kind_or_size_that_does_not_exist():
-    with pytest.raises(ConfigError, match="no autoencoder 'wan': hunyuan, dc-ae or tiny"):
+    with pytest.raises(ConfigError, match="no autoencoder 'wan': dc-ae, hunyuan or tiny"):
         build_autoencoder("wan")
     with pytest.raises(ConfigError, match="tiny has no size 'width': it has latent_channels, widths"):
         build_autoencoder("tiny", width=3)
@@ -414,6 +427,69 @@ def test_a_kind_or_size_that_does_not_exist():
     ):
         with pytest.raises(ConfigError, match=wrong):
             build_autoencoder(wrong.split()[0], widths=[8, 8])
+
+
+FLAT = """
+from dataclasses import dataclass
+
+from torch import nn
+
+from trainer.models.autoencoders.base import Autoencoder
+from trainer.models.autoencoders.tiling import Tiles
+
+
+@dataclass(frozen=True)
+class FlatConfig:
+    side: int = 4
+
+
+class FlatAE(Autoencoder):
+    kind = "flat-ae"
+    config_class = FlatConfig
+    tiles = Tiles(8, 16, 16)
+    blocks = frozenset({"Conv3d"})
+
+    def __init__(self, config: FlatConfig = FlatConfig()):
+        super().__init__(config, 3, (1, config.side, config.side), 1.0, 0.0, causal=True)
+        self.encoder = nn.AvgPool3d((1, config.side, config.side))
+        self.decoder = nn.Upsample(scale_factor=(1, config.side, config.side))
+
+    def moments(self, video):
+        return self.encoder(video)
+
+    def pixels(self, latents):
+        return self.decoder(latents)
+"""
+
+
+def test_a_new_autoencoder_is_a_new_file(tmp_path, monkeypatch):
+    """Nothing lists it: settings, errors, the command's help and the factories find it by the file."""
+    (tmp_path / "flat_ae.py").write_text(FLAT)
+    monkeypatch.setattr(kinds, "__path__", [*kinds.__path__, str(tmp_path)])
+    assert AUTOENCODERS.names() == ("dc-ae", "flat-ae", "hunyuan", "tiny")
+    settings = load(AutoencoderSettings, None, ["kind=flat-ae", "sizes.side=8"])
+    assert describe_autoencoder(settings.kind, **settings.sizes).compression == (1, 8, 8)
+    with pytest.raises(ConfigError, match="flat-ae needs weights: set autoencoder.weights"):
+        load_autoencoder(settings)
+    model = build_autoencoder("flat-ae", side=8)
+    assert model.decode(model.encode(torch.ones(1, 3, 2, 16, 8)).mean).shape == (1, 3, 2, 16, 8)
+    assert load(VAESettings, None, ["autoencoder.kind=flat-ae"]).autoencoder.kind == "flat-ae"
+    for kind in (AutoencoderSettings, VAESettings):
+        with pytest.raises(ConfigError, match="kind: Input should be 'dc-ae', 'flat-ae', 'hunyuan' or 'tiny'"):
+            load(kind, None, ["kind=wan" if kind is AutoencoderSettings else "autoencoder.kind=wan"])
+
+
+def test_every_autoencoder_is_declared_under_the_name_of_its_file():
+    assert set(AUTOENCODERS.names()) == set(SIZES)
+    for kind in AUTOENCODERS.names():
+        declared = AUTOENCODERS.get(kind)
+        assert declared.kind == kind and is_dataclass(declared.config_class) and declared.blocks
+        assert declared.embedded is None or declared.embedded.is_file()
+
+
+def test_settings_of_an_autoencoder_take_no_torch():
+    code = "import sys, trainer.models.autoencoders.settings, datakit.cli.app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_weights_of_a_file(tmp_path, models):

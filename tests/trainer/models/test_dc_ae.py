@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from trainer.models.autoencoders.dc_ae import DCAE, DCAEConfig
+from trainer.models.autoencoders.kinds.dc_ae import DCAE, DCAEConfig
 from trainer.models.autoencoders.tiling import Tiles
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden"

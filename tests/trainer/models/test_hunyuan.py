@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from datakit.errors import MissingDependency
-from trainer.models.autoencoders.registry import build_autoencoder
+from trainer.models.autoencoders.build import build_autoencoder
 from trainer.models.autoencoders.tiling import Tiles
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden"

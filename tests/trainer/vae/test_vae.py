@@ -29,13 +29,13 @@ from trainer.evaluation.psnr_ssim import psnr
 from trainer.evaluation.vae import _quantile, evaluate, interval, latent_moments
 from trainer.export.vae import export_autoencoder, trained
 from trainer.models.autoencoders.base import Encoded
+from trainer.models.autoencoders.build import CONFIG_KEY, build_autoencoder, check_precision, described
 from trainer.models.autoencoders.discriminator import (
     PatchDiscriminator,
     adaptive_weight,
     discriminator_loss,
     generator_loss,
 )
-from trainer.models.autoencoders.registry import CONFIG_KEY, build_autoencoder, check_precision, described
 from trainer.models.common.weights import read_metadata, save_weights
 from trainer.planning.buckets import bucket_table
 from trainer.planning.plan import WINDOWS, Part, Plan, write_plan
@@ -43,7 +43,7 @@ from trainer.settings import load_settings
 from trainer.training.preview import to_pixels
 from trainer.training.setup import Request
 from trainer.vae.settings import VAESettings
-from trainer.vae.task import build_discriminator, build_trained, divergence, draw, has_spread, last_layer, recompute
+from trainer.vae.task import build_discriminator, build_trained, divergence, draw, has_spread, last_layer
 from trainer.vae.train import fitted, train_vae
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -353,7 +353,7 @@ def test_the_last_layer_makes_pixels_and_blocks_can_be_computed_again(kind):
         return [p.grad.clone() for p in model.parameters()]
 
     before, names = gradients(), list(model.state_dict())
-    blocks = recompute(model)
+    blocks = model.checkpoint_activations()
     assert blocks >= 4 and list(model.state_dict()) == names
     for a, b in zip(before, gradients()):
         torch.testing.assert_close(a, b)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from trainer.models.autoencoders.tiling import Piece, Tiles, pieces, tiled
 
-Kind = Literal["hunyuan", "dc-ae", "tiny"]
 LOG_VARIANCE = (-30.0, 20.0)
 """Where log variances end; latent diffusion's (CompVis/latent-diffusion, DiagonalGaussianDistribution), which
 HunyuanVideo took over."""
@@ -33,21 +36,28 @@ class Encoded(NamedTuple):
 class Autoencoder(nn.Module):
     """A video autoencoder. Videos are [B, 3, T, H, W] in −1..1, latents [B, c, T', H', W'], scaled.
 
-    Each kind brings two networks: `moments` (video to raw mean and, with a spread, raw log variance, in channels), most
-    of which is the module `encoder`, and `pixels` (raw latents to video), most of which is `decoder`.
+    Each kind is a subclass in a module of `trainer.models.autoencoders.kinds`. It declares the class attributes and
+    brings two networks: `moments` (video to raw mean and, with a spread, raw log variance, in channels), most of which
+    is the module `encoder`, and `pixels` (raw latents to video), most of which is `decoder`.
 
     Attributes:
-        config: a frozen dataclass; its fields are the `sizes` of `build_autoencoder`.
+        kind: its name in settings and in files; that of the module, with `-` for `_`.
+        config_class: of `config`, a frozen dataclass; its fields are the `sizes` of `build_autoencoder`.
+        tiles: what the authors use where memory is short.
+        blocks: names of the classes whose activations `checkpoint_activations` computes again.
+        embedded: file of the weights that come with datakit, if any do.
         channels: of latents.
         compression: in time, height and width.
         scale, shift: latents are (raw − shift) · scale.
         causal: the first frame has a latent of its own: videos of 4k + 1 frames, an image is one. Otherwise images, and
             multiples of 4 frames from 8 on: one latent frame is an image.
-        tiles: what the authors use where memory is short.
     """
 
-    kind: Kind
-    tiles: Tiles
+    kind: ClassVar[str]
+    config_class: ClassVar[type]
+    tiles: ClassVar[Tiles]
+    blocks: ClassVar[frozenset[str]]
+    embedded: ClassVar[Path | None] = None
 
     def __init__(
         self, config: Any, channels: int, compression: tuple[int, int, int], scale: float, shift: float, causal: bool
@@ -87,6 +97,20 @@ class Autoencoder(nn.Module):
         return (
             tiled(self.pixels, raw, self._axes(latents.shape[2:], tiles, encoding=False)) if tiles else self.pixels(raw)
         )
+
+    def rescale(self, mean: float, std: float) -> None:
+        """Change shift and scale so that latents that had these moments get mean 0 and standard deviation 1. Weights
+        stay."""
+        self.shift, self.scale = self.shift + mean / self.scale, 1 / (std / self.scale)
+        self.config = dataclasses.replace(self.config, shift=self.shift, scale=self.scale)
+
+    def checkpoint_activations(self) -> int:
+        """From now on the backward pass computes what is inside of blocks again; how many there are. Names and values
+        of weights stay."""
+        blocks = [module for module in self.modules() if type(module).__name__ in self.blocks]
+        for module in blocks:
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+        return len(blocks)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """[c, T', H', W'] of a video's latents.

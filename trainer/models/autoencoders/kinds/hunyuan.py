@@ -41,7 +41,9 @@ class HunyuanVAE(Autoencoder):
     """4 × in time, 8 × in space. Its convolutions and its attention are causal, its norms are over all frames."""
 
     kind = "hunyuan"
+    config_class = HunyuanConfig
     tiles = Tiles(64, 256, 256)
+    blocks = frozenset({"HunyuanVideoResnetBlockCausal3D", "HunyuanVideoMidBlock3D"})
 
     def __init__(self, config: HunyuanConfig = HunyuanConfig()):
         super().__init__(config, config.latent_channels, (4, 8, 8), config.scale, config.shift, causal=True)

@@ -10,6 +10,7 @@ on latents that begin within 12 pixels, both on at most 14 frames before.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,10 @@ class TinyAE(Autoencoder):
     """4 × in time, 8 × in space, with a Gaussian posterior."""
 
     kind = "tiny"
+    config_class = TinyConfig
     tiles = Tiles(32, 128, 128)
+    blocks = frozenset({"Block"})
+    embedded = Path(__file__).parent / "weights_tiny" / "tiny_ae.safetensors"
 
     def __init__(self, config: TinyConfig = TinyConfig()):
         super().__init__(config, config.latent_channels, (4, 8, 8), config.scale, config.shift, causal=True)

@@ -6,7 +6,7 @@ shapes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,9 @@ class DCAE(Autoencoder):
     """
 
     kind = "dc-ae"
+    config_class = DCAEConfig
     tiles = Tiles(32, 256, 256)
+    blocks = frozenset({"ResBlock", "AttentionBlock"})
 
     def __init__(self, config: DCAEConfig = DCAEConfig()):
         super().__init__(
@@ -85,6 +87,11 @@ class DCAE(Autoencoder):
 
     def pixels(self, latents: Tensor) -> Tensor:
         return self.decoder(latents)
+
+    def rescale(self, mean: float, std: float) -> None:
+        """The deviation alone: there is no shift."""
+        self.config = replace(self.config, scaling=std / self.scale)
+        self.scale = 1 / self.config.scaling
 
 
 class Encoder(nn.Module):
