@@ -137,3 +137,78 @@ def test_more_rules_than_a_mask_has_bits_are_refused(catalog):
     many = file.model_copy(update={"rules": [file.rules[1].model_copy(update={"name": f"r{i}"}) for i in range(64)]})
     with pytest.raises(ConfigError, match="64 rules, 63 is the most"):
         build(many)
+
+
+HAND = """name: hand
+description: a test
+levels: [low, high]
+rules:
+  - {name: top, keep: {high: ocr_area <= 0.5}, source: test}
+  - {name: motion, keep: {low: motion >= 3, high: motion >= 6}, source: test}
+  - {name: blur, keep: blur >= 50, source: test}
+"""
+CLIPS: dict[str, tuple[dict, str | None]] = {
+    # motion, blur, ocr_area; a person's mark
+    "kept, low": ({"motion": 4.0, "blur": 60.0, "ocr_area": 0.1}, None),
+    "kept, high": ({"motion": 7.0, "blur": 60.0, "ocr_area": 0.1}, None),
+    "kept, its level unknown": ({"motion": 7.0, "blur": 60.0}, None),
+    "rejected by both": ({"motion": 1.0, "blur": 1.0}, None),
+    "rejected by blur": ({"motion": 7.0, "blur": 1.0}, "reject"),
+    "rejected by blur, motion unknown": ({"blur": 1.0}, None),
+    "pending on blur": ({"motion": 7.0}, None),
+    "pending on both": ({}, None),
+    "kept by a person": ({"motion": 1.0, "blur": 60.0}, "keep"),
+    "rejected by a person": ({"motion": 7.0, "blur": 60.0, "ocr_area": 0.1}, "reject"),
+    "failed": ({"motion": 1.0, "errors": [{"stage": "ocr", "kind": "crash", "message": "x"}]}, "keep"),
+}
+
+
+def test_known_clips_are_counted(tmp_path):
+    """Clip i lasts 2^i hours: sums tell which clips they are of."""
+    made = Catalog.create(tmp_path / "c")
+    ids = {name: f"{i:032x}" for i, name in enumerate(CLIPS)}
+    made.append("videos", [video(v) for v in ids.values()])
+    clips = {
+        name: clip(ids[name], **{"errors": None if i else [], **columns}, start_s=0.0, end_s=3600.0 * 2**i)
+        for i, (name, (columns, _)) in enumerate(CLIPS.items())
+    }
+    made.append("clips", list(clips.values()))
+    for name, (_, value) in CLIPS.items():
+        if value:
+            mark(made, [clips[name]["clip_id"]], value)
+    (tmp_path / "spare.yaml").write_text(SPARE)
+    decide(made, load_recipe(str(tmp_path / "spare.yaml")))  # keeps what moves by 5
+    (tmp_path / "hand.yaml").write_text(HAND)
+    found = what_if(made, load_recipe(str(tmp_path / "hand.yaml")))
+
+    def of(*names: str) -> Amount:
+        chosen = [i for i, name in enumerate(CLIPS) if name in names]
+        return Amount(len(chosen), sum(2.0**i for i in chosen))
+
+    kept = ("kept, low", "kept, high", "kept, its level unknown", "kept by a person")
+    pending = ("pending on blur", "pending on both")
+    by_blur = ("rejected by blur", "rejected by blur, motion unknown")
+    rejected = ("rejected by both", *by_blur, "rejected by a person")
+    assert found.outcome == {
+        "kept": of(*kept),
+        "rejected": of(*rejected),
+        "pending": of(*pending),
+        "quarantined": of("failed"),
+    }
+    assert found.levels == {"low": of(*kept), "high": of("kept, high")}
+    assert found.marked == of("rejected by blur", "kept by a person", "rejected by a person")
+    assert found.now["kept"] == of(*kept[1:], "pending on blur") and found.now["quarantined"] == of("failed")
+    assert found.gained == of("kept, low") and found.lost == of("pending on blur")
+    motion, blur = found.rules
+    assert (motion.rule, motion.keep, blur.rule, blur.keep) == ("motion", "motion >= 3", "blur", "blur >= 50")
+    assert motion.rejects == of("rejected by both", "kept by a person") and motion.only == of("kept by a person")
+    assert motion.waits == of("rejected by blur, motion unknown", "pending on both") and motion.kept_without == of(
+        *kept
+    )
+    assert blur.rejects == of("rejected by both", *by_blur) and blur.only == of(*by_blur)
+    assert blur.waits == of(*pending) and blur.kept_without == of(*kept, "pending on blur")
+    written = found.as_dict()
+    assert (
+        written["outcome"]["kept"] == {"clips": 4, "hours": of(*kept).hours} and written["rules"][1]["rule"] == "blur"
+    )
+    assert Amount() == Amount(0, 0.0) and found.recipe.startswith("hand@")
