@@ -73,3 +73,22 @@ def test_numbers_of_frames():
 def test_other_numbers_are_told_the_nearest(frames, causal, most, said):
     with pytest.raises(ConfigError, match=said):
         check_frames(frames, 4, causal, most)
+
+
+@pytest.mark.parametrize(
+    "frames, causal, most, nearest",
+    [
+        (0, True, None, "the nearest are 1 and 5"),
+        (6, True, None, "the nearest are 5 and 9"),
+        (128, True, 128, "128 frames: this autoencoder takes 4k . 1 frames; the nearest is 125"),
+        (126, True, 125, "126 frames are more than the 125 that can be made: the nearest is 125"),
+        (0, False, None, "the nearest is 1"),
+        (2, False, None, "the nearest are 1 and 8"),
+        (7, False, None, "the nearest are 1 and 8"),
+        (9, False, None, "the nearest are 8 and 12"),
+        (10, False, 8, "10 frames are more than the 8 that can be made: the nearest is 8"),
+    ],
+)
+def test_the_nearest_numbers_at_the_limits(frames, causal, most, nearest):
+    with pytest.raises(ConfigError, match=rf"{nearest} \(video.num_frames\)"):
+        check_frames(frames, 4, causal, most)

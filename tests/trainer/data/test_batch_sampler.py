@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
+import struct
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 
 from datakit.errors import ConfigError
 from support.plan_folders import bucket, plan_of, window
-from trainer.data.batch_sampler import FILES_AT_ONCE, MicroBatch, Order, draw, share, stand_in
+from trainer.data.batch_sampler import FILES_AT_ONCE, MicroBatch, Order, _changes, draw, share, stand_in
 from trainer.planning.plan import ROWS, WINDOWS, Part, write_plan
 
 
@@ -176,3 +178,86 @@ def test_a_large_plan(tmp_path):
     laid = order._epoch(5)
     assert laid.drawn[0].nbytes == 4 * count
     assert (np.bincount(laid.drawn[0], minlength=count) == 1).all()
+
+
+def seed_of(what: str, *numbers: int) -> int:
+    """63 bits of BLAKE2b of the numbers and the purpose."""
+    text = struct.pack(f"<{len(numbers)}q", *numbers) + what.encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8, person=b"datakit-order").digest(), "little") >> 1
+
+
+def test_the_seed_of_a_sample_is_of_its_place_in_the_epoch(mixed):
+    """Steps, whole or not, follow each other without gap: micro-batches of 4, 3 and 2, some of them smaller."""
+    order = Order(mixed, 9)
+    for epoch in (0, 3):
+        steps = [order.step(epoch, i) for i in range(order.steps(epoch))]
+        seeds = [seed for step in steps for batch in step for seed in batch.seeds]
+        assert seeds == [seed_of("sample", 9, epoch, position) for position in range(74)]
+    assert draw(5, "crop") == seed_of("crop", 5) / 2**63
+    assert stand_in(5, 2, [7, 8, 9]) == [7, 8, 9][seed_of("stand-in", 5, 2) % 3]
+
+
+def test_a_micro_batch_costs_the_tokens_of_its_samples(mixed):
+    order = Order(mixed, 1)
+    tokens = {0: 10, 1: 70, 2: 3}
+    batches = [batch for i in range(order.steps(0)) for batch in order.step(0, i)]
+    assert all(batch.tokens == tokens[batch.bucket] * len(batch.windows) for batch in batches)
+    assert {len(batch.windows) for batch in batches} == {4, 3, 2, 1}
+    for wrong in (-1, 5):
+        with pytest.raises(IndexError, match=f"no step {wrong}"):
+            order.step(0, wrong)
+
+
+def test_parts_and_buckets_without_each_other(tmp_path):
+    """Part 1 has no window in bucket 1, bucket 2 is never drawn."""
+    rows = [window(0, part=0), window(0, part=1), window(1, part=0, first=1), window(2, part=0)]
+    plan = plan_of(
+        tmp_path / "plan", rows, [bucket(), bucket(frames=9), bucket(frames=1, weight=0.0)], weights=[1.0, 2.0]
+    )
+    order = Order(plan, 0)
+    for epoch in range(3):
+        assert sorted(drawn(order, epoch)) == [0, 1, 1, 2]
+
+
+def test_an_epoch_may_draw_nothing(tmp_path):
+    """A tenth of five windows is half a window: one in every second epoch."""
+    plan = plan_of(tmp_path / "plan", [window(first=i) for i in range(5)], [bucket()], weights=[0.1])
+    order = Order(plan, 0)
+    assert [order.steps(epoch) for epoch in range(6)] == [0, 1, 0, 1, 0, 1]
+    assert sorted(sum((drawn(order, epoch) for epoch in range(10)), [])) == list(range(5))
+
+
+def test_repeats_are_taken_to_six_decimals(tmp_path):
+    """0.333333 of three windows is not quite one; 1/3 is."""
+    for weight, steps in ((0.333333, [0, 1, 1]), (1 / 3, [1, 1, 1])):
+        plan = plan_of(tmp_path / str(weight), [window(first=i) for i in range(3)], [bucket()], weights=[weight])
+        assert [Order(plan, 0).steps(epoch) for epoch in range(3)] == steps
+
+
+def test_two_long_files_are_drawn_whole(tmp_path):
+    rows = [window(video=f"v{i // 20}", first=i) for i in range(40)]
+    order = Order(plan_of(tmp_path / "plan", rows, [bucket(4)]), 0)
+    assert sorted(drawn(order, 0)) == list(range(40))
+
+
+def test_sixteen_files_are_shuffled_together(tmp_path):
+    """Twenty files of 16 windows: the first 256 windows drawn are those of sixteen of them. Ten of 8 count as five."""
+    rows = [window(video=f"v{v:02}", first=i) for v in range(20) for i in range(16)]
+    files = np.array(drawn(Order(plan_of(tmp_path / "a", rows, [bucket(8)]), 3), 0)) // 16
+    assert len(set(files[:256])) == 16 and len(set(files[:128])) > 12 and len(set(files[256:])) == 4
+    rows = [window(video=f"v{v:02}", first=i) for v in range(80) for i in range(8)]
+    files = np.array(drawn(Order(plan_of(tmp_path / "b", rows, [bucket(8)]), 3), 0)) // 8
+    assert len(set(files[:256])) == 32 and len(set(files[:256] // 2)) == 16
+
+
+def test_files_are_told_apart_across_batches_of_rows():
+    chunks = pa.chunked_array([["a", "a", "b"], [], ["b", "c", "c"], ["d"], ["d"]])
+    assert _changes(chunks).tolist() == [True, False, True, False, True, False, True, False]
+
+
+def test_shares_go_from_the_dearest_to_whoever_has_least():
+    """Costs 9, 7, 5, 4, 2 on two ranks in three rounds: 9 + 4, 7 + 5 + 2."""
+    step = [MicroBatch(0, (i,), (i,), tokens) for i, tokens in enumerate([2, 9, 4, 7, 5])]
+    shares = [[batch.tokens if batch else None for batch in share(step, rank, 2)] for rank in (0, 1)]
+    assert shares == [[9, 4, None], [7, 5, 2]]
+    assert [[b and b.tokens for b in share(step, rank, 8)] for rank in (0, 5)] == [[9], [None]]

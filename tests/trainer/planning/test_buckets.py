@@ -7,7 +7,7 @@ import yaml
 
 from datakit.config import load
 from datakit.errors import ConfigError
-from trainer.planning.buckets import bucket_table, sizes_of, tokens_of
+from trainer.planning.buckets import area_of, bucket_table, sizes_of, tokens_of
 from trainer.planning.memory_budget import DEFAULT_TOKENS, GIB, cost, gpu_gib, parameters, peak_bytes, tokens_that_fit
 from trainer.planning.settings import ASPECTS, MemorySettings, PlanSettings
 
@@ -194,3 +194,90 @@ def test_settings_that_exclude_each_other():
         settings("max_corp=0.1")
     with pytest.raises(ConfigError, match="unknown setting memory.shard"):
         settings("memory.shard=2")
+
+
+@pytest.mark.parametrize("down, across", [(16, 16), (16, 32), (32, 16), (8, 24)])
+def test_sizes_are_the_nearest_to_the_area_of_five(down, across):
+    """From the largest multiples within the area, or one step further in either direction; the first where two are as
+    near."""
+    for area in [64, 900, *(n * n + 7 * n for n in range(60, 1100, 37))]:
+        for ratio in (1.0, 1.25, 4 / 3, 1.6, 16 / 9, 1.85, 2.0, 2.39, 3.1):
+            w = max(int((area * ratio) ** 0.5 / across), 1) * across
+            h = max(int(area / w / down), 1) * down
+            steps = [(h, w), (h - down, w), (h + down, w), (h, w - across), (h, w + across)]
+            nearest = min((s for s in steps if all(s)), key=lambda s: abs(s[0] * s[1] - area))
+            assert sizes_of(area, [f"{ratio}:1"], (down, across)) == (nearest,), (area, ratio)
+            assert sizes_of(area, [f"1:{ratio}"], (across, down)) == (nearest[::-1],) or ratio == 1
+
+
+def test_height_and_width_have_their_own_multiples():
+    table = bucket_table(settings("compression=[4, 8, 16]", "aspects=['16:9', '9:16']", "frames=[1]"))
+    assert [(b.height, b.width) for b in table.buckets] == [(208, 320), (336, 192)]
+
+
+def test_levels_point_to_their_buckets():
+    """One bucket for each size and length that fits the budget; -1 for others. By area, not by name."""
+    sizes = ("resolutions=['256px', '1024px', '480p']", "aspects=['16:9', '1:1']", "frames=[1, 33]", "tokens=5000")
+    table = bucket_table(settings(*sizes))
+    assert [(level.name, level.area) for level in table.levels] == [
+        ("1024px", 1024**2),
+        ("480p", 409_600),
+        ("256px", 256**2),
+    ]
+    pointed = [[(n.frames, n.buckets) for n in level.lengths] for level in table.levels]
+    assert pointed == [[(33, (-1, -1)), (1, (0, 1))], [(33, (-1, -1)), (1, (2, 3))], [(33, (4, 5)), (1, (6, 7))]]
+    names = [
+        "768x1360x1",
+        "1024x1024x1",
+        "480x848x1",
+        "640x640x1",
+        "192x336x33",
+        "256x256x33",
+        "192x336x1",
+        "256x256x1",
+    ]
+    assert [b.name for b in table.buckets] == names and len(table.too_large) == 4
+    assert {(n.keep, n.keep_frames) for level in table.levels for n in level.lengths} == {(1.0, 1.0)}
+
+
+def test_the_smallest_bucket_is_named_when_none_fits():
+    with pytest.raises(ConfigError, match="no bucket fits: 192x336x33, the smallest, takes 2,780 tokens a sample"):
+        bucket_table(settings("aspects=['1:1', '16:9']", "frames=[33, 129]", "tokens=2779"))
+    assert bucket_table(settings("aspects=['16:9']", "frames=[33]", "tokens=2780")).buckets[0].batch == 1
+
+
+def test_the_budget_is_given_or_that_of_a_gpu():
+    divided = ("gpu=80gb", "memory.shards=16")
+    assert bucket_table(settings(*divided)).budget == tokens_that_fit("80gb", MemorySettings(shards=16))
+    assert bucket_table(settings("tokens=9001")).budget == 9001
+
+
+def test_latent_frames_of_every_kind_of_autoencoder():
+    causal = settings("compression=[2, 8, 8]", "text_tokens=0")
+    assert [tokens_of(frames, 16, 16, causal) for frames in (1, 3, 5, 9)] == [1, 2, 3, 5]
+    alone = settings("compression=[1, 8, 8]", "text_tokens=0")
+    assert [tokens_of(frames, 16, 16, alone) for frames in (1, 2, 3)] == [1, 2, 3]
+    multiples = settings("causal=false", "text_tokens=7")
+    assert [tokens_of(frames, 16, 48, multiples) for frames in (1, 8, 12)] == [3 + 7, 2 * 3 + 7, 3 * 3 + 7]
+
+
+def test_lengths_and_probabilities_at_their_limits():
+    shortest = settings("frames=[8]", "causal=false")
+    assert {b.frames for b in bucket_table(shortest).buckets} == {8}
+    extremes = settings("bucket_config={256px: {1: [0, 1], 33: [[1, 0], 2]}}", "aspects=['1:1']")
+    (level,) = bucket_table(extremes).levels
+    assert [(n.frames, n.keep, n.keep_frames) for n in level.lengths] == [(33, 1.0, 0.0), (1, 0.0, 1.0)]
+    for wrong in ("-0.1", "1.01", "[0.5, -0.1]"):
+        with pytest.raises(ConfigError, match="a probability lies between 0 and 1"):
+            bucket_table(settings(f"bucket_config={{256px: {{33: [{wrong}, 1]}}}}"))
+
+
+@pytest.mark.parametrize("resolution, area", [("1", 1), ("1px", 1), ("256", 65_536), ("480p", 409_600), ("9p", 144)])
+def test_areas(resolution, area):
+    assert area_of(resolution) == area
+
+
+@pytest.mark.parametrize("resolution", ["0", "0p", "px", "256 px", "2.5px", "x256"])
+def test_what_is_no_resolution(resolution):
+    with pytest.raises(ConfigError, match="no resolution"):
+        area_of(resolution)

@@ -162,3 +162,59 @@ def test_rates_within_two_per_cent_are_one_to_one():
     for k in (1, 2, 3, 5):
         for off in (-0.0199, 0.0, 0.0199):
             assert frame_rate(24 * k * (1 + off), 24).stride == k
+
+
+def test_two_per_cent_are_the_same_rate_and_three_are_not():
+    """Seen where frames come unevenly: the clip's own mean rate, or the target."""
+    assert [frame_rate(24 * f, 24, vfr=True).fps for f in (1.019, 1.021, 1.03, 0.981)] == [24.456, 24.0, 24.0, 23.544]
+    assert [frame_rate(mean, 24, vfr=True).fps for mean in (12.0, 6.0, 12 * (1 - 2e-10))] == [12.0, 6.0, 12.0]
+
+
+def test_a_limit_that_is_met_but_for_rounding_is_met():
+    """60 to 24 by timestamp is off by a fifth of an interval."""
+    rates = [60.0, 60 * (1 - 5e-10), 60 * (1 - 1e-7)]
+    assert [frame_rate(rate, 24, time_error=0.2).stride for rate in rates] == [0, 0, 2]
+    assert frame_rate(24.6, 24, time_error=0.5).stride == 0 and frame_rate(23.0, 24, time_error=0.5).stride == 1
+
+
+def test_rates_have_three_decimals_and_are_those_of_their_clips():
+    strides, fps = frame_rates(np.array([25.12345, 60.0]), np.array([False, False]), 24.0)
+    assert (strides.tolist(), fps.tolist(), strides.dtype) == ([1, 2], [25.123, 30.0], np.int64)
+
+
+def test_frames_needed():
+    """By stride: n - 1 strides and one. By time: to the frame nearest to the last moment, the earlier of two."""
+    cases = [
+        # frames, stride, fps, native: needed
+        (9, 1, 12.0, 24.0, 9),
+        (9, 3, 8.0, 24.0, 25),
+        (2, 0, 24.0, 60.0, 3),  # 2.5 intervals on: the third frame
+        (3, 0, 24.0, 60.0, 6),
+        (3, 0, 0.5, 1.0, 5),
+        (9, 0, 24.0, 20.0, 9),  # never less than one for each
+        (1, 1, 0.0, 24.0, 1),
+    ]
+    for frames, stride, fps, native, needed in cases:
+        found = frames_needed(frames, np.array([stride]), np.array([fps]), np.array([native]))
+        assert found.tolist() == [needed], (frames, stride, fps, native)
+
+
+def test_two_frames_by_timestamp():
+    """41.7 ms on, frames lie at 33.3 and 50 ms: as near as each other, the earlier is taken."""
+    assert choose_frames(times(60, 20), Window(0, 2, 0, 24.0)) == [0, 2]
+    assert choose_frames(times(60, 20), Window(5, 2, 0, 24.0)) == [5, 7]
+    assert choose_frames(times(24, 20), Window(3, 1, 0, 24.0)) == [3]
+
+
+def test_enough_frames_are_left_for_the_rest_of_the_window():
+    """The third moment is nearest to the last frame, which the fourth needs."""
+    moments = [Fraction(n, 1000) for n in (0, 20, 45, 125)]
+    assert choose_frames(moments, Window(0, 4, 0, 24.0)) == [0, 1, 2, 3]
+    with pytest.raises(MediaError, match="the clip has 4 frames, the window needs frame 4"):
+        choose_frames(moments, Window(0, 5, 0, 24.0))
+
+
+def test_a_frame_may_be_an_interval_late_and_not_later():
+    assert choose_frames([Fraction(0), Fraction(2, 24)], Window(0, 2, 0, 24.0)) == [0, 1]
+    with pytest.raises(MediaError, match="the nearest left at 0.042 s is 46 ms away"):
+        choose_frames([Fraction(0), Fraction(21, 240)], Window(0, 2, 0, 24.0))
