@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema, PydanticKnownError, PydanticUndefined
+from pydantic_core import CoreSchema, ErrorDetails, PydanticKnownError, PydanticUndefined
 from pydantic_core.core_schema import no_info_after_validator_function
 
 from datakit.errors import ConfigError
@@ -66,7 +66,7 @@ def load(model: type[M], file: str | Path | Sequence[str | Path] | None = None, 
     Raises:
         ConfigError: unknown key, wrong type, unreadable file.
     """
-    values: dict = {}
+    values: dict[str, Any] = {}
     for each in [file] if isinstance(file, (str, Path)) else file or []:
         values = _merge(values, _read_yaml(each))
     for assignment in sets:
@@ -169,7 +169,7 @@ def _is_list(annotation: Any) -> bool:
     return get_origin(annotation) in (list, tuple, dict) or any(_is_list(each) for each in get_args(annotation))
 
 
-def _read_yaml(file: str | Path) -> dict:
+def _read_yaml(file: str | Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(file).read_text()) or {}
     except OSError as e:
@@ -181,7 +181,7 @@ def _read_yaml(file: str | Path) -> dict:
     return values
 
 
-def _merge(below: dict, above: dict) -> dict:
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Sections one in the other; what is no section replaces."""
     return below | {
         k: _merge(below[k], v) if isinstance(v, dict) and isinstance(below.get(k), dict) else v
@@ -189,7 +189,7 @@ def _merge(below: dict, above: dict) -> dict:
     }
 
 
-def _assign(values: dict, path: list[str], value: Any, assignment: str) -> None:
+def _assign(values: dict[str, Any], path: list[str], value: Any, assignment: str) -> None:
     for key in path[:-1]:
         values = values.setdefault(key, {})
         if not isinstance(values, dict):
@@ -197,7 +197,7 @@ def _assign(values: dict, path: list[str], value: Any, assignment: str) -> None:
     values[path[-1]] = value
 
 
-def _explain(model: type[BaseModel], error: dict) -> str:
+def _explain(model: type[BaseModel], error: ErrorDetails) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] != "extra_forbidden":
         given = error.get("input")

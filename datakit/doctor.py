@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from types import ModuleType
 
 from datakit.dependencies import install_command
 
@@ -142,7 +143,7 @@ def _codecs() -> list[Finding]:
     return [Finding("codecs", "libavcodec", True, f"{version} in PyAV {av.__version__}"), *findings]
 
 
-def _has(av, name: str, mode: str) -> bool:
+def _has(av: ModuleType, name: str, mode: str) -> bool:
     try:
         av.Codec(name, mode)
     except av.codec.codec.UnknownCodecError:

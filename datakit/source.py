@@ -89,7 +89,7 @@ def identify(source: Source) -> tuple[str, MediaError | None]:
     return identity, None
 
 
-def present(addresses: Sequence[dict]) -> dict:
+def present(addresses: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The first of a video's addresses where there is a file (or an object, which is not asked); else the first.
 
     A video whose addresses all hold other content now has none left.

@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -117,7 +117,7 @@ def _check(option: str, value: str, known: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _folder(out: Path | None) -> Iterator[Path]:
+def _folder(out: Path | None) -> Generator[Path]:
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         yield out

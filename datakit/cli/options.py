@@ -66,7 +66,9 @@ class CatalogApp(typer.Typer):
     `OptionalCatalog` takes the argument too, unless it has arguments of its own.
     """
 
-    def command(self, name: str | None = None, *, cls: type[TyperCommand] | None = None, **kwargs: Any) -> Callable:
+    def command(
+        self, name: str | None = None, *, cls: type[TyperCommand] | None = None, **kwargs: Any
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         register = super().command(name, cls=cls or CatalogCommand, **kwargs)
         return lambda function: register(_with_argument(function))
 
@@ -92,7 +94,7 @@ def _catalog_first(args: list[str]) -> list[str]:
     return args
 
 
-def _with_argument(function: Callable) -> Callable:
+def _with_argument(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with an argument DIR beside its option --catalog, if it has the option and no argument yet."""
     signature = inspect.signature(function, eval_str=True)
     if "catalog" not in signature.parameters or any(_is_argument(p) for p in signature.parameters.values()):
@@ -118,7 +120,7 @@ def _with_argument(function: Callable) -> Callable:
     option = option.replace(default=None if needed else option.default, annotation=OptionalCatalog)
     others = [p for p in signature.parameters.values() if p.name != "catalog"]
     keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (argument, option, *others)]
-    with_argument.__signature__ = signature.replace(parameters=keywords)
+    setattr(with_argument, "__signature__", signature.replace(parameters=keywords))  # noqa: B010 - functions declare none
     with_argument.__annotations__ = {p.name: p.annotation for p in keywords}
     return with_argument
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -21,6 +21,9 @@ from datakit.cli.options import (
 )
 from datakit.dependencies import require
 from datakit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sampler.prompts.prompt import Prompt
 
 NEEDED = ("torch", "diffusers", "transformers", "safetensors")
 
@@ -155,7 +158,7 @@ def _prompts(
     snapshot: str | None,
     limit: int | None,
     settings: Any,
-) -> list:
+) -> list[Prompt]:
     from dataclasses import replace
 
     from datakit.video.uri import is_remote

@@ -31,7 +31,7 @@ class Page:
 
     title: str
     sections: list[tuple[str, str, str]] = field(default_factory=list)
-    charts: list[dict] = field(default_factory=list)
+    charts: list[dict[str, Any]] = field(default_factory=list)
     pictures: dict[str, Picture] = field(default_factory=dict)
     header: str = ""
 
@@ -42,7 +42,7 @@ class Page:
         """Add a section. `lead` is one plain sentence, no markup; parts are HTML."""
         self.sections.append((key, title, f'<p class="lead">{text(lead)}</p>{"".join(parts)}'))
 
-    def chart(self, figure: dict, title: str = "", below: str = "", wide: bool = False) -> str:
+    def chart(self, figure: dict[str, Any], title: str = "", below: str = "", wide: bool = False) -> str:
         """A figure. `below` is HTML."""
         self.charts.append(figure)
         head = f"<h3>{text(title)}</h3>" if title else ""

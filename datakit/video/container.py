@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeAlias
 
 import av
 import av.container
@@ -14,9 +15,12 @@ import av.video.stream
 from datakit.errors import ErrorKind, MediaError
 from datakit.video.uri import is_remote, local_path, open_bytes
 
+if TYPE_CHECKING:
+    VideoPacket: TypeAlias = av.Packet[av.VideoStream]
+
 
 @contextmanager
-def open_container(uri: str) -> Iterator[av.container.InputContainer]:
+def open_container(uri: str) -> Generator[av.container.InputContainer]:
     """Open `uri` (path, `file://` or any fsspec URL) for reading.
 
     Raises:
@@ -27,16 +31,27 @@ def open_container(uri: str) -> Iterator[av.container.InputContainer]:
         with media_errors(uri):
             if is_remote(uri) or "%" in uri:  # FFmpeg would take % for an image sequence pattern
                 handle = open_bytes(uri)
-                container = av.open(handle)
+                container = av.open(handle, "r")
             else:
                 # `file:` keeps names with colons or leading dashes from being read as protocols;
                 # the whitelist keeps playlists from opening anything else.
-                container = av.open("file:" + local_path(uri), options={"protocol_whitelist": "file"})
+                container = av.open("file:" + local_path(uri), "r", options={"protocol_whitelist": "file"})
         with container:
             yield container
     finally:
         if handle is not None:
             handle.close()
+
+
+def pts_of(item: VideoPacket | av.VideoFrame) -> int:
+    """The presentation time of a packet or frame that has one, in the stream's time base.
+
+    Raises:
+        MediaError: it has none.
+    """
+    if item.pts is None:
+        raise MediaError(ErrorKind.DECODE, "a packet or frame without a time")
+    return item.pts
 
 
 def video_stream(container: av.container.InputContainer) -> av.video.stream.VideoStream:
@@ -59,7 +74,7 @@ def video_stream(container: av.container.InputContainer) -> av.video.stream.Vide
 
 
 @contextmanager
-def media_errors(what: str) -> Iterator[None]:
+def media_errors(what: str) -> Generator[None]:
     """Translate the exceptions of PyAV and of the file system into `MediaError`."""
     try:
         yield

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
+import av.error
 
 from datakit.errors import ErrorKind, MediaError
 from datakit.identity import Span
+from datakit.video.container import pts_of
 from datakit.video.reader import VideoReader
 from datakit.video.writer import VideoWriter
+
+if TYPE_CHECKING:
+    from datakit.video.container import VideoPacket
 
 REORDER = 32
 """Packets looked at behind a span's end: no codec delays a frame by more."""
@@ -63,32 +69,33 @@ def copy(reader: VideoReader, span: Span, path: str | Path) -> Copied | None:
     frames at both ends, but never holds a frame from outside. None when the span holds no key frame.
     """
     packets = _packets(reader, span)
-    inside = [p for p in packets if p.pts in span]
-    start = next((i for i, p in enumerate(packets) if p.is_keyframe and p.pts in span), None)
+    inside = [p for p in packets if pts_of(p) in span]
+    start = next((i for i, p in enumerate(packets) if p.is_keyframe and pts_of(p) in span), None)
     if start is None:
         return None
-    first = packets[start].pts
-    stop = next((i for i in range(start, len(packets)) if packets[i].pts >= span.end_pts), len(packets))
+    first = pts_of(packets[start])
+    stop = next((i for i in range(start, len(packets)) if pts_of(packets[i]) >= span.end_pts), len(packets))
     # Frames shown before the span's end but stored behind `stop` are lost, and all that follow them.
-    end_pts = min([p.pts for p in packets[stop:] if p.pts >= first], default=span.end_pts)
-    kept = [p for p in packets[start:stop] if first <= p.pts < end_pts]
+    end_pts = min([pts_of(p) for p in packets[stop:] if pts_of(p) >= first], default=span.end_pts)
+    kept = [p for p in packets[start:stop] if first <= pts_of(p) < end_pts]
     with av.open(str(path), "w") as output:
         stream = output.add_stream_from_template(reader.stream)
         for packet in kept:
-            packet.pts -= first
+            packet.pts = pts_of(packet) - first
             if packet.dts is not None:
                 packet.dts -= first
             packet.stream = stream
             output.mux(packet)
-    lost_start = sum(1 for p in inside if p not in kept and p.pts < first)
+    lost_start = sum(1 for p in inside if p not in kept and pts_of(p) < first)
     return Copied(len(kept), lost_start, len(inside) - len(kept) - lost_start)
 
 
-def _packets(reader: VideoReader, span: Span) -> list[av.Packet]:
+def _packets(reader: VideoReader, span: Span) -> list[VideoPacket]:
     """Packets in stored order, from the key frame before the span to where none of it can follow."""
     try:
         reader.container.seek(span.start_pts, stream=reader.stream, backward=True)
-        packets, behind = [], 0
+        packets: list[VideoPacket] = []
+        behind = 0
         for packet in reader.container.demux(reader.stream):
             if packet.pts is None:
                 continue

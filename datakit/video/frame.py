@@ -162,7 +162,7 @@ class Picture:
         planes = self.planes()
         luma = cv2.LUT(y, y_all)
         if len(planes) == 1:
-            grey = cv2.add(luma, 0, dtype=cv2.CV_8U)
+            grey = cv2.add(luma, np.zeros_like(luma), dtype=cv2.CV_8U)
             return cv2.merge((grey, grey, grey))
         # The sample under the centre of each pixel: swscale repeats chroma samples, it does not blend them.
         u, v = (self._eight_bit(_scale(p, size, cv2.INTER_NEAREST_EXACT)) for p in planes[1:])
@@ -193,12 +193,12 @@ def _read_planes(frame: av.VideoFrame, g: Geometry) -> tuple[np.ndarray, ...]:
         frame = frame.reformat(format=g.twin)
     if g.layout == "rgb":
         plane = frame.planes[0]
-        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
         return (rows[: frame.height, : frame.width * 3].reshape(frame.height, frame.width, 3),)
     dtype = np.uint16 if g.shift else np.uint8
     planes = []
     for plane in frame.planes[: 1 if g.layout == "gray" else 3]:  # a fourth one is alpha
-        rows = np.frombuffer(plane, dtype).reshape(-1, plane.line_size // dtype().itemsize)
+        rows = np.frombuffer(memoryview(plane), dtype).reshape(-1, plane.line_size // dtype().itemsize)
         planes.append(rows[: plane.height, : plane.width])
     return tuple(planes)
 

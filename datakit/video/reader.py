@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 import av
 import av.error
@@ -16,7 +17,7 @@ from av.codec.context import ThreadType
 
 from datakit.errors import ErrorKind, MediaError
 from datakit.identity import Span
-from datakit.video.container import media_errors, open_container, video_stream
+from datakit.video.container import media_errors, open_container, pts_of, video_stream
 from datakit.video.frame import Geometry, Picture
 
 GRID_S = Fraction(1, 2)
@@ -78,11 +79,11 @@ class VideoReader:
             raise
         self.time_base = Fraction(self.stream.time_base)
         self._pixel_aspect = float(self.stream.sample_aspect_ratio or 1) or 1.0
-        self._geometry: tuple[tuple, Geometry] | None = None
+        self._geometry: tuple[tuple[Any, ...], Geometry] | None = None
         return self
 
-    def __exit__(self, *exc) -> None:
-        self._opened.__exit__(*exc)
+    def __exit__(self, *raised: Any) -> None:
+        self._opened.__exit__(*raised)
 
     def frames(self) -> Iterator[Picture]:
         """All frames from the current position on, in presentation order.
@@ -133,7 +134,7 @@ class VideoReader:
             frame = next(self._raw_frames(), None)
         except av.error.FFmpegError:
             return None
-        if frame is None or not frame.key_frame or frame.pts > pts:
+        if frame is None or not frame.key_frame or pts_of(frame) > pts:
             return None
         return self._picture(frame, -1)
 
@@ -153,7 +154,7 @@ class VideoReader:
                 first = next(frames, None)
             except (av.error.FFmpegError, MediaError):
                 continue
-            if first is not None and (first.pts <= pts or strategy == self._rewind):
+            if first is not None and (pts_of(first) <= pts or strategy == self._rewind):
                 yield self._picture(first, -1)
                 for frame in frames:
                     yield self._picture(frame, -1)
@@ -216,4 +217,4 @@ class VideoReader:
         key = (frame.format.name, frame.width, frame.height, frame.colorspace, frame.color_range, frame.rotation)
         if self._geometry is None or self._geometry[0] != key:
             self._geometry = key, Geometry.of(frame, self._pixel_aspect)
-        return Picture(frame, self._geometry[1], frame.pts, frame.duration or 0, index)
+        return Picture(frame, self._geometry[1], pts_of(frame), frame.duration or 0, index)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import av
 import av.error
@@ -21,9 +22,12 @@ import numpy as np
 from datakit.errors import ErrorKind, MediaError
 from datakit.identity import Span
 from datakit.video.color import yuv_to_rgb
-from datakit.video.container import media_errors
+from datakit.video.container import media_errors, pts_of
 from datakit.video.frame import Geometry, Picture
 from datakit.video.reader import VideoReader
+
+if TYPE_CHECKING:
+    from datakit.video.container import VideoPacket
 
 SCALER = "swscale-bicubic-1"
 """The resize filter: FFmpeg's bicubic (widened by the scale, so that shrinking does not alias; exact rounding, the same
@@ -77,7 +81,7 @@ class ChosenFrames(VideoReader):
 
     def _by_packets(self, start: int | None, end: int | None, choose: Choose) -> Iterator[tuple[int, Picture]]:
         packets = self._packets(start, end)
-        times = sorted(p.pts for p in packets if _in(p.pts, start, end) and not p.is_discard)
+        times = sorted(pts_of(p) for p in packets if _in(pts_of(p), start, end) and not p.is_discard)
         if not times or len(set(times)) < len(times):
             raise _Disagreement
         wanted = {times[index]: place for place, index in enumerate(choose(times))}
@@ -92,23 +96,23 @@ class ChosenFrames(VideoReader):
         if place != len(wanted):
             raise _Disagreement
 
-    def _packets(self, start: int | None, end: int | None) -> list[av.Packet]:
+    def _packets(self, start: int | None, end: int | None) -> list[VideoPacket]:
         """In stored order, from the key frame at or before `start` until none shown before `end` can follow."""
         try:
             for back_s in (
                 (0, 10) if start is not None else (None,)
             ):  # some containers seek past what they are asked for
-                if back_s is not None:
+                if back_s is not None and start is not None:
                     self._seek(start - int(back_s / self.time_base))
                 packets = list(self._demuxed(end))
                 key = next((i for i, p in enumerate(packets) if p.is_keyframe), None)
-                if key is not None and (start is None or packets[key].pts <= start):
+                if key is not None and (start is None or pts_of(packets[key]) <= start):
                     return packets[key:]
         except (av.error.FFmpegError, OSError) as e:
             raise _reading_error(e, self.uri) or _Disagreement from e
         raise _Disagreement
 
-    def _demuxed(self, end: int | None) -> Iterator[av.Packet]:
+    def _demuxed(self, end: int | None) -> Iterator[VideoPacket]:
         for packet in self.container.demux(self.stream):
             if packet.size == 0:
                 return
@@ -225,20 +229,20 @@ class _Disagreement(Exception):
     """Packets do not tell what decoding gives."""
 
 
-def _decode(packets: Sequence[av.Packet], wanted: Container[int]) -> Iterator[av.VideoFrame]:
+def _decode(packets: Sequence[VideoPacket], wanted: Container[int]) -> Iterator[av.VideoFrame]:
     """The wanted frames, and some others, in presentation order."""
     context = packets[0].stream.codec_context
-    needed = [i for i, p in enumerate(packets) if p.pts in wanted]
-    first = min(packets[i].pts for i in needed)
-    key = max((i for i in range(needed[0] + 1) if packets[i].is_keyframe and packets[i].pts <= first), default=None)
+    needed = [i for i, p in enumerate(packets) if pts_of(p) in wanted]
+    first = min(pts_of(packets[i]) for i in needed)
+    key = max((i for i in range(needed[0] + 1) if packets[i].is_keyframe and pts_of(packets[i]) <= first), default=None)
     if key is None:
         raise _Disagreement
     context.open(strict=False)  # now: some decoders look at `skip_frame` only here
     try:
         for packet in packets[key : needed[-1] + 1]:
-            if packet.pts < packets[key].pts:  # shown before the key frame, refers to what lies before it
+            if pts_of(packet) < pts_of(packets[key]):  # shown before the key frame, refers to what lies before it
                 continue
-            context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+            context.skip_frame = "DEFAULT" if pts_of(packet) in wanted else "NONREF"
             yield from packet.decode()
         yield from context.decode(None)
     except av.error.FFmpegError as e:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 
@@ -40,11 +42,11 @@ def thumbnail(
         if picture is None:
             raise MediaError(ErrorKind.TRUNCATED, f"{uri} has no frame at {start_pts}")
         rgb = picture.rgb(side)
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     return data.tobytes()
 
 
-def clip_thumbnail(root: str, clip: dict, side: int = 320) -> bytes:
+def clip_thumbnail(root: str, clip: Mapping[str, Any], side: int = 320) -> bytes:
     """A JPEG of the middle of a clip.
 
     Args:

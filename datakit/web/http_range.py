@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.utils import formatdate
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -64,7 +64,9 @@ def answer(request: Request, file: Served) -> Response:
     return StreamingResponse(_pieces(file, first, end), status, headers, media_type=kind)
 
 
-def _range(request: Request, file: Served, headers: dict[str, str]) -> tuple[int, int] | str | None:
+def _range(
+    request: Request, file: Served, headers: dict[str, str]
+) -> tuple[int, int] | Literal["unsatisfiable"] | None:
     """Half-open byte range; None: the whole file."""
     text = request.headers.get("range")
     if text is None:

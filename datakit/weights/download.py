@@ -19,10 +19,11 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datakit.errors import DownloadError
 from datakit.weights.hubs import Listing, RemoteFile, Unreachable, list_files, open_at
@@ -112,7 +113,7 @@ def is_there(info: ModelInfo, home: Path, revision: str | None = None) -> bool:
 
 
 @contextlib.contextmanager
-def _disk_errors(info: ModelInfo, home: Path) -> Iterator[None]:
+def _disk_errors(info: ModelInfo, home: Path) -> Generator[None]:
     try:
         yield
     except OSError as e:
@@ -124,7 +125,7 @@ def _disk_errors(info: ModelInfo, home: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _lock(partial: Path, info: ModelInfo) -> Iterator[None]:
+def _lock(partial: Path, info: ModelInfo) -> Generator[None]:
     """One download of a model at a time: two would write into each other's files."""
     partial.mkdir(parents=True, exist_ok=True)
     with (partial / ".lock").open("w") as lock:
@@ -149,12 +150,12 @@ def _prepare(partial: Path, listing: Listing) -> None:
     (partial / RECORD).write_text(json.dumps(now, indent=1))
 
 
-def _record(listing: Listing) -> dict:
+def _record(listing: Listing) -> dict[str, Any]:
     files = {file.path: [file.size, file.sha256] for file in listing.files}
     return {"source": listing.source, "asked": listing.asked, "revision": listing.revision, "files": files}
 
 
-def _read_record(folder: Path) -> dict:
+def _read_record(folder: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
         return json.loads((folder / RECORD).read_text())
     return {}

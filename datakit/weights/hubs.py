@@ -17,9 +17,11 @@ import os
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
+from http.client import HTTPMessage
 from pathlib import Path, PurePosixPath
+from typing import IO
 from urllib.parse import unquote, urlencode, urlsplit
 
 from datakit.dependencies import install_command
@@ -63,8 +65,8 @@ class Listing:
 
     @property
     def bytes(self) -> int | None:
-        sizes = [file.size for file in self.files]
-        return None if None in sizes else sum(sizes)
+        sizes = [file.size for file in self.files if file.size is not None]
+        return sum(sizes) if len(sizes) == len(self.files) else None
 
 
 def list_files(info: ModelInfo, source: str, revision: str | None = None) -> Listing:
@@ -173,6 +175,7 @@ def _modelscope(info: ModelInfo, revision: str | None) -> Listing:
 
 
 def _plain(info: ModelInfo) -> Listing:
+    assert info.url is not None  # of plain files the table knows the address
     host = urlsplit(info.url).netloc
     request = RemoteFile(unquote(PurePosixPath(urlsplit(info.url).path).name), None, None, info.url, host)
     with _answer(request, info, method="HEAD") as response:
@@ -211,7 +214,7 @@ def _snapshot(cache: Path, revision: str) -> Path | None:
 @contextlib.contextmanager
 def open_at(
     file: RemoteFile, offset: int, info: ModelInfo, revision: str | None = None
-) -> Iterator[tuple[Callable[[], bytes], int]]:
+) -> Generator[tuple[Callable[[], bytes], int]]:
     """Open a file at a position. Gives a function that returns the next bytes (b"" at the end), and where they
     start: at 0 when the source cannot start elsewhere.
 
@@ -254,9 +257,11 @@ def _answer(
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Credentials are for their own host: the store that it redirects to refuses them, and must not see them."""
 
-    def redirect_request(self, request, *rest):
-        following = super().redirect_request(request, *rest)
-        if following is not None and urlsplit(following.full_url).netloc != urlsplit(request.full_url).netloc:
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> urllib.request.Request | None:
+        following = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if following is not None and urlsplit(following.full_url).netloc != urlsplit(req.full_url).netloc:
             following.remove_header("Authorization")
             following.remove_header("Cookie")
         return following
@@ -273,7 +278,12 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def _refusal(
-    place: str, info: ModelInfo, status: int, headers: Mapping[str, str], revision: str | None = None, file: str = ""
+    place: str,
+    info: ModelInfo,
+    status: int,
+    headers: Mapping[str, str] | HTTPMessage,
+    revision: str | None = None,
+    file: str = "",
 ) -> DownloadError:
     """What the status of an answer means for the user."""
     what = (info.modelscope or info.repo if place == "ModelScope" else info.repo) or info.name

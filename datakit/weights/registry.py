@@ -377,7 +377,12 @@ def _open_clip(name: str) -> ModelInfo | None:
     """A tag that the installed open_clip knows. Its table costs an import of torch: only for its architectures."""
     architecture, _, tag = name.partition("/")
     spec = importlib.util.find_spec("open_clip")
-    if not tag or spec is None or not (Path(spec.origin).parent / "model_configs" / f"{architecture}.json").exists():
+    if (
+        not tag
+        or spec is None
+        or spec.origin is None
+        or not (Path(spec.origin).parent / "model_configs" / f"{architecture}.json").exists()
+    ):
         return None
     from open_clip.pretrained import get_pretrained_cfg
 

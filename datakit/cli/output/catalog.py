@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -199,7 +199,7 @@ def _cell(value: object) -> str:
     return str(value)
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:
     return value.to_list() if hasattr(value, "to_list") else value
 
 

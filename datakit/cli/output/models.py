@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import typer
@@ -116,8 +117,8 @@ class _Bar:
         self._rich.__enter__()
         return self
 
-    def __exit__(self, *exc) -> None:
-        self._rich.__exit__(*exc)
+    def __exit__(self, *raised: Any) -> None:
+        self._rich.__exit__(*raised)
 
     def update(self, done: int, of: int) -> None:
         self._rich.update(self._task, completed=done, total=of or None)

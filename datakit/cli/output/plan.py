@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -30,7 +31,7 @@ def show_plan(plan: Plan, as_json: bool) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _as_dict(plan: Plan) -> dict:
+def _as_dict(plan: Plan) -> dict[str, Any]:
     return {
         "folder": str(plan.folder),
         "plan_hash": plan.hash,

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 REFRESH_S = 0.5
 
 
-class ProgressBar:
-    """Progress of an ingest on stderr: videos, rate against real time, time left. Silent without a terminal."""
+class _Bar:
+    """One line of progress on stderr. Silent without a terminal."""
 
-    def __init__(self, quiet: bool = False, unit: str = "videos"):
+    def __init__(self, quiet: bool, unit: str):
         console = Console(stderr=True)
         self._rich = Progress(
             TextColumn("{task.description}"),
@@ -44,15 +44,22 @@ class ProgressBar:
             refresh_per_second=4,
         )
         self._task = self._rich.add_task("starting", total=None, rate="")
-        self._began: float | None = None
-        self._shown = 0.0
 
-    def __enter__(self) -> ProgressBar:
+    def __enter__(self) -> Self:
         self._rich.__enter__()
         return self
 
-    def __exit__(self, *exc) -> None:
-        self._rich.__exit__(*exc)
+    def __exit__(self, *raised: Any) -> None:
+        self._rich.__exit__(*raised)
+
+
+class ProgressBar(_Bar):
+    """Progress of an ingest: videos, rate against real time, time left."""
+
+    def __init__(self, quiet: bool = False):
+        super().__init__(quiet, "videos")
+        self._began: float | None = None
+        self._shown = 0.0
 
     def update(self, progress: IngestProgress) -> None:
         now = time.monotonic()
@@ -81,8 +88,8 @@ class ProgressBar:
         return " · ".join(parts)
 
 
-class ClipBar(ProgressBar):
-    """The same for what goes clip by clip."""
+class ClipBar(_Bar):
+    """Progress of what goes clip by clip."""
 
     def __init__(self, doing: str, quiet: bool = False):
         super().__init__(quiet, "clips")
