@@ -50,7 +50,10 @@ def placed(*rows: dict[str, Any], levels: tuple[Level, ...] = (SMALL,), **settin
 def reason(row: dict[str, Any], **options: Any) -> str | None:
     found = placed(row, **options)
     (text,) = found.reasons
-    assert (text is None) == (found.bucket[0] >= 0) and (found.windows[0] > 0) == (text is None)
+    if text is not None:
+        left_out = (found.bucket[0], found.windows[0], found.needed[0], found.crop[0])
+        assert left_out == (-1, 0, 0, 0.0)
+    assert text is not None or (found.bucket[0] >= 0 and found.windows[0] > 0)
     return text
 
 
@@ -108,6 +111,7 @@ def test_limits_that_are_met_exactly_are_met():
     """4:3 in 16:9 loses exactly a quarter; 400 to 440 is 1.1 times exactly."""
     level = Level("x", 1, ((576, 1024),), (Length(33, 1, 1, (0,)),))
     assert placed({"width": 1440, "height": 1080}, levels=(level,)).bucket.tolist() == [0]
+    assert placed({"width": 40, "height": 30}, levels=(level,), max_upscale=26).bucket.tolist() == [0], "rounding aside"
     for side in (300, 350, 400, 410):
         exact = Level("x", 1, ((side * 11 // 10, side * 11 // 10),), (Length(33, 1, 1, (0,)),))
         assert placed({"width": side, "height": side}, levels=(exact,)).bucket.tolist() == [0], side
@@ -202,6 +206,23 @@ def test_no_bucket_for_a_kind():
     assert reason({}, levels=(level(too_long, single),)) == (
         "no bucket for videos: none of its size has more than one frame and fits the budget of 9000 tokens"
     )
+
+
+def test_what_is_nearly_nothing_is_known():
+    """One pixel across, and a frame in two seconds."""
+    assert (reason({"width": 1}) or "").startswith("aspect: 1x360")
+    assert reason({"fps": 0.5}) is None and reason({"num_frames": 1, "fps": 0.5}) is not None
+
+
+def test_left_out_images_have_a_frame_and_no_rate():
+    found = placed(picture(width=20), {"width": 20})
+    assert (found.bucket.tolist(), found.stride.tolist(), found.fps.tolist()) == ([-1, -1], [1, 1], [0.0, 24.0])
+
+
+def test_numbers_in_reasons_have_two_decimals():
+    """336 / 180 = 1.8667 and 192 / 103 = 1.8641; 23.976 frames/s."""
+    assert "would be enlarged 1.87 times" in (reason({"width": 180, "height": 103}) or "")
+    assert "17 frames at 23.98 frames/s" in (reason({"num_frames": 3, "fps": 23.976}) or "")
 
 
 def test_drawn_for_no_bucket():

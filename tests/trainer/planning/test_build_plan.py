@@ -93,11 +93,11 @@ def test_the_picture_is_the_crop_box_or_all_of_it(tmp_path):
 
 
 def test_a_clip_file_that_lacks_frames_is_not_read(tmp_path):
-    lost = [(0, 0), (None, None), (1, 0), (0, 2), (None, 1)]
+    lost = [(0, 0), (None, None), (1, 0), (0, 2), (None, 1), (1, 1)]
     films = [film(i, path=f"clip_files/{i}.mp4", lost_start=a, lost_end=b) for i, (a, b) in enumerate(lost)]
     rows = planned(tmp_path, [*films, film(9)]).windows.to_pylist()
     whole = [f"{tmp_path}/c/clip_files/{i}.mp4" for i in (0, 1)]
-    assert [row["path"] for row in rows] == [*whole, None, None, None, None]
+    assert [row["path"] for row in rows] == [*whole, None, None, None, None, None]
 
 
 def test_the_geometry_is_of_all_that_decides_the_pixels(tmp_path):
@@ -171,6 +171,33 @@ def test_nothing_to_plan_gives_the_three_most_frequent_reasons(tmp_path):
         make_plan(made, settings(), tmp_path / "plan")
     with pytest.raises(ConfigError, match="where anything can train"):
         make_plan(Selection(Catalog(tmp_path / "c"), where=None), settings(), tmp_path / "plan")
+
+
+def test_every_member_must_have_windows(tmp_path):
+    made = catalog(tmp_path / "c", [film(0), film(1, num_frames=3)])
+    members = [Member("good", Selection(made)), Member("short", Selection(made, where="num_frames = 3"))]
+    with pytest.raises(ConfigError, match="none of the 1 clips of .* where num_frames = 3 can train"):
+        make_plan(members, settings(), tmp_path / "plan")
+
+
+def test_frames_by_timestamp_of_an_even_source_lie_in_the_middle(tmp_path):
+    """60 frames/s at a target of 24 by timestamp: 33 of them span 81 of 100. Pictures of a video lie anywhere in it."""
+    plan = planned(
+        tmp_path / "a",
+        [film(0, fps=60.0, num_frames=100), film(1, vfr=False, fps=60.0, num_frames=100)],
+        "time_error=0.5",
+    )
+    assert [(r["stride"], r["first"]) for r in plan.windows.to_pylist()] == [(0, 9), (0, 9)]
+    pictures = planned(tmp_path / "b", [film(0, vfr=True, num_frames=5)], "images_from_video=true")
+    assert pictures.windows["first"].to_pylist() == [0, 1, 2, 4]
+
+
+def test_another_plan_is_replaced_only_if_asked(tmp_path):
+    selection = Selection(catalog(tmp_path / "c", [film(0, num_frames=100)]))
+    make_plan(selection, settings(), tmp_path / "plan")
+    with pytest.raises(ConfigError, match="holds another plan"):
+        make_plan(selection, settings(*SMALL, "windows=1"), tmp_path / "plan")
+    assert make_plan(selection, settings(*SMALL, "windows=1"), tmp_path / "plan", overwrite=True).windows.num_rows == 1
 
 
 def test_a_folder_that_is_something_else_is_told_first(tmp_path):
