@@ -6,12 +6,16 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datakit
 from datakit.errors import ConfigError, DatakitError, ErrorKind
 from datakit.process.child import Child
 from datakit.process.messages import Done, Failed, ToolSpec
+from pipelines.video_tasks.messages import Advance, ClipBatch, VideoFacts
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,10 @@ class StageAnswer:
     cpu_s: float
 
 
+Streamed = Header | list[list["np.ndarray"]] | Restarted | Advance | VideoFacts | Done | Failed
+"""What a video worker gives: after a `Header` with `images` comes the list of its clips' pictures."""
+
+
 class VideoWorker:
     """Streams one video at a time through a video tool (`analyse`, `rescore`).
 
@@ -55,26 +63,31 @@ class VideoWorker:
     def version(self) -> str:
         return datakit.__version__
 
-    def process(self, payload: Any) -> Iterator[Any]:
-        """Header and pictures of each batch, progress, facts; last a `Done` or a `Failed`."""
+    def process(self, payload: Any) -> Iterator[Streamed]:
+        """What the tool gives, batches as `Header` and pictures; last a `Done` or a `Failed`."""
         for attempt in range(1, self._attempts + 1):
             for item in self._child.stream(payload):
-                if isinstance(item, Failed) and item.child_died and attempt < self._attempts:
-                    yield Restarted(item)
-                    break
-                if hasattr(item, "images"):
-                    wanted = self._with_images and any(item.images)
-                    yield Header(item.rows, wanted)
-                    if wanted:
-                        yield item.images
-                else:
-                    yield (
-                        replace(item, message=f"{item.message} ({attempt} attempts)")
-                        if (isinstance(item, Failed) and attempt > 1)
-                        else item
-                    )
-                if isinstance(item, (Done, Failed)):
-                    return
+                match item:
+                    case Failed(child_died=True) if attempt < self._attempts:
+                        yield Restarted(item)
+                    case Failed() if attempt > 1:
+                        yield replace(item, message=f"{item.message} ({attempt} attempts)")
+                        return
+                    case Done() | Failed():
+                        yield item
+                        return
+                    case ClipBatch():
+                        yield from self._batch(item)
+                    case Advance() | VideoFacts():
+                        yield item
+                    case _:
+                        raise AssertionError(f"{self._child.spec.target} gave a {type(item).__name__}")
+
+    def _batch(self, batch: ClipBatch) -> Iterator[Streamed]:
+        passed_on = self._with_images and any(batch.images)
+        yield Header(batch.rows, passed_on)
+        if passed_on:
+            yield batch.images
 
 
 class EngineWorker:
@@ -164,13 +177,16 @@ class StageWorker:
         return answers
 
     def _run(self, rows: list[dict], images: list[list]) -> tuple[list[dict] | Failed, float]:
-        results: list[dict] | Failed = Failed("stage", "the stage gave no answer")
+        """The stage's answer to each clip, or why there is none; CPU seconds."""
+        results: list[dict] | Failed = Failed(ErrorKind.STAGE, "the stage gave no answer")
         for item in self._child.stream((rows, images)):
-            if isinstance(item, Failed):
-                return item, item.cpu_s
-            if isinstance(item, Done):
-                return results, item.cpu_s
-            results = item
-            if len(results) != len(rows):
-                results = Failed("stage", f"the stage answered {len(item)} of {len(rows)} clips")
-        return results, 0.0
+            match item:
+                case Failed():
+                    return item, item.cpu_s
+                case Done():
+                    return results, item.cpu_s
+                case list() if len(item) == len(rows):
+                    results = item
+                case _:
+                    results = Failed(ErrorKind.STAGE, f"the stage answered {len(item)} of {len(rows)} clips")
+        raise AssertionError("the stage's process neither finished nor failed")

@@ -1,5 +1,4 @@
-"""Puts video tools and image stages on Ray: all Ray code for bulk work is here, in `workers` (the actors)
-and in `session` (starting and joining Ray).
+"""Puts video tools and image stages on Ray.
 
 A flow is a pool of video workers whose streams of clip batches go through pools of stage workers. The
 driver only moves references; pictures go from worker to worker through the object store, and a worker
@@ -18,15 +17,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import datakit
-from datakit.errors import ConfigError, DatakitError, ErrorKind
+from datakit.errors import ErrorKind
 from datakit.process.messages import Done, Failed, ToolSpec
-from pipelines.executor.actors import Header, Restarted, StageAnswer, StageWorker, VideoWorker
-from pipelines.executor.session import RaySession, end_actor
-from pipelines.video_tasks.messages import Advance
+from pipelines.executor.actor_pool import NODE_ATTEMPTS, ActorPool, Team
+from pipelines.executor.actors import Header, Restarted, StageAnswer, StageWorker, Streamed, VideoWorker
+from pipelines.executor.session import RaySession
+from pipelines.video_tasks.messages import Advance, VideoFacts
 
-NODE_ATTEMPTS = 3
-"""Tries of a video whose Ray worker or node was lost."""
 STREAM_OBJECTS = 8
 """Objects of a video's stream that may wait unread before its worker pauses."""
 MOST_THREADS = 4
@@ -70,8 +67,14 @@ class Outcome:
     cpu_s: dict[str, float] = field(default_factory=dict)
     advance: Advance = Advance()
 
-    def spend(self, stage: str, cpu_s: float) -> None:
-        self.cpu_s[stage] = self.cpu_s.get(stage, 0.0) + cpu_s
+    def spend(self, cpu_s: dict[str, float]) -> None:
+        add_up(self.cpu_s, cpu_s)
+
+
+def add_up(total: dict[str, float], cpu_s: dict[str, float]) -> None:
+    """Add CPU seconds by stage to a total."""
+    for stage, seconds in cpu_s.items():
+        total[stage] = total.get(stage, 0.0) + seconds
 
 
 class Flow:
@@ -101,16 +104,18 @@ class Flow:
         share = 1.0 / cpu_pools  # pools share the CPUs; the operating system balances them
         self._threads = threads
         with_images = any(s.pictures for s in stages)
-        self._videos = _Pool(self._ray, VideoWorker, (tool, attempts, with_images), share, 0.0, workers or self._cpus)
+        self._videos = ActorPool(
+            session, VideoWorker, (tool, attempts, with_images), workers or self._cpus, num_cpus=share
+        )
         self._stages = {
-            s.name: _Pool(
-                self._ray,
+            s.name: ActorPool(
+                session,
                 s.worker,
                 (s.spec,),
-                _cpus_of(s, share, self._cpus),
-                s.num_gpus,
                 self._most(s, session.gpus()),
                 s.slots,
+                num_cpus=_cpus_of(s, share, self._cpus),
+                num_gpus=s.num_gpus,
             )
             for s in stages
         }
@@ -118,7 +123,7 @@ class Flow:
         self._queues: dict[str, deque[_Batch]] = {s.name: deque() for s in stages}
         self._waiting: deque[_Job] = deque()
         self._running: dict[str, _Job] = {}
-        self._answers: dict[Any, tuple[str, Any, list[_Batch]]] = {}  # task -> stage, actor, batches
+        self._answers: dict[Any, tuple[str, Team, list[_Batch]]] = {}  # task -> stage, actor, batches
         self.on_progress: Callable[[dict[str, Advance]], None] = lambda running: None
 
     def run(self, jobs: Iterable[tuple[str, Callable[[int], Any]] | None]) -> Iterator[Outcome | None]:
@@ -166,7 +171,7 @@ class Flow:
             threads = self._threads or max(1, min(MOST_THREADS, self._cpus // (1 + others)))
             job.tries += 1
             job.actor = self._videos.idle.popleft()
-            job.stream = job.actor.process.options(
+            job.stream = job.actor.leader.process.options(
                 num_returns="streaming", _generator_backpressure_num_objects=STREAM_OBJECTS
             ).remote(job.make(threads))
             self._running[job.outcome.key] = job
@@ -188,7 +193,7 @@ class Flow:
                 batches = [b for b in (queue.popleft() for _ in range(count)) if not b.stale()]
                 if batches:
                     actor = pool.idle.popleft()
-                    ref = actor.process.remote([b.rows for b in batches], *[b.pictures() for b in batches])
+                    ref = actor.leader.process.remote([b.rows for b in batches], *[b.pictures() for b in batches])
                     self._answers[ref] = (name, actor, batches)
 
     def _collect(self) -> None:
@@ -210,28 +215,30 @@ class Flow:
 
     def _read_stream(self, job: _Job) -> None:
         try:
-            item = self._ray.get(next(job.stream))
-            if isinstance(item, Header):
-                self._add_batch(job, item.rows, next(job.stream) if item.images else None)
-                return
+            item: Streamed = self._ray.get(next(job.stream))
+            images = next(job.stream) if isinstance(item, Header) and item.images else None
         except (self._ray.exceptions.RayActorError, self._ray.exceptions.ObjectLostError, StopIteration) as e:
             self._lose(job, str(e))
             return
-        if isinstance(item, Restarted):
-            job.restart(item.failure.cpu_s)
-        elif isinstance(item, Advance):
-            job.outcome.advance = item
-            self.on_progress({j.outcome.key: j.outcome.advance for j in self._running.values()})
-        elif isinstance(item, (Done, Failed)):
-            self._videos.idle.append(job.actor)
-            job.actor = job.stream = None
-            if isinstance(item, Failed):
-                job.outcome.failure = item
-                job.outcome.spend("decode", item.cpu_s)
-        else:
-            job.outcome.facts = item
-            for stage, cpu_s in item.cpu_s.items():
-                job.outcome.spend(stage, cpu_s)
+        match item:
+            case Header():
+                self._add_batch(job, item.rows, images)
+            case Restarted():
+                job.restart(item.failure.cpu_s)
+            case Advance():
+                job.outcome.advance = item
+                self.on_progress({j.outcome.key: j.outcome.advance for j in self._running.values()})
+            case VideoFacts():
+                job.outcome.facts = item
+                job.outcome.spend(item.cpu_s)
+            case Done() | Failed():
+                self._videos.idle.append(job.actor)
+                job.actor = job.stream = None
+                if isinstance(item, Failed):
+                    job.outcome.failure = item
+                    job.outcome.spend({"decode": item.cpu_s})
+            case _:
+                raise AssertionError(f"a video worker gave a {type(item).__name__}")
 
     def _add_batch(self, job: _Job, rows: list[dict], images: Any) -> None:
         stages = {name for name, plan in self._plans.items() if images is not None or not plan.pictures}
@@ -247,7 +254,7 @@ class Flow:
         stage, actor, batches = self._answers.pop(ref)
         pool = self._stages[stage]
         try:
-            answers: list[StageAnswer] = self._ray.get(ref)
+            answers: list[StageAnswer] = pool.answer(ref)
         except self._ray.exceptions.RayActorError as e:
             pool.lose(actor)
             self._again(stage, batches, e)
@@ -258,13 +265,9 @@ class Flow:
                 if not batch.stale():
                     self._lose(batch.job, str(e))
             return
-        except self._ray.exceptions.RayTaskError as e:
-            if isinstance(e.cause, DatakitError):  # meant for the user: the stage as a whole cannot go on
-                raise e.cause from None
-            raise
         pool.idle.append(actor)
         for batch, answer in zip(batches, answers, strict=True):
-            batch.job.outcome.spend(stage, answer.cpu_s)
+            batch.job.outcome.spend({stage: answer.cpu_s})
             batch.take(stage, self._plans[stage].columns, answer.results)
 
     def _again(self, stage: str, batches: list[_Batch], error: Exception) -> None:
@@ -296,7 +299,7 @@ _END = object()
 class _Job:
     outcome: Outcome
     make: Callable[[int], Any]
-    actor: Any = None
+    actor: Team | None = None
     stream: Any = None
     tries: int = 0
     generation: int = 0
@@ -307,7 +310,7 @@ class _Job:
         self.batches.clear()
         self.outcome.facts = None
         self.outcome.advance = Advance()
-        self.outcome.spend("decode", cpu_s)
+        self.outcome.spend({"decode": cpu_s})
 
     def finished(self) -> bool:
         if self.stream is not None:
@@ -348,67 +351,6 @@ class _Batch:
         self.open_stages.discard(stage)
         if not self.open_stages:
             self.images = None
-
-
-class _Pool:
-    """Actors of one kind, started as they are wanted, up to a number. One not yet placed gets no work."""
-
-    def __init__(self, ray, kind: type, arguments: tuple, num_cpus: float, num_gpus: float, most: int, slots: int = 1):
-        self._ray = ray
-        options = dict(
-            num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, scheduling_strategy="SPREAD", max_concurrency=slots
-        )
-        self._remote = ray.remote(**options)(kind)
-        self._arguments = arguments
-        self._most = most
-        self.slots = slots
-        self._all: list[Any] = []
-        self.idle: deque[Any] = deque()  # an actor with several slots may be in it several times
-        self.starting: dict[Any, Any] = {}  # ping -> actor
-        self._lost_starts = 0  # in a row
-
-    @property
-    def size(self) -> int:
-        return max(1, len(self._all) - len(self.starting))
-
-    def want(self, work: int) -> None:
-        """Start actors for pieces of work that nobody is free for."""
-        lacking = -(-(work - len(self.idle)) // self.slots) - len(self.starting)
-        for _ in range(min(lacking, self._most - len(self._all))):
-            actor = self._remote.remote(*self._arguments)
-            self._all.append(actor)
-            self.starting[actor.version.remote()] = actor
-
-    def started(self, ping: Any) -> None:
-        actor = self.starting.pop(ping)
-        try:
-            version = self._ray.get(ping)
-        except self._ray.exceptions.RayTaskError as e:
-            if isinstance(e.cause, DatakitError):
-                raise e.cause from None
-            raise
-        except (
-            self._ray.exceptions.RayActorError
-        ) as e:  # its node went, or Ray lost it before it ran: another takes its place
-            self.lose(actor)
-            self._lost_starts += 1
-            if self._lost_starts < NODE_ATTEMPTS:
-                return
-            raise ConfigError(f"a Ray worker could not start, {NODE_ATTEMPTS} times: {' '.join(str(e).split())}") from e
-        self._lost_starts = 0
-        if version != datakit.__version__:
-            raise ConfigError(f"a Ray worker runs datakit {version}, this is {datakit.__version__}: install the same")
-        self.idle.extend([actor] * self.slots)
-
-    def lose(self, actor: Any) -> None:
-        if actor in self._all:
-            self._all.remove(actor)
-        self.idle = deque(other for other in self.idle if other != actor)
-
-    def close(self) -> None:
-        for actor in self._all:
-            end_actor(self._ray, actor)
-        self._all, self.idle, self.starting = [], deque(), {}
 
 
 def _cpus_of(stage: StagePool, share: float, cpus: int) -> float:

@@ -36,7 +36,7 @@ from pipelines.captioning.language_model import (
 )
 from pipelines.captioning.prompt_templates import FACTS as FACTS_OF_PROMPTS
 from pipelines.captioning.prompt_templates import Prompt, load_prompt
-from pipelines.executor.flow import Flow, Outcome
+from pipelines.executor.flow import Flow, Outcome, add_up
 from pipelines.executor.flow_setup import ROWS_ONLY, jobs_of_clips, language_model_pool, worker_limits
 from pipelines.executor.session import RaySession
 from pipelines.recipes.decide import redecide
@@ -234,8 +234,7 @@ class _Writer:
         self._committed_at = time.monotonic()
 
     def take(self, outcome: Outcome, clips: list[dict]) -> None:
-        for stage, seconds in outcome.cpu_s.items():
-            self._result.stage_cpu_s[stage] = self._result.stage_cpu_s.get(stage, 0.0) + seconds
+        add_up(self._result.stage_cpu_s, outcome.cpu_s)
         answered = {row["clip_id"]: row for row in outcome.rows}
         for clip in clips:
             row = answered.get(clip["clip_id"], {})

@@ -12,7 +12,7 @@ from catalogs.tables.catalog import Catalog
 from datakit.process.messages import ToolSpec
 from pipelines.catalog_sync.embeddings import embedded, mark_of
 from pipelines.catalog_sync.score_writer import failed_rows, scored_rows, write_columns, write_errors
-from pipelines.executor.flow import Flow, StagePool
+from pipelines.executor.flow import Flow, StagePool, add_up
 from pipelines.executor.flow_setup import ROWS_ONLY, gpus_of
 from pipelines.executor.session import RaySession
 from pipelines.settings import Settings
@@ -40,8 +40,7 @@ def fill_caption_match(
             if outcome is None:
                 continue
             clips = clips_of.pop(outcome.key)
-            for stage, seconds in outcome.cpu_s.items():
-                cpu_s[stage] = cpu_s.get(stage, 0.0) + seconds
+            add_up(cpu_s, outcome.cpu_s)
             if outcome.failure is not None:
                 write_errors(catalog, failed_rows(outcome, clips, STAGE), [STAGE])
                 continue

@@ -11,6 +11,7 @@ from catalogs.tables.catalog import Catalog
 from datakit.process.messages import ToolSpec
 from datakit.source import present
 from pipelines.catalog_sync.score_writer import failed_rows, scored_rows, write_columns, write_errors
+from pipelines.executor.flow import add_up
 from pipelines.executor.flow_setup import make_flow
 from pipelines.executor.session import RaySession
 from pipelines.settings import Settings
@@ -46,8 +47,7 @@ def write_clips(
         for outcome in flow.run(_jobs(clips_of, catalog.root, mode)):
             if outcome is None:
                 continue
-            for stage, seconds in outcome.cpu_s.items():
-                cpu_s[stage] = cpu_s.get(stage, 0.0) + seconds
+            add_up(cpu_s, outcome.cpu_s)
             clips = clips_of[outcome.key]
             if outcome.failure is None:
                 pending += scored_rows(outcome, clips, COLUMNS)

@@ -27,7 +27,7 @@ from pipelines.catalog_sync.score_writer import (
     write_embeddings,
     write_errors,
 )
-from pipelines.executor.flow import Outcome
+from pipelines.executor.flow import Outcome, add_up
 from pipelines.executor.flow_setup import grid_stages, image_positions, jobs_of_clips, make_flow
 from pipelines.executor.session import RaySession
 from pipelines.recipes.decide import redecide
@@ -113,10 +113,6 @@ class Filled:
     rated: dict[str, int] = field(default_factory=dict)  # stage without pictures -> clips
     cpu_s: dict[str, float] = field(default_factory=dict)
 
-    def spend(self, cpu_s: dict[str, float]) -> None:
-        for stage, seconds in cpu_s.items():
-            self.cpu_s[stage] = self.cpu_s.get(stage, 0.0) + seconds
-
 
 def fill(
     session: RaySession,
@@ -146,7 +142,7 @@ def fill(
         filled.rated["aesthetic"] = fill_aesthetic(catalog, settings, condition, redo)
     if "caption_match" in later:
         filled.rated["caption_match"], cpu_s = fill_caption_match(session, catalog, settings, condition, redo)
-        filled.spend(cpu_s)
+        add_up(filled.cpu_s, cpu_s)
     return filled
 
 
@@ -167,7 +163,7 @@ def _look(
     try:
         for outcome in flow.run(_jobs(clips_of, names, settings)):
             if outcome is not None:
-                filled.spend(outcome.cpu_s)
+                add_up(filled.cpu_s, outcome.cpu_s)
                 clips = clips_of.pop(outcome.key)
                 looked += len(clips)
                 filled.clips_with_errors += writer.take(outcome, clips)

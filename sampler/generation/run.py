@@ -293,7 +293,7 @@ class _Run:
         threads = None if gpus else own.threads or max(1, cpus // (count * group))
         num_cpus = own.num_cpus if own.num_cpus is not None else (0.0 if gpus else cpus / (count * group))
         arguments = (self.checkpoint, self.settings, str(self.results.folder), str(self.store.root), gpus > 0, threads)
-        return ActorPool(self.session, Worker, arguments, count, group, num_cpus, gpus)
+        return ActorPool(self.session, Worker, arguments, count, group=group, num_cpus=num_cpus, num_gpus=gpus)
 
 
 def lists_of(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from catalogs.records.latents import Latents
-from pipelines.executor.flow import Outcome
+from pipelines.executor.flow import Outcome, add_up
 from trainer.data.sample_reader import Window, frames_shape
 from trainer.latents.encoder import EncodeJob
 from trainer.planning.plan import Bucket, Plan
@@ -48,8 +48,7 @@ class Tally:
         self.failed[kind] = self.failed.get(kind, 0) + count
 
     def spend(self, cpu_s: dict[str, float]) -> None:
-        for stage, seconds in cpu_s.items():
-            self.cpu_s[stage] = self.cpu_s.get(stage, 0.0) + seconds
+        add_up(self.cpu_s, cpu_s)
 
     def add(self, other: Tally) -> None:
         """What another one counted, too."""

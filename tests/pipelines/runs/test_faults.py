@@ -11,7 +11,7 @@ from catalogs.maintenance.validate import problems
 from catalogs.tables.catalog import Catalog
 from datakit import config
 from datakit.errors import CatalogError, ConfigError
-from pipelines.executor.flow import NODE_ATTEMPTS, _Pool
+from pipelines.executor.actor_pool import NODE_ATTEMPTS, ActorPool
 from pipelines.runs import clip_files
 from pipelines.runs import ingest as ingest_run
 from pipelines.runs.ingest import ingest
@@ -166,7 +166,7 @@ def test_accounts_that_do_not_add_up_are_an_error(tmp_path, ray_address):
 
 def test_a_worker_that_is_lost_while_it_starts_is_replaced(tmp_path, footage, ray_address, monkeypatch):
     """As when its node goes, or Ray gives its creation up; not for ever: see the message."""
-    lost, real = [], _Pool.want
+    lost, real = [], ActorPool.want
 
     def want(pool, work):
         known = set(pool.starting)
@@ -174,9 +174,9 @@ def test_a_worker_that_is_lost_while_it_starts_is_replaced(tmp_path, footage, ra
         for ping in set(pool.starting) - known:
             if len(lost) < most:
                 lost.append(ping)
-                ray.kill(pool.starting[ping])
+                ray.kill(pool.starting[ping].leader)
 
-    monkeypatch.setattr(_Pool, "want", want)
+    monkeypatch.setattr(ActorPool, "want", want)
     most = NODE_ATTEMPTS - 1
     report = ingest(
         [str(footage["bikes.mp4"])], str(tmp_path / "c"), settings("recipe=technical", "ocr.enabled=false"), ray_address
