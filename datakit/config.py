@@ -171,7 +171,7 @@ def _is_list(annotation: Any) -> bool:
 
 def _read_yaml(file: str | Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(Path(file).read_text()) or {}
+        values: Any = yaml.safe_load(Path(file).read_text()) or {}
     except OSError as e:
         raise ConfigError(f"cannot read config file {file}: {e.strerror}") from e
     except yaml.YAMLError as e:

@@ -37,7 +37,7 @@ def restore(book: Book, clips: pl.DataFrame, src: str, request: Request, result:
         for group in tabular.video_groups(clips, CLIPS_A_COMMIT):
             result.rows += group.height
             gone = Forgotten.read(book.catalog).covers(group)
-            result.forgotten += gone.sum()
+            result.forgotten += int(gone.sum())
             _restore_group(book, group.filter(~gone), src, request, result, pool)
             request.on_progress(result.rows, clips.height)
 

@@ -30,6 +30,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, cast
 from urllib.parse import unquote
 
 import polars as pl
@@ -217,7 +218,7 @@ def _write_without(storage: Storage, path: str, edit: Edit) -> NewFile:
     one = next(iter(codecs.values()), "SNAPPY")
     buffer = io.BytesIO()
     compression = one if len(set(codecs.values())) < 2 else codecs
-    pq.write_table(rows, buffer, compression=compression, row_group_size=group.num_rows if group else None)
+    pq.write_table(rows, buffer, compression=cast(Any, compression), row_group_size=group.num_rows if group else None)
     data = buffer.getvalue()
     name = f"{_base(path)}-forgot-{hashlib.blake2b(data, digest_size=8).hexdigest()}{_ending(path)}"
     if storage.stat(name) is None or storage.read(name) != data:

@@ -79,7 +79,9 @@ def diff(catalog: Catalog, a: dict[str, int], b: dict[str, int]) -> Diff:
     """
     with catalog.at(a).reading(), catalog.at(b).reading():
         videos_added, videos_removed = (
-            _added_removed(*(_videos(catalog, v) for v in (a, b)), "video_id") if a["videos"] != b["videos"] else (0, 0)
+            _added_removed(_videos(catalog, a), _videos(catalog, b), "video_id")
+            if a["videos"] != b["videos"]
+            else (0, 0)
         )
         clips_changed = a["clips"] != b["clips"] or a["videos"] != b["videos"]
         added, removed = _clips(catalog, a, b) if clips_changed else ((0, 0.0), (0, 0.0))
@@ -110,15 +112,17 @@ def _videos(catalog: Catalog, versions: dict[str, int]) -> pl.LazyFrame:
 
 
 def _added_removed(a: pl.LazyFrame, b: pl.LazyFrame, key: str) -> tuple[int, int]:
-    return tuple(x.join(y, on=key, how="anti").select(pl.len()).collect().item() for x, y in ((b, a), (a, b)))
+    added, removed = (x.join(y, on=key, how="anti").select(pl.len()).collect().item() for x, y in ((b, a), (a, b)))
+    return added, removed
 
 
 def _clips(catalog: Catalog, a: dict[str, int], b: dict[str, int]) -> tuple[tuple[int, float], tuple[int, float]]:
     one, other = (catalog.clips(v, ["clip_id", "start_s", "end_s"]) for v in (a, b))
     amount = [pl.len(), (pl.col("end_s") - pl.col("start_s")).sum().fill_null(0.0) / 3600]
-    return tuple(
+    added, removed = (
         x.join(y, on="clip_id", how="anti").select(amount).collect().row(0) for x, y in ((other, one), (one, other))
     )
+    return (added[0], added[1]), (removed[0], removed[1])
 
 
 def _flips(catalog: Catalog, a: dict[str, int], b: dict[str, int]) -> list[Flip]:
@@ -136,7 +140,9 @@ def _flips(catalog: Catalog, a: dict[str, int], b: dict[str, int]) -> list[Flip]
             .len()
             .sort("len", "rules", descending=[True, False])
         )
-        flips.append(Flip(before, after, group.height, (group["seconds"].sum() or 0.0) / 3600, dict(named.iter_rows())))
+        flips.append(
+            Flip(before, after, group.height, float(group["seconds"].sum() or 0.0) / 3600, dict(named.iter_rows()))
+        )
     return sorted(flips, key=lambda flip: -flip.clips)
 
 

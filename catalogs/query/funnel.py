@@ -123,7 +123,7 @@ def _count_captions(captions: pl.LazyFrame, result: Funnel) -> None:
     rows = captions.select("style", "flags", pl.col("text").is_not_null().alias("has_text")).collect()
     result.captions = _counts(rows.filter("has_text"), "style")
     result.caption_flags = _counts(rows.explode("flags").drop_nulls("flags"), "flags")
-    result.caption_errors = rows.height - rows["has_text"].sum()
+    result.caption_errors = rows.height - int(rows["has_text"].sum())
 
 
 def _rejections(rejected: pl.DataFrame) -> dict[str, tuple[int, int]]:

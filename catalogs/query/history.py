@@ -143,10 +143,8 @@ def _changes(group: pl.DataFrame) -> str:
             if operation in ("WRITE Append", "MERGE", "DELETE"):
                 continue
             rows = some["added"][-1]
-            words.append(
-                WORDS.get(operation, operation.lower())
-                + (f" ({rows})" if rows and operation == "WRITE Overwrite" else "")
-            )
+            word = WORDS.get(operation) or operation.lower()
+            words.append(f"{word} ({rows})" if rows and operation == "WRITE Overwrite" else word)
         small = steps.filter(pl.col("operation").is_in(["WRITE Append", "MERGE", "DELETE"]))
         marks = {"+": small["added"].sum(), "~": small["updated"].sum(), "−": small["removed"].sum()}
         words = [f"{sign}{count}" for sign, count in marks.items() if count] + words

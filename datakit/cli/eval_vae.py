@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -45,7 +45,9 @@ def vae(
     ] = None,
     catalog: OptionalCatalog = None,
     where: WhereKeptOption = KEPT,
-    split: Annotated[str, typer.Option("--split", help="train, val or test, of the catalog.")] = "val",
+    split: Annotated[
+        Literal["train", "val", "test"], typer.Option("--split", help="train, val or test, of the catalog.")
+    ] = "val",
     snapshot: SnapshotOption = None,
     autoencoder: Annotated[str, typer.Option("--autoencoder", help=f"{either(AUTOENCODERS.names())}.")] = "tiny",
     weights: WeightsOption = None,
@@ -77,7 +79,6 @@ def vae(
     from trainer.models.autoencoders.lpips import KINDS, build_perceptual
     from trainer.models.autoencoders.settings import AutoencoderSettings
 
-    _check("--split", split, ("train", "val", "test"))
     _check("--precision", precision, ("fp32", "bf16"))
     _check("--perceptual", perceptual, (*KINDS, "none"))
     _check("--autoencoder", autoencoder, AUTOENCODERS.names())
@@ -132,7 +133,7 @@ def _plan(
     catalog: str | None,
     where: str,
     snapshot: str | None,
-    split: str,
+    split: Literal["train", "val", "test"],
     model: Autoencoder,
     sizes: list[str],
     frames: list[int],
@@ -156,7 +157,7 @@ def _plan(
         captions="optional",
         split=split if catalog else "train",
     )
-    member = selected(catalog, where, snapshot) if catalog else Member("files", FileSelection(files))
+    member = selected(catalog, where, snapshot) if catalog else Member("files", FileSelection(files or []))
     return make_plan(member, settings, folder, overwrite=True)
 
 

@@ -76,7 +76,7 @@ class CatalogApp(typer.Typer):
 class CatalogCommand(TyperCommand):
     """A command with the argument DIR, for which `--catalog DIR` may stand anywhere."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if any(param.name == "catalog" and param.param_type_name == "argument" for param in self.params):
             args = _catalog_first(args)
         return super().parse_args(ctx, args)
@@ -136,7 +136,7 @@ def _is_argument(parameter: inspect.Parameter) -> bool:
 class Root(TyperGroup):
     """The group of all commands. One that is not there is answered by where it is, or by what is near."""
 
-    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple:
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             ctx.fail(f"there is no command {args[0]!r}{self._hint(args[0])}")
         return super().resolve_command(ctx, args)

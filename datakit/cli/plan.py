@@ -52,7 +52,11 @@ def plan(
         raise ConfigError("give --catalog DIR, or --mix FILE for several selections")
     if mix is not None and (where != KEPT or snapshot is not None):
         raise ConfigError("with --mix, conditions and snapshots stand in the file: leave --where and --snapshot out")
-    members = read_mix(mix) if mix is not None else [selected(catalog, where, snapshot)]
+    if mix is not None:
+        members = read_mix(mix)
+    else:
+        assert catalog is not None
+        members = [selected(catalog, where, snapshot)]
     show_plan(make_plan(members, chosen, out, overwrite), as_json)
 
 

@@ -31,7 +31,7 @@ NEEDED = ("torch", "diffusers", "transformers", "safetensors")
 class PromptsOrCommand(TyperGroup):
     """`datakit sample serve` is a command, anything else prompts and options of `run`."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or args[0] not in self.commands:
             args = ["run", *args]
         return super().parse_args(ctx, args)

@@ -43,7 +43,7 @@ class Rhythm:
 
     def varies(self) -> bool:
         """Whether intervals differ by more than rounding to the time base and `VFR_TOLERANCE` explain."""
-        if self.count < 3:
+        if self.count < 3 or self._shortest is None:
             return False
         mean = (self.last - self._first) / (self.count - 1)
         return self._longest - self._shortest > max(2, VFR_TOLERANCE * mean)

@@ -77,6 +77,7 @@ class VideoReader:
         except BaseException:
             self._opened.__exit__(None, None, None)
             raise
+        assert self.stream.time_base is not None, "streams that are read have one"
         self.time_base = Fraction(self.stream.time_base)
         self._pixel_aspect = float(self.stream.sample_aspect_ratio or 1) or 1.0
         self._geometry: tuple[tuple[Any, ...], Geometry] | None = None
@@ -138,7 +139,7 @@ class VideoReader:
             return None
         return self._picture(frame, -1)
 
-    def _choose_stream(self):
+    def _choose_stream(self) -> av.VideoStream:
         if self.stream_index is None:
             return video_stream(self.container)
         if self.stream_index >= len(self.container.streams):

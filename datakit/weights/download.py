@@ -20,7 +20,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,6 +174,7 @@ def _check_space(partial: Path, listing: Listing, info: ModelInfo) -> None:
 def _fetch_all(partial: Path, listing: Listing, info: ModelInfo, on_progress: Progress | None) -> None:
     stop = threading.Event()
     pool = ThreadPoolExecutor(FILES_AT_ONCE)
+    every: set[Future[None]] = set()
     try:
         every = waiting = {pool.submit(_fetch, file, partial / file.path, info, stop) for file in listing.files}
         while waiting:

@@ -19,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
+from email.message import Message
 from http.client import HTTPMessage
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -118,6 +119,7 @@ def _hugging_face(info: ModelInfo, revision: str | None) -> Listing:
 
     api = HfApi()
     try:
+        assert info.repo is not None, "models without one are plain files"
         found = api.model_info(info.repo, revision=revision, files_metadata=True, timeout=TIMEOUT_S)
     except HfHubHTTPError as e:
         raise _refusal(HUGGING_FACE, info, e.response.status_code, e.response.headers, revision) from e
@@ -281,7 +283,7 @@ def _refusal(
     place: str,
     info: ModelInfo,
     status: int,
-    headers: Mapping[str, str] | HTTPMessage,
+    headers: Mapping[str, str] | Message,
     revision: str | None = None,
     file: str = "",
 ) -> DownloadError:

@@ -40,7 +40,8 @@ def check_language_model(section: LanguageModel, name: str, folder: str = DEFAUL
 
 def model_name(section: LanguageModel) -> str:
     """What the catalog calls the model: its name, wherever it lies."""
-    return Path(section.model).name if Path(section.model).is_dir() else section.model
+    model = _named(section)
+    return Path(model).name if Path(model).is_dir() else model
 
 
 def weights_folder(section: LanguageModel, folder: str = DEFAULT_FOLDER) -> Path:
@@ -50,7 +51,7 @@ def weights_folder(section: LanguageModel, folder: str = DEFAULT_FOLDER) -> Path
         ConfigError: they are not here.
     """
     try:
-        return locate(section.model, folder)
+        return locate(_named(section), folder)
     except MissingDependency as e:
         raise ConfigError(f"cannot start: {e}") from e
 
@@ -60,3 +61,8 @@ def engine_options(section: LanguageModel, folder: str = DEFAULT_FOLDER) -> dict
     called."""
     options = {**section.model_dump(), "name": model_name(section)}
     return options | ({"model": str(weights_folder(section, folder))} if is_local(section) else {})
+
+
+def _named(section: LanguageModel) -> str:
+    assert section.model is not None, "checked before a run starts"
+    return section.model

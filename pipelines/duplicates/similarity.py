@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -266,7 +267,7 @@ class Semantic:
         return key // n, key % n
 
 
-def _inverted_lists(vectors: np.ndarray):
+def _inverted_lists(vectors: np.ndarray) -> Any:
     """An index of inner products over unit vectors.
 
     Centres are compared with one by one: a graph over them (HNSW) would be a little quicker from millions of clips on,
@@ -276,7 +277,7 @@ def _inverted_lists(vectors: np.ndarray):
 
     n, d = vectors.shape
     lists = max(1, min(n // LIST_LENGTH, round(4 * math.sqrt(n))))  # beyond 65 000 as faiss's guidelines say
-    index = faiss.index_factory(d, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.index_factory(d, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
     index.cp.niter, index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = 2, 16, 1  # more finds no more
     index.train(vectors)
     index.add(vectors)

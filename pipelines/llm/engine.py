@@ -80,6 +80,7 @@ class Engine(Protocol):
         Raises:
             EngineDown: nothing can be answered any more.
         """
+        ...
 
     def close(self) -> None: ...
 

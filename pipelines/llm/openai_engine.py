@@ -205,9 +205,8 @@ class OpenaiEngine:
         import openai
 
         try:
-            completion = self._client.chat.completions.create(
-                model=self._options["model"], messages=_messages(request), **{**_sampling(self._options), **changes}
-            )
+            options: Any = {"messages": _messages(request), **_sampling(self._options), **changes}
+            completion = self._client.chat.completions.create(model=self._options["model"], **options)
             return _reply(request.key, completion)
         except openai.APIStatusError as e:
             return self._refusal(request.key, e)
@@ -248,7 +247,7 @@ def _data_url(frame) -> str:
 
     done, png = cv2.imencode(".png", frame[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
     assert done
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(png.tobytes()).decode()}"
 
 
 def _sampling(options: Mapping[str, Any]) -> dict[str, Any]:

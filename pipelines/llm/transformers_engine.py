@@ -26,7 +26,7 @@ class TransformersEngine:
         self._model = LocalModel(options)
         self._options = options
         self._waiting: deque[Request] = deque()
-        self._network = _load(options, self._model)
+        self._network: Any = _load(options, self._model)
         self.takes_video = self._model.takes_video and self._network.config.model_type not in BAD_VIDEO
         self._ends = _ends(self._network, self._model)
         self._longest = min(filter(None, (options["max_model_len"], _own_length(self._network))), default=None)
@@ -117,7 +117,7 @@ class TransformersEngine:
         return Reply(key, text=text, input_tokens=length, output_tokens=len(tokens), finish=finish)
 
 
-def _load(options: Mapping[str, Any], model: LocalModel):
+def _load(options: Mapping[str, Any], model: LocalModel) -> Any:
     """The network, ready to generate, on the GPU if there is one."""
     try:
         import torch
@@ -128,7 +128,8 @@ def _load(options: Mapping[str, Any], model: LocalModel):
             torch.set_num_threads(options["threads"])
         sees = type(AutoConfig.from_pretrained(model.folder)) in AutoModelForImageTextToText._model_mapping
         auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-        return auto.from_pretrained(model.folder, dtype=options["dtype"]).to("cuda" if on_gpu else "cpu").eval()
+        network: Any = auto.from_pretrained(model.folder, dtype=options["dtype"])
+        return network.to("cuda" if on_gpu else "cpu").eval()
     except Exception as e:  # missing files, unknown architecture, too little memory …
         raise EngineDown(f"transformers cannot load model {model.folder}: {one_line(e)}") from e
 

@@ -33,7 +33,7 @@ class VllmEngine:
         self._seats = options["max_num_seqs"]
         self._waiting: deque[Request] = deque()
         self._running: set[str] = set()
-        self._llm = _start(options, self._model)
+        self._llm: Any = _start(options, self._model)
         self._sampling = self._sampling_params(options)
 
     def add(self, request: Request) -> None:

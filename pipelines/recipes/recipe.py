@@ -86,7 +86,7 @@ class Recipe:
             for level in reversed(self.levels)
             for name, rule in level.items()
             for stage in map(filler, rule.meta.root_names())
-            if stage not in known
+            if stage is not None and stage not in known
         }
 
     def decide(self, clips: pl.LazyFrame) -> pl.LazyFrame:

@@ -159,4 +159,4 @@ def _by(counted: pl.DataFrame, column: str) -> dict[str, Amount]:
 
 
 def _sum(counted: pl.DataFrame) -> Amount:
-    return Amount(counted["clips"].sum() or 0, (counted["seconds"].sum() or 0.0) / 3600)
+    return Amount(int(counted["clips"].sum() or 0), float(counted["seconds"].sum() or 0.0) / 3600)

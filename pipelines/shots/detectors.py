@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from fractions import Fraction
+from typing import Any
 
 import cv2
 import numpy as np
@@ -98,7 +99,7 @@ class SceneDetectAdapter:
         return _Timecode(pts, self._frames_per_unit, self._rate)
 
     def _cut(self, code: FrameTimecode | _Timecode) -> Cut:
-        if self._options.name == "threshold":  # a frame number at the average rate, not a frame's time
+        if isinstance(code, FrameTimecode):  # of threshold: a frame number at the average rate, not a frame's time
             at = self._pts[0] + round(code.frame_num / self._rate / self._time_base)
             index = bisect_left(self._pts, at - round(1 / self._rate / self._time_base / 2))
             index = max(min(index, len(self._pts) - 1), self.settled)
@@ -149,7 +150,7 @@ class _Adaptive(AdaptiveDetector):
             window_width=options.window,
             min_content_val=options.min_content,
         )
-        self.stats_manager = self  # receives the ratio that `process_frame` keeps to itself
+        self.stats_manager: Any = self  # receives the ratio that `process_frame` keeps to itself
         self._ratio = 0.0
 
     def feed(self, code: FrameTimecode, note: FrameNote) -> list[FrameTimecode]:
@@ -189,7 +190,7 @@ class _Threshold(ThresholdDetector):
         )
 
     def feed(self, code: FrameTimecode, note: FrameNote) -> list[FrameTimecode]:
-        return self.process_frame(code, np.float64(note.mean))  # it takes the mean of what it gets
+        return self.process_frame(code, np.asarray(note.mean))  # it takes the mean of what it gets
 
     def score(self, note: FrameNote) -> float:
         return note.mean

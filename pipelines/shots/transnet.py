@@ -37,6 +37,7 @@ class TransNetDetector:
         self._inside: list[float] = []  # probabilities of the transition being passed through
 
     def feed(self, pts: int, note: FrameNote) -> list[Cut]:
+        assert note.thumbnail is not None, "the pass makes thumbnails for this detector"
         if not self._pts:
             self._window = [note.thumbnail] * MARGIN
         self._pts.append(pts)

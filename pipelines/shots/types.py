@@ -46,6 +46,8 @@ class ShotDetector(Protocol):
 
     def feed(self, pts: int, note: FrameNote) -> list[Cut]:
         """Take the next frame; give the cuts that became certain."""
+        ...
 
     def finish(self) -> list[Cut]:
         """The cuts that only the end of the video settles."""
+        ...

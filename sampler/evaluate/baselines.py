@@ -106,9 +106,9 @@ def mean_picture(real: RealFeatures, aspect: float) -> np.ndarray:
             jpeg = clip_thumbnail(real.catalog.root, clip, PICTURE_SIDE)
         except MediaError:  # one of many: the mean is that of the others
             return None
-        return cut_to(
-            cv2.cvtColor(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), size
-        )
+        picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+        assert picture is not None, "a JPEG that was just made"
+        return cut_to(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), size)
 
     with ThreadPoolExecutor(THREADS) as pool:
         pictures = [picture for picture in pool.map(look, clips.to_dicts()) if picture is not None]
@@ -118,7 +118,7 @@ def mean_picture(real: RealFeatures, aspect: float) -> np.ndarray:
             f"where to, "
             "--no-baselines does without"
         )
-    return np.mean(pictures, axis=0, dtype=np.float64)
+    return np.asarray(np.mean(pictures, axis=0, dtype=np.float64))
 
 
 def cut_to(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -66,17 +66,18 @@ def neighbour_histogram(found: Memorisation, order: Sequence[str]) -> Figure:
 def distance_dots(found: FeatureComparison, order: Sequence[str]) -> Figure:
     """Fréchet distance of each set, the nearest on top, and for each its noise floor as a bar with the floor's
     spread."""
-    rows = sorted((d for d in found.distances if d.frechet), key=lambda d: -d.frechet.value.mean)
+    measured = [(d, d.frechet) for d in found.distances if d.frechet is not None]
+    rows = sorted(measured, key=lambda row: -row[1].value.mean)
     ids = list(range(len(rows)))
     floors = {
         "type": "bar",
         "orientation": "h",
         "name": "noise floor",
         "y": ids,
-        "x": [d.frechet.floor.mean for d in rows],
+        "x": [frechet.floor.mean for _, frechet in rows],
         "width": 0.5,
         "marker": {"color": REAL, "line": {"width": 0}},
-        "customdata": [f"{d.frechet.floor.mean:.4g} ± {d.frechet.floor.std:.2g}" for d in rows],
+        "customdata": [f"{frechet.floor.mean:.4g} ± {frechet.floor.std:.2g}" for _, frechet in rows],
         "hovertemplate": "noise floor %{customdata}<extra></extra>",
     }
     dots = {
@@ -84,22 +85,22 @@ def distance_dots(found: FeatureComparison, order: Sequence[str]) -> Figure:
         "mode": "markers",
         "name": "distance",
         "y": ids,
-        "x": [d.frechet.value.mean for d in rows],
+        "x": [frechet.value.mean for _, frechet in rows],
         "marker": {
             "size": 11,
-            "color": [colour(order.index(d.label))[0] if d.kind == "samples" else BASELINE for d in rows],
+            "color": [colour(order.index(d.label))[0] if d.kind == "samples" else BASELINE for d, _ in rows],
         },
         "error_x": {
             "type": "data",
-            "array": [d.frechet.value.std for d in rows],
+            "array": [frechet.value.std for _, frechet in rows],
             "color": BASELINE,
             "thickness": 1.5,
             "width": 0,
         },
-        "text": [f"{plain(d.label)}<br>{d.frechet.value.mean:.4g} ± {d.frechet.value.std:.2g}" for d in rows],
+        "text": [f"{plain(d.label)}<br>{frechet.value.mean:.4g} ± {frechet.value.std:.2g}" for d, frechet in rows],
         "hovertemplate": "%{text}<extra></extra>",
     }
-    longest = max((len(d.label) for d in rows), default=0)
+    longest = max((len(d.label) for d, _ in rows), default=0)
     return {
         "data": [floors, dots],
         "layout": {
@@ -109,7 +110,7 @@ def distance_dots(found: FeatureComparison, order: Sequence[str]) -> Figure:
             "xaxis": {"rangemode": "tozero", "title": {"text": "squared Fréchet distance", "standoff": 6}},
             "yaxis": {
                 "tickvals": ids,
-                "ticktext": [plain(d.label[:40]) for d in rows],
+                "ticktext": [plain(d.label[:40]) for d, _ in rows],
                 "showgrid": False,
                 "range": [-0.7, len(rows) - 0.3],
             },

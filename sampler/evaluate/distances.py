@@ -100,7 +100,7 @@ def frechet(x: np.ndarray, y: np.ndarray) -> float:
 def _root(x: np.ndarray) -> np.ndarray:
     """A with AᵀA the covariance (unbiased) of the rows, at most as many rows as columns."""
     centred = (x - x.mean(axis=0)) / np.sqrt(len(x) - 1)
-    return np.linalg.qr(centred, mode="r") if len(x) > x.shape[1] else centred
+    return np.asarray(np.linalg.qr(centred, mode="r")) if len(x) > x.shape[1] else centred
 
 
 def kernel_distance(x: np.ndarray, y: np.ndarray, seed: int = 0) -> KernelDistance:

@@ -269,6 +269,7 @@ def _baselines(
     splits: int,
     seed: int,
 ) -> list[features.FeatureDistance]:
+    assert embed.settings is not None, "features were compared under them"
     boxes = [p.stage for p in planned if p.stage == "letterbox" and p.settings is not None]
     made = baselines(scorer, embed.settings, [*boxes, "embed"], real, samples, seed)
     return [distance_to(real, name, KINDS[name], vectors, splits, seed) for name, vectors in made.items()]

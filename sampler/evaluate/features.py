@@ -150,4 +150,4 @@ def _vectors(catalog: Catalog, fingerprint: str) -> pl.LazyFrame:
 
 
 def _stacked(rows: pl.DataFrame) -> np.ndarray:
-    return np.stack(rows["vector"].to_numpy()).astype(np.float32) if rows.height else np.zeros((0, 0), np.float32)
+    return np.stack(list(rows["vector"].to_numpy())).astype(np.float32) if rows.height else np.zeros((0, 0), np.float32)

@@ -66,14 +66,11 @@ def _header(page: Page, found: Evaluation) -> None:
         tile("Checkpoints", count(len(found.sets))),
         tile("Training clips", count(found.clips), "compared with"),
     ]
-    best = min(
-        (d for d in found.features.distances if d.kind == "samples" and d.frechet),
-        key=lambda d: d.frechet.value.mean,
-        default=None,
-    )
-    if best is not None:
-        told = f"{best.label}; noise floor {number(best.frechet.floor.mean)}"
-        tiles.append(tile("Fréchet distance", number(best.frechet.value.mean), told))
+    measured = [(d.frechet, d.label) for d in found.features.distances if d.kind == "samples" and d.frechet is not None]
+    if measured:
+        nearest, label = min(measured, key=lambda each: each[0].value.mean)
+        note = f"{label}; noise floor {number(nearest.floor.mean)}"
+        tiles.append(tile("Fréchet distance", number(nearest.value.mean), note))
     if memory.threshold is not None:
         tiles.append(tile("Flagged samples", count(flagged), "too near to a training clip"))
     meta = "".join(f'<p class="meta">{line}</p>' for line in lines)

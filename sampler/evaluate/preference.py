@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from datakit.errors import CatalogError, ConfigError
 from sampler.evaluate.result_sets import SampleSet, file_of, key_of
@@ -123,7 +123,12 @@ class Votes:
         if choice not in get_args(Choice):
             raise ConfigError(f"a choice is {', '.join(get_args(Choice))}, not {choice!r}")
         vote = Vote(
-            pair.pair_id, pair.left.sample_id, pair.right.sample_id, choice, author, datetime.now(UTC).isoformat()
+            pair.pair_id,
+            pair.left.sample_id,
+            pair.right.sample_id,
+            cast(Choice, choice),
+            author,
+            datetime.now(UTC).isoformat(),
         )
         with self._lock:
             self._append(json.dumps(asdict(vote), ensure_ascii=False))

@@ -133,19 +133,18 @@ def score_samples(scorer: Scorer, root: str, planned: list[Planned]) -> None:
 
 def _runs(planned: list[Planned]) -> list[tuple[Settings, list[str]]]:
     """Settings, and the stages to run under them: all at once where one set of settings gives every fingerprint."""
-    if not planned:
+    chosen_for = [(p.stage, p.settings) for p in planned if p.settings is not None]
+    if not chosen_for:
         return []
-    merged = planned[0].settings
-    for p in planned:
-        sections = {p.stage, "embed" if p.stage in EMBEDDING else p.stage, "images", "models"} & set(
-            Settings.model_fields
-        )
-        merged = merged.model_copy(update={name: getattr(p.settings, name) for name in sections})
+    merged = chosen_for[0][1]
+    for stage, settings in chosen_for:
+        sections = {stage, "embed" if stage in EMBEDDING else stage, "images", "models"} & set(Settings.model_fields)
+        merged = merged.model_copy(update={name: getattr(settings, name) for name in sections})
     if _gives(merged, planned):
         return [(merged, _with_embed([p.stage for p in planned]))]
     groups: dict[str, tuple[Settings, list[str]]] = {}
-    for p in planned:
-        groups.setdefault(p.settings.model_dump_json(), (p.settings, []))[1].append(p.stage)
+    for stage, settings in chosen_for:
+        groups.setdefault(settings.model_dump_json(), (settings, []))[1].append(stage)
     runs = [(chosen, _with_embed(stages)) for chosen, stages in groups.values()]
     return sorted(runs, key=lambda run: "letterbox" not in run[1])  # its crop box is what others look at
 

@@ -181,7 +181,8 @@ def check_references(prompts: Sequence[Prompt], mode: str, fps: float = FPS) -> 
         more = f" (and {len(broken) - 1} more references cannot be read)" if len(broken) > 1 else ""
         place = each.reference.uri
         raise ConfigError(f"{wanted[each]}: {'' if place in error.message else f'{place}: '}{error.message}{more}")
-    other = [(each, rate) for each, rate in found if rate and abs(rate / fps - 1) > SAME_RATE]
+    rates = [(each, rate) for each, rate in found if rate and not isinstance(rate, MediaError)]
+    other = [(each, rate) for each, rate in rates if abs(rate / fps - 1) > SAME_RATE]
     if other:
         each, rate = other[0]
         log.warning(

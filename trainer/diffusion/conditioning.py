@@ -65,7 +65,7 @@ def choose(weights: Mapping[str, float], frames: int, uniform: float) -> str:
         rest -= weight
         if rest < 0:
             return mode
-    return mode
+    return next(reversed(modes))  # rounding: `uniform` was next to 1
 
 
 def latent_frames(given: Given, autoencoder: Autoencoder) -> Given:
@@ -94,9 +94,10 @@ def given_condition(
     mask = torch.zeros(shape[0], 1, *shape[2:], dtype=reference.dtype, device=video.device)
     at = latent_frames(given, autoencoder)
     if given.head:
-        known = latents is not None and autoencoder.causal
         reference[:, :, : at.head] = (
-            latents[:, :, : at.head] if known else _encoded(video[:, :, : given.head], autoencoder, tiles)
+            latents[:, :, : at.head]
+            if latents is not None and autoencoder.causal
+            else _encoded(video[:, :, : given.head], autoencoder, tiles)
         )
         mask[:, :, : at.head] = 1
     if given.tail:

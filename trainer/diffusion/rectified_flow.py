@@ -124,7 +124,7 @@ def velocity_of(model: nn.Module, patch: int = 2) -> Velocity:
     """
 
     def velocity(
-        x: Tensor, cond: Tensor, states: Tensor, pooled: Tensor, t: Tensor, guidance: Tensor | None = None
+        x: Tensor, cond: Tensor | None, states: Tensor, pooled: Tensor, t: Tensor, guidance: Tensor | None = None
     ) -> Tensor:
         batch, _, frames, height, width = x.shape
         found = model(

@@ -121,8 +121,9 @@ def sizes_of(area: int, aspects: Sequence[str], multiples: tuple[int, int]) -> t
     for aspect in aspects:
         width, height = map(float, aspect.split(":"))
         upright = height > width
+        across, along = multiples
         tall, wide = _landscape(
-            area, max(width, height) / min(width, height), multiples[::-1] if upright else multiples
+            area, max(width, height) / min(width, height), (along, across) if upright else (across, along)
         )
         sizes.append((wide, tall) if upright else (tall, wide))
     return tuple(dict.fromkeys(sizes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class FileSelection:
             [_row(file) for file in self.files], schema={name: TYPES.get(name, pl.Int64) for name in COLUMNS}
         )
 
-    def reading(self) -> contextlib.AbstractContextManager:
+    def reading(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
     def rows(self, columns: Sequence[str]) -> pl.LazyFrame:
@@ -62,9 +63,10 @@ def _row(file: str) -> dict[str, Any]:
             identity = video_id(content, os.path.getsize(file))
         rhythm = Rhythm()
         with VideoReader(file) as reader:
-            for picture in reader.frames():
-                if not rhythm.count:
-                    first, info = picture.pts, describe(reader, picture, os.path.getsize(file))
+            pictures = reader.frames()
+            picture = opening = next(pictures)  # a file without any is a MediaError
+            first, info = opening.pts, describe(reader, opening, os.path.getsize(file))
+            for picture in chain([opening], pictures):
                 rhythm.add(picture.pts)
             base = reader.time_base
             span = Span(first, frame_end(picture, nominal_step(info, base)), base)

@@ -138,7 +138,8 @@ def repeats(members: Sequence[Member], draws: Sequence[float]) -> list[float]:
     Args:
         draws: samples of each member if its windows were drawn once (its buckets' weights counted).
     """
-    if any(m.weight is None for m in members):
+    weights = [m.weight for m in members if m.weight is not None]
+    if len(weights) < len(members):
         return [m.repeat for m in members]
-    wanted = [m.weight / n for m, n in zip(members, draws)]
-    return [round(w / min(wanted), 6) for w in wanted]
+    shares = [weight / n for weight, n in zip(weights, draws)]
+    return [round(share / min(shares), 6) for share in shares]

@@ -244,7 +244,7 @@ def write_plan(
         (aside / "plan.json").write_text(json.dumps(recorded, indent=1, ensure_ascii=False) + "\n")
         if picture is not None:
             (aside / "plan.html").write_text(picture)
-        _put(aside, folder, recorded["plan_hash"], overwrite)
+        _put(aside, folder, digest.hexdigest(), overwrite)
     except OSError as e:
         raise ConfigError(f"the plan cannot be written to {folder}: {e.strerror or e}") from e
     finally:
@@ -323,7 +323,9 @@ def _row(windows: pa.Table, index: int, columns: Sequence[str] | None) -> dict[s
     return {name: windows.column(name).chunk(chunk)[inside].as_py() for name in columns or windows.column_names}
 
 
-def _write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], digest=None) -> int:
+def _write_batches(
+    path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], digest: hashlib.blake2b | None = None
+) -> int:
     rows = 0
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for batch in batches:
@@ -344,7 +346,7 @@ def _digest(buckets: Sequence[Bucket], parts: Sequence[Part], global_batches: in
     return hashlib.blake2b(json.dumps(decided).encode(), digest_size=16, person=b"datakit-plan")
 
 
-def _hash_batch(digest, batch: pa.RecordBatch) -> None:
+def _hash_batch(digest: hashlib.blake2b, batch: pa.RecordBatch) -> None:
     """Feed rows, column by column: which are null, lengths of texts, values; whatever their place in Arrow's buffers
     is."""
     for name in batch.schema.names:
@@ -352,8 +354,8 @@ def _hash_batch(digest, batch: pa.RecordBatch) -> None:
             _hash_column(digest, batch.column(name))
 
 
-def _hash_column(digest, column: pa.Array) -> None:
-    digest.update(np.ascontiguousarray(column.is_null().to_numpy(zero_copy_only=False)).view(np.uint8))
+def _hash_column(digest: hashlib.blake2b, column: pa.Array) -> None:
+    digest.update(np.ascontiguousarray(column.is_null().to_numpy(zero_copy_only=False)).view(np.uint8).data)
     if pa.types.is_string(column.type):
         filled = column.fill_null("")
         offsets = (
@@ -361,8 +363,8 @@ def _hash_column(digest, column: pa.Array) -> None:
             if len(filled)
             else np.zeros(1, "<i4")
         )
-        digest.update(np.ascontiguousarray(np.diff(offsets)))
+        digest.update(np.ascontiguousarray(np.diff(offsets)).data)
         if offsets[-1] > offsets[0]:
             digest.update(memoryview(filled.buffers()[2])[offsets[0] : offsets[-1]])
     else:
-        digest.update(np.ascontiguousarray(column.fill_null(0).to_numpy(zero_copy_only=False)))
+        digest.update(np.ascontiguousarray(column.fill_null(0).to_numpy(zero_copy_only=False)).data)

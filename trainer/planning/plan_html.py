@@ -69,7 +69,7 @@ def _header(counts: dict[str, Any], settings: dict[str, Any]) -> str:
 def _short(value: float) -> str:
     """Three digits and a unit."""
     power = next((p for p in (9, 6, 3) if value >= 10**p), 0)
-    return f"{value / 10**power:.3g} {dict([(9, 'G'), (6, 'M'), (3, 'k'), (0, '')])[power]}".strip()
+    return f"{value / 10**power:.3g} { {9: 'G', 6: 'M', 3: 'k'}.get(power, '') }".strip()
 
 
 def _mix(page: Page, counts: dict[str, Any]) -> None:
@@ -147,7 +147,7 @@ def _left_out(page: Page, counts: dict[str, Any]) -> None:
     page.section("left-out", "Left out", lead, grid(chart), examples)
 
 
-def _shape_map(buckets: Sequence[Bucket], rows: Sequence[dict]) -> Figure:
+def _shape_map(buckets: Sequence[Bucket], rows: Sequence[dict[str, Any]]) -> Figure:
     """Sizes down, frames across; colour by windows, on a scale of roots."""
     sizes = _by_resolution((b.height, b.width) for b in buckets)[::-1]
     lengths = sorted({b.frames for b in buckets})
@@ -219,7 +219,7 @@ def _by_resolution(sizes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return [size for sizes in classes for size in sorted(sizes, key=lambda s: -s[1] / s[0])]
 
 
-def _shares(rows: Sequence[dict], whole: float) -> Figure:
+def _shares(rows: Sequence[dict[str, Any]], whole: float) -> Figure:
     """Two bars for each bucket, the dearest on top.
 
     Args:

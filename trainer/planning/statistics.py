@@ -130,7 +130,7 @@ def _buckets(
     parts: Sequence[Part],
     settings: PlanSettings,
     global_batches: int,
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """A row for each bucket.
 
     `steps`: of an epoch; a step that several buckets share counts in parts. `crop`: mean share of the picture that is
@@ -191,7 +191,7 @@ def _facts(counted: Sequence[Counted], windows: pl.DataFrame) -> pl.DataFrame:
 
 def _parts(
     counted: Sequence[Counted], windows: pl.DataFrame, buckets: Sequence[Bucket], parts: Sequence[Part], epoch: Epoch
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """A row for each selection. `epochs`: how often a window of it is seen in an epoch, on average over its buckets."""
     rows = []
     for index, (c, part) in enumerate(zip(counted, parts)):
@@ -215,7 +215,9 @@ def _parts(
     return rows
 
 
-def _balance(rows: Sequence[dict], buckets: Sequence[Bucket], settings: PlanSettings) -> dict[str, dict[str, float]]:
+def _balance(
+    rows: Sequence[dict[str, Any]], buckets: Sequence[Bucket], settings: PlanSettings
+) -> dict[str, dict[str, float]]:
     """Over full micro-batches: tokens, and computation relative to the mean."""
     n = np.array([r["micro_batches"] for r in rows], float)
     tokens = np.array([b.batch * b.tokens for b in buckets], float)
@@ -228,9 +230,9 @@ def _balance(rows: Sequence[dict], buckets: Sequence[Bucket], settings: PlanSett
     return found
 
 
-def _left_out(counted: Sequence[Counted]) -> list[dict]:
+def _left_out(counted: Sequence[Counted]) -> list[dict[str, Any]]:
     """Kinds of reasons, the most frequent first."""
-    together: dict[str, dict] = {}
+    together: dict[str, dict[str, Any]] = {}
     for c in counted:
         for kind, n, example in c.reasons():
             row = together.setdefault(kind, {"kind": kind, "clips": 0, "example": example})

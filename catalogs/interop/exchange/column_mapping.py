@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 
@@ -88,7 +88,7 @@ def sort_out(columns: dict[str, Any], ours: bool) -> Meaning:
         ):  # no frame showed anything: no hash, but looked at
             continue
         typed = _typed(value, polars_schema("clips")[score]) if score else None
-        if typed is not None:
+        if score is not None and typed is not None:
             meaning.scores[score] = typed
         elif name.lower() in ATTRIBUTES:
             meaning.attributes.setdefault(ATTRIBUTES[name.lower()], str(value))
@@ -119,7 +119,10 @@ def is_empty(value: Any) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
-def hex_columns(rows: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame | pl.LazyFrame:
+Rows = TypeVar("Rows", pl.DataFrame, pl.LazyFrame)
+
+
+def hex_columns(rows: Rows) -> Rows:
     """Binary columns as hex digits, for forms without bytes."""
     return rows.with_columns(pl.col(pl.Binary).bin.encode("hex"))
 

@@ -129,7 +129,7 @@ def _read_lance(path: str) -> pl.DataFrame:
     import lance
 
     try:
-        return _typed(pl.from_arrow(lance.dataset(path).to_table()), path)
+        return _typed(pl.DataFrame(lance.dataset(path).to_table()), path)
     except (OSError, ValueError) as e:
         raise ConfigError(f"cannot read {path}: {str(e).splitlines()[0]}") from e
 

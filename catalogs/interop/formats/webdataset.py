@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import polars as pl
 
@@ -160,7 +160,9 @@ def _read_shard(shard: str, folder: Path) -> Iterator[Row]:
 
 
 def _rows(sample: _Sample | None, shard: str, ours: bool) -> Iterator[Row]:
-    for path, problem in sample.videos if sample else []:
+    if sample is None:
+        return
+    for path, problem in sample.videos:
         columns = (
             {"key": sample.key, "shard": os.path.basename(shard), **sample.columns} if not ours else sample.columns
         )
@@ -174,9 +176,9 @@ def _take(
     if _is_media(member.name):
         sample.videos.append(_extract(tar, member, folder, shard))
     elif suffix.rsplit(".", 1)[-1] in TEXTS and member.isfile():
-        sample.text = tar.extractfile(member).read().decode("utf-8", "replace") or None
+        sample.text = _file_in(tar, member).read().decode("utf-8", "replace") or None
     elif suffix.rsplit(".", 1)[-1] == "json" and member.isfile():
-        content = tar.extractfile(member).read()
+        content = _file_in(tar, member).read()
         try:
             found = json.loads(content)
         except ValueError:
@@ -184,6 +186,12 @@ def _take(
         sample.columns.update(found if isinstance(found, dict) else {"json": found})
     else:
         sample.columns[suffix] = f"{shard}::{member.name}"
+
+
+def _file_in(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    content = tar.extractfile(member)
+    assert content is not None, f"{member.name} is no file"
+    return content
 
 
 def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, shard: str) -> tuple[str, MediaError | None]:
@@ -200,7 +208,7 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, shard:
     part = target.with_name(f".{target.name}.part")
     try:
         with open(part, "wb") as file:
-            shutil.copyfileobj(tar.extractfile(member), file, BLOCK)
+            shutil.copyfileobj(_file_in(tar, member), file, BLOCK)
         if not (target.exists() and _same(target, part)):  # extracted before: its modification time stays
             os.replace(part, target)
     finally:
@@ -308,5 +316,6 @@ class _Shards:
         """Without times and owners: equal exports are equal files."""
         info = tarfile.TarInfo(name)
         info.size, info.mode = size, 0o644
+        assert self._tar is not None, "_open_for comes first"
         self._tar.addfile(info, source)
         self.written[-1]["bytes"] += size

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import cast
 
 from datakit.identity import Span
 from datakit.video.metadata import (
@@ -57,7 +58,7 @@ def measure(job: MeasureJob) -> Iterator[Measured | None]:
                 yield None
         base = reader.time_base
         columns = video_columns(info, rhythm, first.pts, base)
-        check_whole(info, columns["duration_s"])
+        check_whole(info, cast(float, columns["duration_s"]))
         span = Span(first.pts, frame_end(last, nominal_step(info, base)), base)
         clip = clip_columns(job.video_id, job.shard, info, span, (0, rhythm.count), first.pts)
         yield Measured(columns, {**clip, "errors": damage_errors(reader.damage, span)})

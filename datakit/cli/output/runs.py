@@ -107,7 +107,7 @@ def show_plan(settings: Settings, sources: Sequence[str], catalog: str, as_json:
 
     check(sources)
     recipe = checked_recipe(settings)
-    stages = [
+    stages: list[dict[str, Any]] = [
         {
             "stage": name,
             "needs": STAGES[name].needs,

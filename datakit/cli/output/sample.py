@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 from sampler.generation.cost_estimate import Estimate, readable
@@ -38,7 +38,7 @@ class Bar:
             TimeRemainingColumn(elapsed_when_finished=True),
         )
         self._bar = RichProgress(*columns, console=Console(stderr=True), disable=quiet or not sys.stderr.isatty())
-        self._tasks: dict[tuple[int, str], int] = {}
+        self._tasks: dict[tuple[int, str], TaskID] = {}
 
     def __enter__(self) -> Bar:
         self._bar.start()
