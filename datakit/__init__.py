@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from datakit.version import __version__
+
 if TYPE_CHECKING:
     from catalogs.query.selection import Selection
     from catalogs.tables.catalog import Catalog
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from trainer.dit.train import train_dit
     from trainer.planning.build_plan import make_plan
 
-__version__ = "0.1.0"
+
 __all__ = ["Catalog", "Selection", "__version__", "ingest", "make_plan", "sample", "score", "train_dit"]
 _HOMES = {
     "Catalog": "catalogs.tables.catalog",

@@ -7,13 +7,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-import datakit
 from catalogs.interop.exchange.export_job import Job, Place, Request, chosen_media
 from catalogs.interop.formats import huggingface, open_sora, tabular, webdataset
 from catalogs.interop.media.clip_files import Failed
 from catalogs.query.selection import Selection
 from catalogs.tables.catalog import Catalog
 from datakit.errors import CatalogError, ConfigError
+from datakit.version import __version__
 
 
 @dataclass(frozen=True)
@@ -112,4 +112,4 @@ def _check_apart(out: str, catalog: Catalog) -> None:
 def _summary(result: Exported, request: Request, root: str) -> dict:
     """`datakit_export.json`: what this is, and of what; by it an import knows our columns."""
     facts = {name: value for name, value in result.as_dict().items() if name != "out"}
-    return {"made_by": f"datakit {datakit.__version__}", "catalog": root, "style": request.style, **facts}
+    return {"made_by": f"datakit {__version__}", "catalog": root, "style": request.style, **facts}

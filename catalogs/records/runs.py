@@ -13,10 +13,10 @@ from typing import Any
 
 import polars as pl
 
-import datakit
 from catalogs.query.selection import Selection
 from catalogs.query.snapshots import author, check_writable
 from catalogs.tables.catalog import Catalog, polars_schema
+from datakit.version import __version__
 
 
 def new_run_id() -> str:
@@ -63,7 +63,7 @@ class RunRecord:
                     "selection": json.dumps(self.selection.as_dict()) if self.selection else None,
                     "started_at": datetime.now(UTC),
                     "config": json.dumps(self.config, sort_keys=True),
-                    "code_version": datakit.__version__,
+                    "code_version": __version__,
                 }
             ],
         )

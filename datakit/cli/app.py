@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 
-from datakit import __version__
 from datakit.cli.catalog import catalog_app
 from datakit.cli.eval_samples import prefer, samples, vbench
 from datakit.cli.eval_vae import vae
@@ -24,6 +23,7 @@ from datakit.cli.sample import sample_app
 from datakit.cli.settings import settings
 from datakit.cli.train import train_app
 from datakit.errors import DatakitError
+from datakit.version import __version__
 
 INTERRUPTED = 130
 """The exit code that Typer makes of Ctrl-C."""

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import datakit
 from datakit.errors import ConfigError, DatakitError, ErrorKind
 from datakit.process.messages import Failed
+from datakit.version import __version__
 from pipelines.executor.session import RaySession, end_actor
 
 NODE_ATTEMPTS = 3
@@ -136,8 +136,8 @@ class ActorPool:
                 return  # another takes its place
             raise ConfigError(f"a Ray worker could not start, {NODE_ATTEMPTS} times: {' '.join(str(e).split())}") from e
         self._lost_starts = 0
-        if version != datakit.__version__:
-            raise ConfigError(f"a Ray worker runs datakit {version}, this is {datakit.__version__}: install the same")
+        if version != __version__:
+            raise ConfigError(f"a Ray worker runs datakit {version}, this is {__version__}: install the same")
         self.idle.extend([team] * self.slots)
 
     def answer(self, reference: Any) -> Any:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import datakit
 from datakit.errors import ConfigError, DatakitError, ErrorKind
 from datakit.process.child import Child
 from datakit.process.messages import Done, Failed, ToolSpec
+from datakit.version import __version__
 from pipelines.video_tasks.messages import Advance, ClipBatch, VideoFacts
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class VideoWorker:
         self._with_images = with_images
 
     def version(self) -> str:
-        return datakit.__version__
+        return __version__
 
     def process(self, payload: Any) -> Iterator[Streamed]:
         """What the tool gives, batches as `Header` and pictures; last a `Done` or a `Failed`."""
@@ -103,7 +103,7 @@ class EngineWorker:
         from datakit.process.child_main import load_stage
 
         self._stage = load_stage(self._spec)
-        return datakit.__version__
+        return __version__
 
     def process(self, rows: list[list[dict]], *images: list[list]) -> list[StageAnswer]:
         """Answers in the order of the batches; see `StageWorker.process`."""
@@ -147,7 +147,7 @@ class StageWorker:
         if failure is not None:
             reason = " ".join(failure.message.split())
             raise ConfigError(f"a stage cannot start ({self._child.spec.target.split(':')[-1]}): {reason}")
-        return datakit.__version__
+        return __version__
 
     def process(self, rows: list[list[dict]], *images: list[list]) -> list[StageAnswer]:
         """Answers in the order of the batches.

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import polars as pl
 
 from catalogs.query.where import parse_where
@@ -21,10 +19,11 @@ from pipelines.stages.registry import STAGES
 from sampler.evaluate import features
 from sampler.evaluate.baselines import NOISE, STILL, baselines
 from sampler.evaluate.captions import enter_prompts
-from sampler.evaluate.distributions import NotCompared, ScoreComparison, compare_scores, stages_not_run
+from sampler.evaluate.distributions import compare_scores, stages_not_run
 from sampler.evaluate.features import FeatureComparison, RealFeatures, distance_to
 from sampler.evaluate.memorization import Memorisation, memorisation
 from sampler.evaluate.preference import FILE, Tally, Votes, tally
+from sampler.evaluate.result import Evaluation
 from sampler.evaluate.result_sets import SampleSet, read_sets
 from sampler.evaluate.scoring import EVERYTHING, Planned, Progress, Scorer, plan_embedding, plan_stages, score_samples
 
@@ -32,91 +31,6 @@ KEPT = "status = 'kept'"
 SPLITS = 10
 PROMPTS = 40
 KINDS = {NOISE: "noise", STILL: "still"}
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What was found. See the classes of the parts.
-
-    Attributes:
-        clips: selected training clips.
-        stages_not_run: stage and why.
-        left_out: stage, and how many training clips have it at another fingerprint than most: their scores do not
-            count.
-        page: file and bytes, where one was written.
-    """
-
-    catalog: str
-    where: str | None
-    clips: int
-    sets: list[SampleSet]
-    scores: list[ScoreComparison]
-    not_compared: list[NotCompared]
-    stages_not_run: list[tuple[str, str]]
-    left_out: list[tuple[str, int]]
-    features: FeatureComparison
-    memorisation: Memorisation
-    preferences: list[Tally]
-    splits: int
-    seed: int
-    made_at: datetime
-    page: tuple[Path, int] | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        memory = self.memorisation
-        return {
-            "catalog": self.catalog,
-            "where": self.where,
-            "clips": self.clips,
-            "splits": self.splits,
-            "seed": self.seed,
-            "samples": [
-                {
-                    "label": s.label,
-                    "root": s.root,
-                    "checkpoint": s.checkpoint,
-                    "checkpoint_hash": s.checkpoint_hash,
-                    "finished": s.rows.height,
-                    "videos": s.videos.height,
-                }
-                for s in self.sets
-            ],
-            "scores": [
-                {
-                    "score": c.column.name,
-                    "unit": c.column.unit,
-                    "clips": len(c.real),
-                    "median": c.median,
-                    "sets": [
-                        {
-                            "label": s.label,
-                            "samples": len(s.values),
-                            "median": s.median,
-                            "ks": _plain(s.ks),
-                            "shift": _plain(s.shift),
-                        }
-                        for s in c.sets
-                    ],
-                }
-                for c in self.scores
-            ],
-            "not_compared": [asdict(n) for n in self.not_compared],
-            "stages_not_run": [{"stage": stage, "why": why} for stage, why in self.stages_not_run],
-            "left_out": [{"stage": stage, "clips": clips} for stage, clips in self.left_out],
-            "features": _plain(self.features) | {"nearer": {s.label: self.features.nearer(s.label) for s in self.sets}},
-            "memorisation": {
-                "trained": memory.trained,
-                "held_out": len(memory.held),
-                "held_from": memory.held_from,
-                "threshold": memory.threshold,
-                "problem": memory.problem,
-                "flagged": [asdict(n) for n in memory.flagged],
-                "neighbours": [asdict(n) for n in memory.neighbours],
-            },
-            "preferences": [asdict(t) for t in self.preferences],
-            "page": str(self.page[0]) if self.page else None,
-        }
 
 
 def evaluate_samples(
@@ -279,16 +193,3 @@ def _preferences(sets: list[SampleSet]) -> list[Tally]:
     """What people said of these samples, in whichever of the folders they were asked."""
     files = [os.path.join(root, FILE) for root in dict.fromkeys(s.root for s in sets)]
     return tally([vote for file in files if os.path.exists(file) for vote in Votes(file).all()], sets)
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses as dicts; numbers that JSON has no word for as None."""
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return _plain(asdict(value))

@@ -24,7 +24,7 @@ from sampler.evaluate.grid import Cell, Row, make_grid
 from sampler.evaluate.memorization import Neighbour
 
 if TYPE_CHECKING:
-    from sampler.evaluate.evaluation import Evaluation
+    from sampler.evaluate.result import Evaluation
 
 PAIRS = 12
 """Samples shown beside their nearest training clips."""

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import datakit
 from datakit.errors import ErrorKind, MediaError
 from datakit.process.messages import Failed
+from datakit.version import __version__
 from pipelines.executor.actor_pool import Member, free_port
 from sampler.generation.artifact_store import Store, key_of
 from sampler.generation.denoiser import Denoiser, texts
@@ -98,7 +98,7 @@ class Worker:
         self._most: int | None = None
 
     def version(self) -> str:
-        return datakit.__version__
+        return __version__
 
     def free_port(self) -> tuple[str, int]:
         return free_port()

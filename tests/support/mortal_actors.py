@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-import datakit
 from datakit.errors import ConfigError
+from datakit.version import __version__
 from pipelines.executor.actor_pool import Member, free_port
 
 FATAL = 13
@@ -23,7 +23,7 @@ class Squarer:
         if self._where and len(os.listdir(self._where)) < 2:  # the first two do not get as far as to work
             open(os.path.join(self._where, str(os.getpid())), "x").close()
             os._exit(1)
-        return datakit.__version__
+        return __version__
 
     def free_port(self) -> tuple[str, int]:
         return free_port()

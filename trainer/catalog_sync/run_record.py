@@ -12,12 +12,12 @@ from typing import Any
 
 import polars as pl
 
-import datakit
 from catalogs.query.snapshots import author, check_writable
 from catalogs.records.latents import TABLE as LATENTS
 from catalogs.records.runs import new_run_id
 from catalogs.tables.catalog import Catalog, polars_schema
 from datakit.errors import CatalogError
+from datakit.version import __version__
 from trainer.planning.plan import Part
 
 
@@ -155,7 +155,7 @@ def _enter(part: Part, catalog: Catalog, row_id: str, pipeline: str, config: dic
     now = {
         "status": "running",
         "config": json.dumps(config, sort_keys=True),
-        "code_version": datakit.__version__,
+        "code_version": __version__,
         "author": author(),
     }
     if there:

@@ -22,9 +22,9 @@ import torch
 import torch.distributed as dist
 import yaml
 
-import datakit
 from catalogs.records.runs import new_run_id
 from datakit.errors import ConfigError
+from datakit.version import __version__
 from trainer.catalog_sync.forgotten_check import refuse_forgotten
 from trainer.catalog_sync.loss_book import WriteBack
 from trainer.catalog_sync.run_record import TrainingRecord
@@ -237,7 +237,7 @@ def _make(request: Request, settings: RunSettings, fitted: Callable[[PlanSetting
         make_plan(request.members, plan, folder / "plan")
         _validation_plan(request, plan, settings, folder / "val")
     (folder / "settings.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
-    _write_json(folder / "run.json", {"format": FORMAT, "run_id": new_run_id(), "datakit": datakit.__version__})
+    _write_json(folder / "run.json", {"format": FORMAT, "run_id": new_run_id(), "datakit": __version__})
 
 
 def _validation_plan(request: Request, plan: PlanSettings, settings: RunSettings, folder: Path) -> None:
