@@ -21,7 +21,8 @@ import polars as pl
 from deltalake import write_deltalake
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from catalogs.tables.catalog import Catalog, as_arrow
+from catalogs.tables.arrow_types import as_arrow
+from catalogs.tables.catalog import Catalog
 
 CLIPS_A_VIDEO = 10
 VIDEOS_A_PART = 50_000

@@ -23,7 +23,8 @@ from cachetools import LRUCache, cachedmethod
 from catalogs.browse.snapshot_reader import QUARANTINED, SPREAD, STATUSES, read_clips, read_marks, read_videos
 from catalogs.query.where import parse_where
 from catalogs.records.marks import MARKS
-from catalogs.tables.catalog import Catalog, view_schema
+from catalogs.tables.arrow_types import view_schema
+from catalogs.tables.catalog import Catalog
 from catalogs.tables.view import unknown_column
 from datakit.errors import CatalogError, ConfigError
 

@@ -10,7 +10,7 @@ import polars as pl
 
 from catalogs.browse.clip_index import Index
 from catalogs.query.selection import Selection
-from catalogs.tables.catalog import view_schema
+from catalogs.tables.arrow_types import view_schema
 from datakit.errors import ConfigError
 
 FORMATS = {

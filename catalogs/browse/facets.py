@@ -10,7 +10,7 @@ import polars as pl
 
 from catalogs.browse.clip_index import DURATION, Index
 from catalogs.browse.snapshot_reader import FACTS, NUMBERS
-from catalogs.tables.catalog import view_schema
+from catalogs.tables.arrow_types import view_schema
 from catalogs.tables.schema import TABLES, VIEW_ADDED, VIEW_FROM_VIDEOS, Column
 
 BINS = 40

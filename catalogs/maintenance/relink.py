@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from catalogs.tables.catalog import Catalog, polars_schema
+from catalogs.tables.arrow_types import polars_schema
+from catalogs.tables.catalog import Catalog
 from datakit.errors import CatalogError
 from datakit.identity import video_id
 from datakit.video.uri import is_remote, open_bytes
@@ -69,14 +70,13 @@ def _look(uri: str, expected: str) -> tuple[dict | None, str]:
 
 
 def _write(catalog: Catalog, fresh: dict[str, dict[str, dict]]) -> None:
-    def make(table: pl.LazyFrame) -> tuple[pl.DataFrame, dict]:
-        now = table.filter(pl.col("video_id").is_in(list(fresh))).select("video_id", "uris").collect()
-        rows = [
-            {"video_id": v, "uris": [by_uri[uri] for uri in sorted(by_uri)]}
+    def with_addresses(rows: pl.DataFrame, table: pl.LazyFrame) -> pl.DataFrame:
+        now = table.join(rows.lazy(), on="video_id", how="semi").select("video_id", "uris").collect()
+        moved = [
+            [by_uri[uri] for uri in sorted(by_uri)]
             for v, uris in now.iter_rows()
             for by_uri in [{a["uri"]: a for a in (fresh[v].get(u["uri"], u) for u in uris)}]
         ]
-        source = pl.DataFrame(rows, schema={"video_id": pl.String, "uris": polars_schema("videos")["uris"]})
-        return source, {"on": "t.video_id = s.video_id", "set": {"uris": "s.uris"}}
+        return now.with_columns(pl.Series("uris", moved, polars_schema("videos")["uris"]))
 
-    catalog.update("videos", make)
+    catalog.upsert("videos", pl.DataFrame({"video_id": list(fresh)}), only="update", revise=with_addresses)

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 
 import polars as pl
 
-from catalogs.tables.catalog import Catalog, view_schema
+from catalogs.tables.arrow_types import view_schema
+from catalogs.tables.catalog import Catalog
 
 NOT_SCORES = {
     "stream",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from catalogs.query.history import commits
-from catalogs.tables.catalog import RESTORING, Catalog, polars_schema
+from catalogs.tables.catalog import RESTORING, Catalog
 from catalogs.tables.integrity import require_whole
 from catalogs.tables.schema import RECORDS, TABLES
 from catalogs.tables.upgrade import bring_up_to_date
@@ -113,12 +113,12 @@ def tag(
         ),
     }
 
-    def make(table: pl.LazyFrame) -> tuple[pl.DataFrame, dict]:
+    def refuse_if_taken(rows: pl.DataFrame, table: pl.LazyFrame) -> pl.DataFrame:
         if table.filter(pl.col("name") == name).collect().height:
             raise CatalogError(f"there is a tag {name} already (`datakit catalog tag DIR {name} --delete` removes it)")
-        return pl.DataFrame([row], schema=_types("tags", row)), {"on": "t.name = s.name", "insert": True}
+        return rows
 
-    catalog.update("tags", make)
+    catalog.upsert("tags", [row], only="insert", revise=refuse_if_taken)
     return versions
 
 
@@ -248,7 +248,3 @@ def _time(text: str) -> datetime | None:
     except ValueError:
         return None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def _types(table: str, row: dict) -> dict:
-    return {name: kind for name, kind in polars_schema(table).items() if name in row}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from catalogs.tables.catalog import view_schema
+from catalogs.tables.arrow_types import view_schema
 from catalogs.tables.view import unknown_column
 from datakit.errors import ConfigError
 

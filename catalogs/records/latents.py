@@ -29,11 +29,12 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction
 
 from catalogs.records.tombstones import SPAN, Forgotten
-from catalogs.tables.catalog import Catalog, sql_list
+from catalogs.tables.catalog import Catalog
 from catalogs.tables.file_statistics import statistics_of
 from catalogs.tables.integrity import files_of
 from catalogs.tables.object_store import Storage
 from catalogs.tables.schema import PARTITIONED, arrow_schema
+from catalogs.tables.sql_text import sql_list
 from datakit.errors import CatalogError
 from datakit.video.uri import is_remote
 

@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import polars as pl
-
 from catalogs.query.selection import Selection
 from catalogs.query.snapshots import author, check_writable
-from catalogs.tables.catalog import Catalog, polars_schema
+from catalogs.tables.catalog import Catalog
 from datakit.version import __version__
 
 
@@ -124,6 +122,4 @@ class RunRecord:
         )
 
     def _set(self, row: dict[str, Any]) -> None:
-        types = {name: kind for name, kind in polars_schema("runs").items() if name in row}
-        how = {"on": "t.run_id = s.run_id", "set": {name: f"s.{name}" for name in row if name != "run_id"}}
-        self.catalog.update("runs", lambda table: (pl.DataFrame([row], schema=types), how))
+        self.catalog.upsert("runs", [row], only="update")

@@ -16,7 +16,9 @@ from datetime import UTC, datetime
 import polars as pl
 
 from catalogs.records.split import TEST, VAL, split_of
-from catalogs.tables.catalog import Catalog, polars_schema, sql_list
+from catalogs.tables.arrow_types import as_frame, polars_schema
+from catalogs.tables.catalog import Catalog
+from catalogs.tables.sql_text import sql_list
 from datakit.errors import ErrorKind, MediaError
 from datakit.identity import caption_id, unreadable_id
 from datakit.source import Source, identify
@@ -128,9 +130,7 @@ class Book:
             return set()
         self.catalog.append("clips", [self._clip_row(entry, clip) for entry in entries for clip in entry.clips])
         rows = pl.DataFrame([self._video_row(entry) for entry in entries], schema=polars_schema("videos"))
-        updates = {name: f"s.{name}" for name in rows.columns if name != "video_id"}
-        how = {"on": "t.video_id = s.video_id", "where": "t.status <> 'ok'", "set": updates, "insert": True}
-        self.catalog.update("videos", lambda table: (self._with_addresses(rows, table), how))
+        self.catalog.upsert("videos", rows, when={"status": ("pending", "quarantined")}, revise=self._with_addresses)
         self._forget_placeholders(entries)
         ids = [entry.video_id for entry in entries]
         videos = self.catalog.scan("videos").filter(pl.col("video_id").is_in(ids))
@@ -141,7 +141,7 @@ class Book:
     def note(self, entries: Sequence[Entry]) -> None:
         """Videos that the catalog has gain addresses, attributes that they lack, and captions."""
 
-        def make(table: pl.LazyFrame) -> tuple[pl.DataFrame, dict]:
+        def changed(_: pl.DataFrame, table: pl.LazyFrame) -> pl.DataFrame:
             ids = [entry.video_id for entry in entries]
             there = table.filter(pl.col("video_id").is_in(ids)).select("video_id", "uris", *ATTRIBUTES).collect()
             old = {row["video_id"]: row for row in there.to_dicts()}
@@ -155,18 +155,11 @@ class Book:
                 if e.video_id in old
             ]
             rows = [row for row in rows if row != {name: old[row["video_id"]][name] for name in row}]
-            types = {
-                name: kind
-                for name, kind in polars_schema("videos").items()
-                if name in ("video_id", "uris", *ATTRIBUTES)
-            }
-            return pl.DataFrame(rows, schema=types), {
-                "on": "t.video_id = s.video_id",
-                "set": {n: f"s.{n}" for n in ("uris", *ATTRIBUTES)},
-            }
+            return as_frame("videos", rows)
 
         if entries:
-            self.catalog.update("videos", make)
+            rows = pl.DataFrame({"video_id": [entry.video_id for entry in entries]})
+            self.catalog.upsert("videos", rows, only="update", revise=changed)
             self._write_captions(entries)
 
     def _write_captions(self, entries: Sequence[Entry]) -> None:
@@ -177,10 +170,7 @@ class Book:
         frame = pl.DataFrame(rows, schema=polars_schema("captions")).unique(
             "caption_id", keep="first", maintain_order=True
         )
-        updates = {name: f"s.{name}" for name in frame.columns}
-        for (shard,), group in frame.group_by("shard"):
-            how = {"on": f"t.shard = '{shard}' AND t.caption_id = s.caption_id", "set": updates, "insert": True}
-            self.captions += self.catalog.update("captions", lambda table: (_changed(group, table, shard), how))
+        self.captions += self.catalog.upsert("captions", frame, revise=_changed)
 
     def _clip_row(self, entry: Entry, clip: dict) -> dict:
         known = {"shard": self.catalog.shard_of(entry.video_id), "video_id": entry.video_id, "run_id": self.run_id}
@@ -247,9 +237,9 @@ def default_extract_folder(root: str) -> str:
     return os.path.abspath(root).rstrip("/") + "-media"
 
 
-def _changed(rows: pl.DataFrame, table: pl.LazyFrame, shard: str) -> pl.DataFrame:
+def _changed(rows: pl.DataFrame, table: pl.LazyFrame) -> pl.DataFrame:
     """Captions that the table has not, or with another text."""
-    there = table.filter((pl.col("shard") == shard) & pl.col("caption_id").is_in(rows["caption_id"].to_list()))
+    there = table.filter(pl.col("caption_id").is_in(rows["caption_id"].to_list()))
     return rows.join(there.select("caption_id", "text").collect(), on=["caption_id", "text"], how="anti")
 
 

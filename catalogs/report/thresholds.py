@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import polars as pl
 
-from catalogs.tables.catalog import Catalog, view_schema
+from catalogs.tables.arrow_types import view_schema
+from catalogs.tables.catalog import Catalog
 
 DURATION = "duration"
 ALIASES = {("end_s", "-", "start_s"): DURATION}

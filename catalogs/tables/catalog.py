@@ -12,20 +12,21 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote
 
 import polars as pl
-import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from catalogs.tables import schema
-from catalogs.tables.schema import RECORDS, TABLES, VIEW_ADDED, VIEW_FROM_VIDEOS
+from catalogs.tables.arrow_types import as_arrow, polars_schema, view_schema
+from catalogs.tables.schema import RECORDS, TABLES
+from catalogs.tables.upsert import Only, Revise, Upsert
 from catalogs.tables.view import view
 from datakit.errors import CatalogError
 
@@ -215,38 +216,45 @@ class Catalog:
                 lambda: write_deltalake(self._writable(name), table, mode="append", commit_properties=self._signed())
             )
 
-    def update(self, name: str, make: Callable[[pl.LazyFrame], tuple[pl.DataFrame, dict]]) -> int:
-        """Merge rows into a table, reading and writing the same version; done again on conflict.
+    def upsert(
+        self,
+        name: str,
+        rows: Sequence[dict] | pl.DataFrame,
+        *,
+        keys: Sequence[str] = (),
+        only: Only | None = None,
+        when: Mapping[str, Sequence[str]] | None = None,
+        change: Collection[str] | None = None,
+        fill: Collection[str] = (),
+        revise: Revise | None = None,
+        at_once: bool = False,
+    ) -> int:
+        """Change rows of a table and add new ones, in one commit for each partition; a commit that conflicts with
+        another writer's is done again on the newest version.
 
         Args:
-            make: given the table as read, returns the source rows and how to merge them: `on` (a SQL
-                predicate over `t`, the table, and `s`, the source), `set` (column -> SQL expression),
-                `where` (condition on matched rows), `insert` (whether unmatched rows are added).
+            rows: all of the same columns of the table, keys and partition among them; the others stay as they are.
+            keys: columns that tell rows apart; none: those that the schema declares.
+            only: `update` adds no rows, `insert` changes none.
+            when: rows of the table are changed only where these columns hold one of these values.
+            change: columns that are changed in rows that the table has; None: all that `rows` have.
+            fill: of those, the ones that are changed only where the table holds null.
+            revise: makes the rows to be merged from these and from what the table holds (see `Revise`); it is asked
+                again on conflict, so what it makes fits the version that is merged into.
+            at_once: one commit for all partitions.
 
         Returns:
             rows changed or added.
+
+        Raises:
+            CatalogError: the catalog cannot be written; the table has no such column; the rows have different ones.
         """
+        how = Upsert(name, keys, only, when or {}, change, fill, revise)
 
-        def attempt() -> int:
-            handle = self._readable(self._writable(name), name)
-            source, how = make(pl.scan_delta(handle))
-            if source.is_empty():
-                return 0
-            merger = handle.merge(
-                _as_arrow_like(name, source),
-                how["on"],
-                source_alias="s",
-                target_alias="t",
-                commit_properties=self._signed(),
-            )
-            if how.get("set"):
-                merger = merger.when_matched_update(updates=how["set"], predicate=how.get("where"))
-            if how.get("insert"):
-                merger = merger.when_not_matched_insert_all()
-            done = merger.execute()
-            return done["num_target_rows_updated"] + done["num_target_rows_inserted"]
+        def merge(part: pl.DataFrame) -> int:
+            return how.execute(self._readable(self._writable(name), name), part, self._signed())
 
-        return _retry(attempt)
+        return sum(_retry(partial(merge, part)) for part in how.commits(rows, at_once))
 
     def replace(self, name: str, rows: pl.DataFrame) -> None:
         """Put new rows in place of all of a table's."""
@@ -353,73 +361,6 @@ def create_table(root: str, name: str, description: str) -> None:
         description=description,
         configuration=KEEP_HISTORY,
     )
-
-
-def as_arrow(name: str, rows: Sequence[dict] | pl.DataFrame) -> pa.Table:
-    """Rows as an Arrow table of exactly the schema of table `name`.
-
-    Raises:
-        CatalogError: a column that the table does not have.
-    """
-    types = polars_schema(name)
-    columns = rows.columns if isinstance(rows, pl.DataFrame) else {key for row in rows for key in row}
-    unknown = sorted(set(columns) - set(types))
-    if unknown:
-        raise CatalogError(f"table {name} has no column {', '.join(unknown)}")
-    rows = rows if isinstance(rows, pl.DataFrame) else pl.DataFrame(rows, schema=types)
-    missing = [pl.lit(None, types[n]).alias(n) for n in types if n not in rows.columns]
-    return rows.with_columns(missing).select(list(types)).to_arrow().cast(schema.arrow_schema(name))
-
-
-def polars_type(arrow_type: pa.DataType) -> pl.DataType:
-    """The polars type of a column (by name, as making an Arrow array to convert would import pandas)."""
-    if pa.types.is_list(arrow_type):
-        return pl.List(polars_type(arrow_type.value_type))
-    if pa.types.is_struct(arrow_type):
-        return pl.Struct({field.name: polars_type(field.type) for field in arrow_type})
-    return {
-        schema.S: pl.String,
-        schema.I4: pl.Int32,
-        schema.I8: pl.Int64,
-        schema.F4: pl.Float32,
-        schema.F8: pl.Float64,
-        schema.B: pl.Boolean,
-        schema.TIME: pl.Datetime("us", "UTC"),
-        pa.binary(): pl.Binary,
-    }[arrow_type]
-
-
-def polars_schema(table: str) -> dict[str, pl.DataType]:
-    """Column types of a table."""
-    return {field.name: polars_type(field.type) for field in schema.arrow_schema(table)}
-
-
-@cache
-def view_schema() -> dict[str, pl.DataType]:
-    """Column types of the view `clips`."""
-    own = {c.name: c.type for c in schema.CLIPS}
-    of_videos = {c.name: c.type for c in schema.VIDEOS if c.name in VIEW_FROM_VIDEOS}
-    added = {c.name: c.type for c in VIEW_ADDED}
-    return {name: polars_type(kind) for name, kind in {**own, **of_videos, **added}.items()}
-
-
-def sql_list(values: Sequence[str]) -> str:
-    """`('a', 'b')` for a SQL IN; values are identifiers or already checked."""
-    return "(" + ", ".join("'" + v.replace("'", "''") + "'" for v in values) + ")"
-
-
-def _as_arrow_like(name: str, source: pl.DataFrame) -> pa.Table:
-    """A merge source: its columns typed as the table's where they are the table's."""
-    wanted = schema.arrow_schema(name)
-    table = source.to_arrow()
-    fields = [
-        wanted.field(f.name) if f.name in wanted.names else pa.field(f.name, _plain(f.type)) for f in table.schema
-    ]
-    return table.cast(pa.schema(fields))
-
-
-def _plain(arrow_type: pa.DataType) -> pa.DataType:
-    return pa.string() if pa.types.is_large_string(arrow_type) or pa.types.is_string_view(arrow_type) else arrow_type
 
 
 def _first_line(error: Exception) -> str:

@@ -337,6 +337,21 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "tags": TAGS,
     "forgotten": FORGOTTEN,
 }
+KEYS: dict[str, tuple[str, ...]] = {
+    "videos": ("video_id",),
+    "clips": ("clip_id", "run_id"),
+    "decisions": ("clip_id",),
+    "captions": ("caption_id",),
+    "embeddings": ("clip_id", "model", "run_id"),
+    "marks": ("mark_id",),
+    "latents": ("geometry", "autoencoder"),
+    "losses": ("clip_id", "run_id", "bucket", "noise_level", "from_step"),
+    "samples": ("sample_id",),
+    "runs": ("run_id",),
+    "tags": ("name",),
+    "forgotten": ("video_id", "stream", "start_pts", "end_pts"),
+}
+"""Columns that tell a table's rows apart. Of `clips` and `embeddings` those count whose run is the video's."""
 PARTITIONED = {
     "clips": ["shard"],
     "captions": ["shard"],

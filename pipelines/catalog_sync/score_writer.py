@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import polars as pl
 
-from catalogs.tables.catalog import Catalog, polars_schema
+from catalogs.tables.arrow_types import full_rows, polars_schema
+from catalogs.tables.catalog import Catalog
 from pipelines.executor.flow import Outcome
 
 NO_FRAMES = {"vector": None, "norm": None, "frames": 0}
@@ -50,12 +52,8 @@ def write_columns(catalog: Catalog, rows: list[dict], fingerprints: dict[str, st
     if not rows:
         return
     types = {name: kind for name, kind in polars_schema("clips").items() if name in rows[0]}
-    filled = [name for name in types if name not in (*KEY, "errors")]
-    updates = {name: f"s.{name}" for name in (*filled, "stage_versions", "errors")}
     source = pl.DataFrame(rows, schema={**types, **({"mark": pl.String} if "mark" in rows[0] else {})})
-    for (shard,), group in source.group_by("shard"):
-        how = {"on": f"t.shard = '{shard}' AND t.clip_id = s.clip_id AND t.run_id = s.run_id", "set": updates}
-        catalog.update("clips", lambda table: (_with_lists(group, table, shard, fingerprints), how))
+    catalog.upsert("clips", source, only="update", revise=partial(_with_lists, fingerprints))
 
 
 def embedding_rows(rows: list[dict], model: str, weights_hash: str, mark: str) -> list[dict]:
@@ -84,20 +82,12 @@ def embedding_rows(rows: list[dict], model: str, weights_hash: str, mark: str) -
 
 def write_embeddings(catalog: Catalog, rows: list[dict]) -> None:
     """Merge rows into `embeddings`, one per clip and model."""
-    if not rows:
-        return
-    frame = pl.DataFrame(rows, schema=polars_schema("embeddings"))
-    updates = {name: f"s.{name}" for name in frame.columns}
-    for (shard,), group in frame.group_by("shard"):
-        on = f"t.shard = '{shard}' AND t.clip_id = s.clip_id AND t.model = s.model"
-        catalog.update("embeddings", lambda table: (group, {"on": on, "set": updates, "insert": True}))
+    catalog.upsert("embeddings", full_rows("embeddings", rows))
 
 
-def _with_lists(
-    rows: pl.DataFrame, table: pl.LazyFrame, shard: str, fingerprints: dict[str, str | None]
-) -> pl.DataFrame:
+def _with_lists(fingerprints: dict[str, str | None], rows: pl.DataFrame, table: pl.LazyFrame) -> pl.DataFrame:
     """The rows with their new lists of stage versions and errors, made from those in the table."""
-    old = table.filter(pl.col("shard") == shard).select("clip_id", "run_id", "stage_versions", "errors").collect()
+    old = table.select("clip_id", "run_id", "stage_versions", "errors").collect()
     joined = rows.rename({"errors": "new_errors"}).join(old, on=["clip_id", "run_id"])
     marks = joined["mark"].to_list() if "mark" in joined.columns else [None] * joined.height
     versions = [

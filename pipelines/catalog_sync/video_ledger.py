@@ -21,7 +21,9 @@ import polars as pl
 
 from catalogs.records.split import split_of
 from catalogs.records.tombstones import Forgotten
-from catalogs.tables.catalog import Catalog, polars_schema, sql_list
+from catalogs.tables.arrow_types import full_rows, polars_schema
+from catalogs.tables.catalog import Catalog
+from catalogs.tables.sql_text import sql_list
 from datakit.errors import ErrorKind, MediaError
 from datakit.identity import unreadable_id
 from datakit.source import Source, identify
@@ -30,6 +32,7 @@ from pipelines.catalog_sync.score_writer import embedding_rows
 from pipelines.settings import Settings
 from pipelines.stages.registry import STAGES, enabled_stages, fingerprint
 
+ATTRIBUTES = ("license", "source_url", "attribution", "source_caption", "extra")
 URI_TYPE = polars_schema("videos")["uris"]
 DELETE_AT_ONCE = 500
 
@@ -194,7 +197,7 @@ class Ledger:
     def _upsert(self, found: dict[str, list[Source]], problems: dict[str, MediaError]) -> None:
         readable = [s.uri for identity, sources in found.items() if identity not in problems for s in sources]
 
-        def make(table: pl.LazyFrame) -> tuple[pl.DataFrame, dict]:
+        def changed(_: pl.DataFrame, table: pl.LazyFrame) -> pl.DataFrame:
             old = dict(
                 table.filter(pl.col("video_id").is_in(list(found))).select("video_id", "uris").collect().iter_rows()
             )
@@ -202,15 +205,10 @@ class Ledger:
                 self._video_row(identity, sources, problems.get(identity), old.get(identity))
                 for identity, sources in found.items()
             ]
-            rows = [row for row in rows if row["video_id"] not in old or row["uris"] != old[row["video_id"]]]
-            updates = {"uris": "s.uris"}
-            for name in ("license", "source_url", "attribution", "source_caption", "extra"):
-                updates[name] = f"coalesce(t.{name}, s.{name})"
-            how = {"on": "t.video_id = s.video_id", "set": updates, "insert": True}
-            types = polars_schema("videos")
-            return pl.DataFrame(rows, schema=types), how
+            return full_rows("videos", [row for row in rows if row["uris"] != old.get(row["video_id"])])
 
-        self.catalog.update("videos", make)
+        rows = pl.DataFrame({"video_id": list(found)})
+        self.catalog.upsert("videos", rows, revise=changed, change=("uris", *ATTRIBUTES), fill=ATTRIBUTES)
         placeholders = [unreadable_id(uri) for uri in readable]
         stale = set(self._known["video_id"]) & set(placeholders)
         if stale:  # sources that could not be read once, and can now
@@ -224,15 +222,15 @@ class Ledger:
         if not lost:
             return
 
-        def make(table: pl.LazyFrame) -> tuple[pl.DataFrame, dict]:
-            old = table.filter(pl.col("video_id").is_in([v for v, _ in lost])).select("video_id", "uris").collect()
-            rows = [
-                {"video_id": v, "uris": [u for u in uris if (v, u["uri"]) not in lost]} for v, uris in old.iter_rows()
-            ]
-            source = pl.DataFrame(rows, schema={"video_id": pl.String, "uris": URI_TYPE})
-            return source, {"on": "t.video_id = s.video_id", "set": {"uris": "s.uris"}}
+        def without_lost(rows: pl.DataFrame, table: pl.LazyFrame) -> pl.DataFrame:
+            old = (
+                table.filter(pl.col("video_id").is_in(rows["video_id"].implode())).select("video_id", "uris").collect()
+            )
+            kept = [[u for u in uris if (v, u["uri"]) not in lost] for v, uris in old.iter_rows()]
+            return old.with_columns(pl.Series("uris", kept, URI_TYPE))
 
-        self.catalog.update("videos", make)
+        rows = pl.DataFrame({"video_id": sorted({v for v, _ in lost})})
+        self.catalog.upsert("videos", rows, only="update", revise=without_lost)
 
     def _video_row(self, identity: str, sources: list[Source], problem: MediaError | None, old: list | None) -> dict:
         uris = {u["uri"]: u for u in old or []}
@@ -277,13 +275,9 @@ class Ledger:
 
     def _reopen(self, ids: list[str]) -> None:
         """Videos to be done again become pending: until they are done their old clips do not count."""
-        cleared = {name: "NULL" for name in ("error_stage", "error_kind", "error", "run_id")}
-        how = {
-            "on": "t.video_id = s.video_id",
-            "set": {"status": "'pending'", **cleared},
-            "where": "t.status <> 'pending'",
-        }
-        self.catalog.update("videos", lambda table: (pl.DataFrame({"video_id": ids}), how))
+        cleared = dict.fromkeys(("error_stage", "error_kind", "error", "run_id"))
+        rows = [{"video_id": video_id, "status": "pending", **cleared} for video_id in ids]
+        self.catalog.upsert("videos", rows, only="update", when={"status": ("ok", "quarantined")})
 
     def _clip_row(self, row: dict) -> dict:
         split = split_of(row["video_id"], self._settings.catalog.val, self._settings.catalog.test)
@@ -306,12 +300,7 @@ class Ledger:
         types = polars_schema("videos")
         kept = ("uris", "shard", "license", "source_url", "attribution", "source_caption", "extra", "video_id")
         source = pl.DataFrame(rows, schema={n: t for n, t in types.items() if n not in kept or n == "video_id"})
-        how = {
-            "on": "t.video_id = s.video_id",
-            "where": "t.status = 'pending'",
-            "set": {name: f"s.{name}" for name in source.columns if name != "video_id"},
-        }
-        self.catalog.update("videos", lambda table: (source, how))
+        self.catalog.upsert("videos", source, only="update", when={"status": ("pending",)})
         ids = [video.video_id for video in finished]
         won = set(
             self.catalog.scan("videos")

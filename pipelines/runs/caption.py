@@ -18,7 +18,8 @@ import polars as pl
 
 from catalogs.query.where import parse_where
 from catalogs.records.runs import RunRecord
-from catalogs.tables.catalog import Catalog, polars_schema
+from catalogs.tables.arrow_types import full_rows
+from catalogs.tables.catalog import Catalog
 from datakit.errors import ConfigError, ErrorKind
 from datakit.identity import caption_id
 from datakit.process.messages import ToolSpec
@@ -216,9 +217,7 @@ def flag_repeated(catalog: Catalog) -> int:
         .then(pl.concat_list("flags", pl.lit(DUPLICATE)))
         .otherwise(pl.col("flags").list.set_difference([DUPLICATE]))
     )
-    for (shard,), group in wrong.select("caption_id", "shard", "flags").group_by("shard"):
-        how = {"on": f"t.shard = '{shard}' AND t.caption_id = s.caption_id", "set": {"flags": "s.flags"}}
-        catalog.update("captions", lambda table: (group.drop("shard"), how))
+    catalog.upsert("captions", wrong.select("caption_id", "shard", "flags"), only="update")
     return len(repeated)
 
 
@@ -253,11 +252,7 @@ class _Writer:
         self._committed_at = time.monotonic()
         if not rows:
             return
-        frame = pl.DataFrame(rows, schema=polars_schema("captions"))
-        updates = {name: f"s.{name}" for name in frame.columns}
-        for (shard,), group in frame.group_by("shard"):
-            how = {"on": f"t.shard = '{shard}' AND t.caption_id = s.caption_id", "set": updates, "insert": True}
-            self._catalog.update("captions", lambda table: (group, how))
+        self._catalog.upsert("captions", full_rows("captions", rows))
         for row in rows:
             self._result.captions += row["text"] is not None
             self._result.failed += row["text"] is None

@@ -29,7 +29,8 @@ import polars as pl
 
 from catalogs.query.where import parse_where
 from catalogs.records.runs import RunRecord
-from catalogs.tables.catalog import Catalog, polars_schema, sql_list
+from catalogs.tables.arrow_types import polars_schema
+from catalogs.tables.catalog import Catalog
 from datakit.dependencies import install_command
 from datakit.errors import ConfigError
 from pipelines.duplicates.grouping import KINDS, Clips, Duplicates, find_duplicates
@@ -249,9 +250,7 @@ def _write(catalog: Catalog, before: pl.DataFrame, after: pl.DataFrame) -> int:
     both = after.join(before.select(*KEY, *(pl.col(c).alias(f"old_{c}") for c in COLUMNS)), on=KEY)
     differs = pl.any_horizontal(pl.col(c).ne_missing(pl.col(f"old_{c}")) for c in COLUMNS)
     rows = both.filter(differs).select(*KEY, *COLUMNS)
-    shards = sql_list(sorted(rows["shard"].unique()))
-    on = f"t.shard IN {shards} AND t.shard = s.shard AND t.clip_id = s.clip_id AND t.run_id = s.run_id"
-    return catalog.update("clips", lambda table: (rows, {"on": on, "set": {c: f"s.{c}" for c in COLUMNS}}))
+    return catalog.upsert("clips", rows, only="update", at_once=True)
 
 
 def _decide_again(catalog: Catalog, changed: bool) -> dict[str, int] | None:

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 import polars as pl
 
 from catalogs.records.runs import RunRecord
-from catalogs.tables.catalog import Catalog, polars_schema
+from catalogs.tables.arrow_types import full_rows
+from catalogs.tables.catalog import Catalog
 from datakit.identity import caption_id
 from pipelines.recipes.decide import current_recipe, decide_and_record
 from pipelines.recipes.recipe import Recipe, build, load_recipe
@@ -74,10 +75,4 @@ def _write(catalog: Catalog, texts: pl.DataFrame) -> int:
         }
         for row in texts.to_dicts()
     ]
-    frame = pl.DataFrame(rows, schema=polars_schema("captions"))
-    updates = {name: f"s.{name}" for name in frame.columns}
-    written = 0
-    for (shard,), group in frame.group_by("shard"):
-        how = {"on": f"t.shard = '{shard}' AND t.caption_id = s.caption_id", "set": updates, "insert": True}
-        written += catalog.update("captions", lambda table: (group, how))
-    return written
+    return catalog.upsert("captions", full_rows("captions", rows))

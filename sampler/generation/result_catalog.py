@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from catalogs.records.video_registry import Book, Entry
-from catalogs.tables.catalog import Catalog, polars_schema
+from catalogs.tables.arrow_types import polars_schema
+from catalogs.tables.catalog import Catalog
+from catalogs.tables.upsert import Only
 from datakit.errors import CatalogError, ConfigError
 from datakit.process.messages import Failed
 from pipelines.recipes.decide import decide
@@ -72,7 +72,7 @@ class Results:
         """Rows of samples that are asked for; those that are there (failed, or not finished) are asked for again."""
         rows = [_row(sample, settings, checkpoint, run_id) for sample in samples]
         if rows:
-            self._merge(rows, insert=True)
+            self._merge(rows)
 
     def passed(self, status: str, answers: Sequence[tuple[Sample, Encoded | Denoised | Failed]]) -> None:
         """Commit what became of samples in a pass that leaves nothing to look at."""
@@ -91,7 +91,7 @@ class Results:
                 )
             else:
                 rows.append({"sample_id": sample.sample_id, "status": status, "encode_s": answer.seconds})
-        self._merge(rows)
+        self._merge(rows, only="update")
 
     def written(self, answers: Sequence[tuple[Sample, Written | Failed]], run_id: str) -> None:
         """Commit finished files: `videos`, `clips` and `captions` first, then the samples' rows."""
@@ -116,7 +116,7 @@ class Results:
                     "error": None,
                 }
             )
-        self._merge(rows)
+        self._merge(rows, only="update")
 
     def decide(self) -> None:
         """Give every clip a status, and its prompt as the caption."""
@@ -145,20 +145,13 @@ class Results:
         book.enter([entry for video, entry in entries.items() if video not in there])
         book.note([entry for video, entry in entries.items() if video in there])
 
-    def _merge(self, rows: list[dict[str, Any]], insert: bool = False) -> None:
+    def _merge(self, rows: list[dict[str, Any]], only: Only | None = None) -> None:
         """Rows of the same columns are merged together."""
-        types = polars_schema("samples")
         groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         for row in rows:
             groups.setdefault(tuple(sorted(row)), []).append(row)
-        for columns, group in groups.items():
-            frame = pl.DataFrame(group, schema={name: types[name] for name in columns})
-            how = {
-                "on": "t.sample_id = s.sample_id",
-                "set": {name: f"s.{name}" for name in columns if name != "sample_id"},
-                "insert": insert,
-            }
-            self.catalog.update("samples", lambda table, frame=frame, how=how: (frame, how))
+        for group in groups.values():
+            self.catalog.upsert("samples", group, only=only)
 
 
 def _row(sample: Sample, settings: SampleSettings, checkpoint: Checkpoint, run_id: str) -> dict[str, Any]:

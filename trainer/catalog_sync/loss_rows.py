@@ -4,12 +4,15 @@ exactly once."""
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 
 from catalogs.records.tombstones import Forgotten
-from catalogs.tables.catalog import Catalog, sql_list
+from catalogs.tables.arrow_types import polars_schema
+from catalogs.tables.catalog import Catalog
+from catalogs.tables.sql_text import quoted
 from datakit.errors import ConfigError
 
 FILE = "losses.arrow"
@@ -39,27 +42,26 @@ def commit(catalog: Catalog, run_id: str, rows: pl.DataFrame) -> int:
     Raises:
         CatalogError: the catalog cannot be written.
     """
-    entered = 0
-    for (start, _), of_range in rows.group_by(RANGE, maintain_order=True):
-        once = f"t.run_id = {_quoted(run_id)} AND t.from_step = {start}"
-        same = " AND ".join(f"t.{name} = s.{name}" for name in ("clip_id", "bucket", "noise_level"))
+    shard = pl.col("video_id").str.slice(0, catalog.shard_digits)
+    rows = rows.with_columns(shard=shard, run_id=pl.lit(run_id))
+    return sum(
+        catalog.upsert("losses", of_range, only="insert", at_once=True, revise=partial(_not_entered, catalog))
+        for _, of_range in rows.group_by(RANGE, maintain_order=True)
+    )
 
-        def make(table: pl.LazyFrame) -> tuple[pl.DataFrame, dict]:
-            """As the table is at this attempt: another may have entered the same range, or forgotten clips, since the
-            last."""
-            there = (
-                table.filter((pl.col("run_id") == run_id) & (pl.col("from_step") == start)).limit(1).collect().height
-            )
-            new = of_range.clear() if there else of_range.filter(~Forgotten.read(catalog).covers(of_range))
-            return _entries(catalog, run_id, new), {"on": f"{once} AND {same}", "insert": True}
 
-        entered += catalog.update("losses", make)
-    return entered
+def _not_entered(catalog: Catalog, rows: pl.DataFrame, table: pl.LazyFrame) -> pl.DataFrame:
+    """Rows of one range to enter in a version of the table: another may have entered the same range since the last, or
+    forgotten clips."""
+    same = (pl.col("run_id") == rows["run_id"][0]) & (pl.col("from_step") == rows["from_step"][0])
+    is_there = table.filter(same).limit(1).collect().height > 0
+    new = rows.clear() if is_there else rows.filter(~Forgotten.read(catalog).covers(rows))
+    return new.select(polars_schema("losses").keys())
 
 
 def rewind(catalog: Catalog, run_id: str, step: int) -> int:
     """Remove what a run entered of this step and later ones, before it goes on from there. Returns the rows removed."""
-    return catalog.delete("losses", f"run_id = {_quoted(run_id)} AND to_step > {step}")
+    return catalog.delete("losses", f"run_id = {quoted(run_id)} AND to_step > {step}")
 
 
 def as_bytes(rows: pl.DataFrame) -> bytes:
@@ -83,22 +85,3 @@ def read_rows(path: Path) -> pl.DataFrame:
 
 def no_rows() -> pl.DataFrame:
     return pl.DataFrame(schema=LEARNED)
-
-
-def _entries(catalog: Catalog, run_id: str, rows: pl.DataFrame) -> pl.DataFrame:
-    """Rows of the table `losses`."""
-    shard = pl.col("video_id").str.slice(0, catalog.shard_digits)
-    return rows.select(
-        "clip_id",
-        shard.alias("shard"),
-        pl.lit(run_id).alias("run_id"),
-        "bucket",
-        "noise_level",
-        "excess",
-        "count",
-        *RANGE,
-    )
-
-
-def _quoted(text: str) -> str:
-    return sql_list([text])[1:-1]

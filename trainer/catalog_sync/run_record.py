@@ -15,7 +15,7 @@ import polars as pl
 from catalogs.query.snapshots import author, check_writable
 from catalogs.records.latents import TABLE as LATENTS
 from catalogs.records.runs import new_run_id
-from catalogs.tables.catalog import Catalog, polars_schema
+from catalogs.tables.catalog import Catalog
 from datakit.errors import CatalogError
 from datakit.version import __version__
 from trainer.planning.plan import Part
@@ -180,6 +180,4 @@ def _enter(part: Part, catalog: Catalog, row_id: str, pipeline: str, config: dic
 
 
 def _set(entry: _Entry, values: dict[str, Any]) -> None:
-    types = {name: kind for name, kind in polars_schema("runs").items() if name == "run_id" or name in values}
-    how = {"on": "t.run_id = s.run_id", "set": {name: f"s.{name}" for name in values}}
-    entry.catalog.update("runs", lambda table: (pl.DataFrame([{"run_id": entry.row_id, **values}], schema=types), how))
+    entry.catalog.upsert("runs", [{"run_id": entry.row_id, **values}], only="update")

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from catalogs.tables.catalog import polars_schema, view_schema
+from catalogs.tables.arrow_types import polars_schema, view_schema
 from catalogs.tables.schema import CLIPS
 
 OPEN_SORA = ("path", "text", "num_frames", "height", "width", "aspect_ratio", "fps", "resolution")

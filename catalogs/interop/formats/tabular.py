@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from catalogs.interop.exchange.column_mapping import hex_columns
 from catalogs.interop.exchange.export_job import Job
-from catalogs.tables.catalog import polars_schema, view_schema
+from catalogs.tables.arrow_types import polars_schema, view_schema
 from datakit.dependencies import install_command
 from datakit.errors import ConfigError, MissingDependency
 from datakit.identity import clip_id

@@ -63,9 +63,7 @@ def root(tmp_path_factory, footage, ray_address) -> str:
         "captions", [caption(clip, shard, text) for (clip, shard), text in zip(clips.iter_rows(), TEXTS, strict=True)]
     )
     ids = clips.with_columns(aesthetic=pl.int_range(pl.len()).cast(pl.Float32) / 7 + 4)
-    for (shard,), group in ids.group_by("shard"):
-        how = {"on": f"t.shard = '{shard}' AND t.clip_id = s.clip_id", "set": {"aesthetic": "s.aesthetic"}}
-        catalog.update("clips", lambda table: (group, how))
+    catalog.upsert("clips", ids, keys=("clip_id",), only="update")
     mark(catalog, [clips["clip_id"][0]], "keep", "good, really")
     decide_and_record(catalog, load_recipe("technical"))
     return catalog.root

@@ -23,6 +23,10 @@ OTHER = "cd" + "0" * 30
 MOTIONS = [1.0, 3.0, 5.0, 7.0, 9.0]
 
 
+def key(row: dict) -> dict:
+    return {name: row[name] for name in ("clip_id", "run_id", "shard")}
+
+
 def recipe(tmp_path, least: float):
     path = tmp_path / f"r{least}.yaml"
     path.write_text(
@@ -105,13 +109,7 @@ def test_a_content_hash_is_of_the_rows_and_nothing_else(catalog, tmp_path):
     )
     assert Selection(catalog, where="motion > 6", columns=["motion", "uri"]).content_hash != one.content_hash
     assert Selection(catalog, where="motion > 4", columns=["motion"]).content_hash != one.content_hash
-    catalog.update(
-        "clips",
-        lambda table: (
-            pl.DataFrame({"clip_id": [clip(start=400)["clip_id"]]}),
-            {"on": "t.clip_id = s.clip_id", "set": {"motion": "9.5"}},
-        ),
-    )
+    catalog.upsert("clips", [{**key(clip(start=400)), "motion": 9.5}], only="update")
     assert Selection(catalog, where="motion > 4", columns=["motion", "uri"]).content_hash != one.content_hash
     assert Selection(
         catalog, where="motion > 4", columns=["errors", "stage_versions", "phash"]
@@ -234,10 +232,7 @@ def test_a_mark_wins_over_the_recipe_and_survives_reruns(catalog, tmp_path):
     low, high = clip(start=0)["clip_id"], clip(start=400)["clip_id"]
     failed = clip(start=500, errors=[{"stage": "ocr", "kind": "crash", "message": "x"}])
     catalog.append("clips", [failed])
-    catalog.update(
-        "videos",
-        lambda table: (pl.DataFrame({"video_id": [V]}), {"on": "t.video_id = s.video_id", "set": {"clip_count": "6"}}),
-    )
+    catalog.upsert("videos", [{"video_id": V, "clip_count": 6}], only="update")
     mark(catalog, [low, failed["clip_id"]], "keep", "lovely")
     mark(catalog, [high], "reject")
     for least in (4, 6):
@@ -285,11 +280,8 @@ def test_diff_says_what_changed_and_by_which_rule(catalog, tmp_path):
     a = catalog.versions()
     catalog.append("videos", [video(OTHER)])
     catalog.append("clips", [clip(OTHER, motion=8.0, blur=20.0)])
-    changes = pl.DataFrame(
-        {"clip_id": [clip(start=300)["clip_id"], clip(start=400)["clip_id"]], "blur": [5.0, 22.0]},
-        schema_overrides={"blur": pl.Float32},
-    )
-    catalog.update("clips", lambda table: (changes, {"on": "t.clip_id = s.clip_id", "set": {"blur": "s.blur"}}))
+    changes = [{**key(clip(start=300)), "blur": 5.0}, {**key(clip(start=400)), "blur": 22.0}]
+    catalog.upsert("clips", changes, only="update")
     mark(catalog, [clip()["clip_id"]], "keep")
     decide_and_record(catalog, recipe(tmp_path, 4))
     found = diff(catalog, a, catalog.versions())

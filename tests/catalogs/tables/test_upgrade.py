@@ -8,7 +8,8 @@ from deltalake import DeltaTable, write_deltalake
 
 from catalogs.maintenance.validate import problems
 from catalogs.tables import schema
-from catalogs.tables.catalog import Catalog, as_arrow, create_table
+from catalogs.tables.arrow_types import as_arrow
+from catalogs.tables.catalog import Catalog, create_table
 from catalogs.tables.upgrade import upgrade
 from datakit.errors import CatalogError
 from datakit.identity import clip_id

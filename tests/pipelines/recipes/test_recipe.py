@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from catalogs.tables.catalog import polars_schema
+from catalogs.tables.arrow_types import polars_schema
 from datakit.errors import ConfigError
 from pipelines.recipes.recipe import RecipeFile, build, load_recipe, shipped_recipes
 

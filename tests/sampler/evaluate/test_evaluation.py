@@ -12,7 +12,8 @@ import pytest
 from playwright.sync_api import sync_playwright
 from typer.testing import CliRunner
 
-from catalogs.tables.catalog import Catalog, sql_list
+from catalogs.tables.catalog import Catalog
+from catalogs.tables.sql_text import sql_list
 from datakit import config
 from datakit.cli.app import app
 from datakit.errors import CatalogError, ConfigError

@@ -210,13 +210,7 @@ def test_clips_that_were_forgotten_are_not_trained_on_any_more(catalog, settings
     """Neither by a resumed run nor by one that starts on a plan of before; what is not in the plan may go."""
     sets = [f"write_back={json.dumps(write_back)}"]
     ids = catalog.scan("clips").sort("clip_id").collect()["clip_id"].to_list()
-    catalog.update(
-        "decisions",
-        lambda t: (
-            pl.DataFrame({"clip_id": ids[:1], "status": ["rejected"]}),
-            {"on": "t.clip_id = s.clip_id", "set": {"status": "s.status"}},
-        ),
-    )
+    catalog.upsert("decisions", [{"clip_id": ids[0], "status": "rejected"}], only="update")
     plan = planned(catalog, tmp_path / "plan")
     assert set(plan.windows["clip_id"].to_pylist()) == set(ids[1:])
     train_dit(Request(tmp_path / "run", plan=plan.folder, quiet=True), settings(1, *sets))

@@ -604,17 +604,21 @@ def test_how_runs_end_badly(own):
         assert row["status"] == status and json.loads(row["counts"]) == {"steps": 3, "error": said}
 
 
+def set_motion(catalog: Catalog, videos: list[str], motion: float) -> None:
+    rows = [{"video_id": video, "shard": catalog.shard_of(video), "motion": motion} for video in videos]
+    catalog.upsert("clips", rows, keys=("video_id",), only="update")
+
+
 def test_vacuum_keeps_what_the_run_read_and_forget_names_its_checkpoints(tmp_path):
     """Two selections of one catalog at different snapshots, both recorded."""
     catalog = catalog_of(tmp_path / "c", IDS)
-    how = {"on": "t.video_id = s.video_id", "set": {"motion": "s.m"}}
     parts = [Part("a", 1.0, Selection(catalog, where=f"video_id = '{IDS[0]}'").as_dict(), catalog.root)]
-    catalog.update("clips", lambda t: (pl.DataFrame({"video_id": [IDS[1]], "m": [7.0]}), how))
+    set_motion(catalog, IDS[1:2], 7.0)
     parts.append(Part("b", 1.0, Selection(catalog, where="motion = 7").as_dict(), catalog.root))
     record = TrainingRecord.open(parts, "train dit", {})
     record.checkpoints([("/run/5", 5)])
     assert {r["run_id"] for r in rows_of(catalog)} == {record.run_id, f"part2-{record.run_id}"}
-    catalog.update("clips", lambda t: (pl.DataFrame({"video_id": IDS, "m": [8.0, 8.0]}), how))
+    set_motion(catalog, IDS, 8.0)
     vacuum(catalog, keep_days=0)
     for part in parts:
         assert Selection.from_dict(catalog, part.selection).content_hash == part.selection["content_hash"]

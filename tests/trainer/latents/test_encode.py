@@ -140,10 +140,8 @@ def clip_of(catalog: Catalog, name: str) -> dict:
 def crop(catalog: Catalog, *names: str) -> None:
     """Black borders are found in clips: other pixels train."""
     box = {"crop_x": 16, "crop_y": 0, "crop_width": 96, "crop_height": 96}
-    rows = pl.DataFrame([{"clip_id": clip_of(catalog, name)["clip_id"], **box} for name in names])
-    catalog.update(
-        "clips", lambda table: (rows, {"on": "t.clip_id = s.clip_id", "set": {column: f"s.{column}" for column in box}})
-    )
+    rows = [{**{key: clip_of(catalog, name)[key] for key in ("clip_id", "shard")}, **box} for name in names]
+    catalog.upsert("clips", rows, keys=("clip_id",), only="update")
 
 
 @pytest.fixture(scope="module")
@@ -285,10 +283,7 @@ def test_a_changed_plan_and_a_changed_source(world, footage, weights, ray_addres
     catalog = Catalog(tmp_path / "catalog")
     moved = {"uris": [{"uri": str(tmp_path / "footage" / "d.mp4"), "size": 1, "etag": "e"}]}
     video = clip_of(catalog, "d")["video_id"]
-    rows = pl.DataFrame(
-        [{"video_id": video, **moved}], schema_overrides={"uris": catalog.scan("videos").collect_schema()["uris"]}
-    )
-    catalog.update("videos", lambda table: (rows, {"on": "t.video_id = s.video_id", "set": {"uris": "s.uris"}}))
+    catalog.upsert("videos", [{"video_id": video, **moved}], only="update")
     crop(catalog, "a", "d")
     plan = plan_of(catalog, tmp_path / "plan")
     old, new = (set(p.windows.column("geometry").to_pylist()) for p in (world.plan, plan))
