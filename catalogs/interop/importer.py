@@ -18,7 +18,7 @@ from catalogs.interop.formats import huggingface, open_sora, tabular, webdataset
 from catalogs.interop.media.measure_worker import Measured, MeasureJob
 from catalogs.records.runs import RunRecord
 from catalogs.records.tombstones import Forgotten
-from catalogs.records.video_registry import MODEL, Book, Entry, default_extract_folder
+from catalogs.records.video_registry import IMPORTED, Video, VideoRegistry
 from catalogs.tables.catalog import Catalog
 from catalogs.tables.schema import TABLES
 from datakit.errors import CatalogError, ConfigError
@@ -50,29 +50,29 @@ def run(request: Request) -> Imported:
     config = {"src": os.path.abspath(src), "form": form, "style": request.style, "limit": request.limit}
     record = RunRecord(catalog, "import", config)
     with record.running() as counts:
-        book = Book(catalog, record.run_id)
+        registry = VideoRegistry(catalog, record.run_id)
         if form in OWN_FORMS:
-            reimport.restore(book, clips, src, request, result)
+            reimport.restore(registry, clips, src, request, result)
         else:
             rows = islice(_rows(src, form, request.media_root, extract_to), request.limit)
-            _enter_files(book, rows, total, request, result)
+            _enter_files(registry, rows, total, request, result)
         if result.rows > SMALL:
             for name in ("videos", "clips", "captions"):
                 catalog.compact(name)
-        result.captions = book.captions
+        result.captions = registry.captions
         _check_accounts(result)
         counts.update(result.as_dict())
     return result
 
 
-def _enter_files(book: Book, rows: Iterable[Row], total: int, request: Request, result: Imported) -> None:
+def _enter_files(registry: VideoRegistry, rows: Iterable[Row], total: int, request: Request, result: Imported) -> None:
     seen: set[str] = set()
     rows = iter(rows)
     with Pool("catalogs.interop.media.measure_worker:measure", request.workers) as pool:
         while batch := list(islice(rows, ROWS_A_COMMIT)):
             done = result.rows
             result.rows += len(batch)
-            _Batch(book, pool, request, result, seen).enter(batch, partial(_report, request, done, total))
+            _Batch(registry, pool, request, result, seen).enter(batch, partial(_report, request, done, total))
             request.on_progress(result.rows, total)
 
 
@@ -98,31 +98,28 @@ def _report(request: Request, before: int, total: int, measured: int) -> None:
 class _Batch:
     """Rows that are committed together."""
 
-    def __init__(self, book: Book, pool: Pool, request: Request, result: Imported, seen: set[str]):
-        self._book, self._pool, self._request, self._result, self._seen = book, pool, request, result, seen
+    def __init__(self, registry: VideoRegistry, pool: Pool, request: Request, result: Imported, seen: set[str]):
+        self._registry, self._pool, self._request, self._result, self._seen = registry, pool, request, result, seen
 
     def enter(self, batch: list[Row], on_progress: Callable[[int], None]) -> None:
-        self._forgotten = Forgotten.read(self._book.catalog)
+        self._forgotten = Forgotten.read(self._registry.catalog)
         entries, rows = self._entries(batch)
-        states = self._book.states(entries)
-        new = [e for e in entries.values() if states.get(e.video_id, "again") == "again"]
+        new = self._registry.unfinished(entries.values())
         self._measure([e for e in new if e.failure is None], rows, on_progress)
-        lost = self._book.enter(new)
-        known = [
-            e for e in entries.values() if e.video_id in states and states[e.video_id] != "again" or e.video_id in lost
-        ]
+        entered = self._registry.enter(new)
+        known = [entry for entry in entries.values() if entry.video_id not in entered]
         self._recognise(known, rows)
-        self._book.note(known)
+        self._registry.note(known)
         for entry in new:
-            if entry.video_id not in lost:
+            if entry.video_id in entered:
                 self._count_new(entry, rows[entry.video_id])
 
-    def _entries(self, batch: list[Row]) -> tuple[dict[str, Entry], dict[str, Row]]:
+    def _entries(self, batch: list[Row]) -> tuple[dict[str, Video], dict[str, Row]]:
         """One entry for each content, and the row that it is of: the first."""
         sources = [Source(row.address, problem=row.problem) if row.problem else look_at(row.address) for row in batch]
-        entries: dict[str, Entry] = {}
+        entries: dict[str, Video] = {}
         rows: dict[str, Row] = {}
-        for row, source, (identity, problem) in zip(batch, sources, self._book.identify(sources), strict=True):
+        for row, source, (identity, problem) in zip(batch, sources, self._registry.identify(sources), strict=True):
             if identity in self._seen:
                 self._result.same_content += 1
                 if identity in entries:
@@ -134,14 +131,14 @@ class _Batch:
                 continue
             meaning = sort_out(row.columns, row.ours)
             attributes = {**meaning.attributes, "extra": as_extra(meaning.rest)}
-            entries[identity] = Entry(identity, [source], attributes=attributes, failure=problem)
+            entries[identity] = Video(identity, [source], attributes=attributes, failure=problem)
             rows[identity] = row
         return entries, rows
 
-    def _measure(self, entries: list[Entry], rows: dict[str, Row], on_progress: Callable[[int], None]) -> None:
+    def _measure(self, entries: list[Video], rows: dict[str, Row], on_progress: Callable[[int], None]) -> None:
         """Decode files, each in a process that may die of it."""
         by_id = {entry.video_id: entry for entry in entries}
-        shard = self._book.catalog.shard_of
+        shard = self._registry.catalog.shard_of
         jobs = (MeasureJob(e.sources[0].uri, e.sources[0].size, e.video_id, shard(e.video_id)) for e in entries)
         done = 0
         for event in self._pool.run(jobs):
@@ -156,7 +153,7 @@ class _Batch:
             if entry.failure is not None:
                 entry.clips, entry.captions = [], {}
 
-    def _take(self, entry: Entry, row: Row, measured: Measured) -> None:
+    def _take(self, entry: Video, row: Row, measured: Measured) -> None:
         meaning = sort_out(row.columns, row.ours)
         differ = discrepancies(meaning.stated, measured.clip)
         self._result.discrepancies += bool(differ)
@@ -166,28 +163,32 @@ class _Batch:
         if entry.clips:
             self._caption(entry, row, measured.clip["clip_id"])
 
-    def _caption(self, entry: Entry, row: Row, clip_id: str) -> None:
+    def _caption(self, entry: Video, row: Row, clip_id: str) -> None:
         if row.text is None:
             return
-        style, model, flags = self._request.style, MODEL, []
+        style, model, flags = self._request.style, IMPORTED, []
         if row.ours and row.columns.get("caption_style") and row.columns.get("caption_model"):
             style, model, flags = (
                 row.columns["caption_style"],
                 row.columns["caption_model"],
                 row.columns.get("caption_flags") or [],
             )
-        shard = self._book.catalog.shard_of(entry.video_id)
+        shard = self._registry.catalog.shard_of(entry.video_id)
         entry.captions = {clip_id: {"text": row.text, "style": style, "model": model, "flags": flags, "shard": shard}}
 
-    def _recognise(self, known: list[Entry], rows: dict[str, Row]) -> None:
+    def _recognise(self, known: list[Video], rows: dict[str, Row]) -> None:
         """Count videos that the catalog has, and find the clip that their caption is of."""
         clips = {
-            video: clip for clip, video, whole in self._book.clips_of([e.video_id for e in known]).iter_rows() if whole
+            video: clip
+            for clip, video, whole in self._registry.clips_of([e.video_id for e in known]).iter_rows()
+            if whole
         }
-        states = self._book.states(e.video_id for e in known)
+        states = self._registry.states([e.video_id for e in known])
         for entry in known:
             entry.captions, row = {}, rows[entry.video_id]
-            if states[entry.video_id] != "ok":
+            if entry.video_id not in states:  # forgotten since this batch began
+                self._result.forgotten += 1
+            elif states[entry.video_id].status != "ok":
                 self._result.quarantine(row.where, entry.failure)
             elif entry.video_id in clips:
                 self._result.in_catalog += 1
@@ -196,7 +197,7 @@ class _Batch:
                 self._result.divided_otherwise += 1
                 entry.attributes.setdefault("source_caption", row.text)
 
-    def _count_new(self, entry: Entry, row: Row) -> None:
+    def _count_new(self, entry: Video, row: Row) -> None:
         if entry.failure is not None:
             self._result.quarantine(row.where, entry.failure)
         elif entry.clips:
@@ -301,3 +302,8 @@ def _extract_folder(request: Request) -> str:
         if folder == table or folder.startswith(table + os.sep):
             raise ConfigError(f"--extract-to {folder} lies in a table of the catalog: choose a folder outside")
     return folder
+
+
+def default_extract_folder(root: str) -> str:
+    """Beside the catalog: its own folders belong to Delta."""
+    return os.path.abspath(root).rstrip("/") + "-media"

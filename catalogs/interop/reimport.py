@@ -11,7 +11,7 @@ from catalogs.interop.formats import tabular
 from catalogs.interop.media.measure_worker import MeasureJob
 from catalogs.records.marks import MARKS, mark
 from catalogs.records.tombstones import Forgotten
-from catalogs.records.video_registry import MODEL, Book, Entry
+from catalogs.records.video_registry import IMPORTED, Video, VideoRegistry
 from catalogs.tables.schema import CLIPS, VIEW_FROM_VIDEOS
 from datakit.errors import ErrorKind, MediaError
 from datakit.identity import clip_id, unreadable_id
@@ -30,45 +30,47 @@ FACTS = tuple(
 )
 
 
-def restore(book: Book, clips: pl.DataFrame, src: str, request: Request, result: Imported) -> None:
+def restore(registry: VideoRegistry, clips: pl.DataFrame, src: str, request: Request, result: Imported) -> None:
     """Enter the clips of a table (see `tables.read`). The sources are read in part, to see that they are what they
     were."""
     with Pool("catalogs.interop.media.measure_worker:measure", request.workers) as pool:
         for group in tabular.video_groups(clips, CLIPS_A_COMMIT):
             result.rows += group.height
-            gone = Forgotten.read(book.catalog).covers(group)
+            gone = Forgotten.read(registry.catalog).covers(group)
             result.forgotten += int(gone.sum())
-            _restore_group(book, group.filter(~gone), src, request, result, pool)
+            _restore_group(registry, group.filter(~gone), src, request, result, pool)
             request.on_progress(result.rows, clips.height)
 
 
-def _restore_group(book: Book, group: pl.DataFrame, src: str, request: Request, result: Imported, pool: Pool) -> None:
+def _restore_group(
+    registry: VideoRegistry, group: pl.DataFrame, src: str, request: Request, result: Imported, pool: Pool
+) -> None:
     rows_of = {key[0]: part.to_dicts() for key, part in group.group_by("video_id", maintain_order=True)}
-    entries = _entries(book, rows_of, request)
-    states = book.states(e.video_id for e in entries.values())
-    new = {video: e for video, e in entries.items() if states.get(e.video_id, "again") == "again"}
-    _complete([e for e in new.values() if e.failure is None], rows_of, book, pool)
-    lost = book.enter(list({e.video_id: e for e in new.values()}.values()))
+    entries = _entries(registry, rows_of, request)
+    unfinished = {e.video_id: e for e in registry.unfinished(entries.values())}
+    new = {video: e for video, e in entries.items() if e.video_id in unfinished}
+    _complete([e for e in new.values() if e.failure is None], rows_of, registry, pool)
+    done = registry.enter(list(unfinished.values()))
     for video, entry in new.items():
-        if entry.video_id in lost:
+        if entry.video_id not in done:
             continue
         if entry.failure is not None:
             result.quarantine(f"{src}, video {video}", entry.failure, len(rows_of[video]))
         else:
             result.entered += len(entry.clips)
             result.same_content += len(rows_of[video]) - len(entry.clips)
-    known = {video: e for video, e in entries.items() if video not in new or e.video_id in lost}
-    _recognise(book, known, rows_of, src, result)
-    book.note(list(known.values()))
-    _mark(book, rows_of)
+    known = {video: e for video, e in entries.items() if e.video_id not in done}
+    _recognise(registry, known, rows_of, src, result)
+    registry.note(list(known.values()))
+    _mark(registry, rows_of)
 
 
-def _entries(book: Book, rows_of: dict[str, list[dict]], request: Request) -> dict[str, Entry]:
+def _entries(registry: VideoRegistry, rows_of: dict[str, list[dict]], request: Request) -> dict[str, Video]:
     """By video as the table names it. A source that is missing or another is entered as such, by its address."""
     videos = list(rows_of)
     sources = [look_at(_address(rows_of[video][0]["uri"], request)) for video in videos]
     entries = {}
-    for video, source, (identity, problem) in zip(videos, sources, book.identify(sources), strict=True):
+    for video, source, (identity, problem) in zip(videos, sources, registry.identify(sources), strict=True):
         if problem is None and identity != video:
             problem = MediaError(
                 ErrorKind.SOURCE_CHANGED, f"{source.uri} is not the video {video} that the clips are of", "import"
@@ -77,15 +79,15 @@ def _entries(book: Book, rows_of: dict[str, list[dict]], request: Request) -> di
         attributes = {
             name: first.get(name) for name in ("license", "source_url", "attribution", "source_caption", "extra")
         }
-        entries[video] = Entry(
+        entries[video] = Video(
             video if problem is None else unreadable_id(source.uri), [source], attributes=attributes, failure=problem
         )
         if problem is None:
-            entries[video].captions = _captions(book, rows_of[video], request.style)
+            entries[video].captions = _captions(registry, rows_of[video], request.style)
     return entries
 
 
-def _complete(entries: list[Entry], rows_of: dict[str, list[dict]], book: Book, pool: Pool) -> None:
+def _complete(entries: list[Video], rows_of: dict[str, list[dict]], registry: VideoRegistry, pool: Pool) -> None:
     """Clips and technical facts: those in the table; where it has them not, the videos are decoded."""
     lacking = {}
     for entry in entries:
@@ -99,7 +101,7 @@ def _complete(entries: list[Entry], rows_of: dict[str, list[dict]], book: Book, 
             known = {name: facts[name] for name in tabular.SOURCE_FACTS}
             entry.columns = {**{name: rows[0][name] for name in FACTS}, **known, "time_base": rows[0]["time_base"]}
     jobs = (
-        MeasureJob(e.sources[0].uri, e.sources[0].size, e.video_id, book.catalog.shard_of(e.video_id))
+        MeasureJob(e.sources[0].uri, e.sources[0].size, e.video_id, registry.catalog.shard_of(e.video_id))
         for e in lacking.values()
     )
     for event in pool.run(jobs):
@@ -133,27 +135,32 @@ def _with_facts(clip: dict, measured) -> dict:
     return {**follows, **{name: value for name, value in clip.items() if value is not None}}
 
 
-def _captions(book: Book, rows: list[dict], style: str) -> dict[str, dict]:
+def _captions(registry: VideoRegistry, rows: list[dict], style: str) -> dict[str, dict]:
     found = {}
     for row in rows:
         if row.get("caption"):
             found[_id(row)] = {
                 "text": row["caption"],
-                "shard": book.catalog.shard_of(row["video_id"]),
+                "shard": registry.catalog.shard_of(row["video_id"]),
                 "style": row.get("caption_style") or style,
-                "model": row.get("caption_model") or MODEL,
+                "model": row.get("caption_model") or IMPORTED,
                 "flags": row.get("caption_flags") or [],
             }
     return found
 
 
-def _recognise(book: Book, known: dict[str, Entry], rows_of: dict[str, list[dict]], src: str, result: Imported) -> None:
+def _recognise(
+    registry: VideoRegistry, known: dict[str, Video], rows_of: dict[str, list[dict]], src: str, result: Imported
+) -> None:
     """Count the rows of videos that the catalog has; captions only for clips that it has."""
-    there = set(book.clips_of([e.video_id for e in known.values()])["clip_id"])
-    states = book.states(e.video_id for e in known.values())
+    there = set(registry.clips_of([e.video_id for e in known.values()])["clip_id"])
+    states = registry.states({e.video_id for e in known.values()})
     for video, entry in known.items():
         ids = [_id(row) for row in rows_of[video]]
-        if states[entry.video_id] != "ok" or entry.failure is not None:
+        if entry.video_id not in states:  # forgotten since this group began
+            result.forgotten += len(ids)
+            continue
+        if states[entry.video_id].status != "ok" or entry.failure is not None:
             result.quarantine(f"{src}, video {video}", entry.failure, len(ids))
             entry.captions = {}
             continue
@@ -162,7 +169,7 @@ def _recognise(book: Book, known: dict[str, Entry], rows_of: dict[str, list[dict
         entry.captions = {clip: caption for clip, caption in entry.captions.items() if clip in there}
 
 
-def _mark(book: Book, rows_of: dict[str, list[dict]]) -> None:
+def _mark(registry: VideoRegistry, rows_of: dict[str, list[dict]]) -> None:
     """What people said of the clips, where it is not what the catalog says."""
     wanted = {
         _id(row): (row["mark"], row.get("comment"))
@@ -172,15 +179,15 @@ def _mark(book: Book, rows_of: dict[str, list[dict]]) -> None:
     }
     if not wanted:
         return
-    marks = book.catalog.marks().select("clip_id", "mark", "comment").collect()
+    marks = registry.catalog.marks().select("clip_id", "mark", "comment").collect()
     before = {clip: (value, comment) for clip, value, comment in marks.iter_rows()}
-    entered = set(book.clips_of(rows_of)["clip_id"])
+    entered = set(registry.clips_of(rows_of)["clip_id"])
     groups: dict[tuple[str, str | None], list[str]] = {}
     for clip, said in wanted.items():
         if clip in entered and before.get(clip) != said:
             groups.setdefault(said, []).append(clip)
     for (value, comment), ids in groups.items():
-        mark(book.catalog, ids, value, comment)
+        mark(registry.catalog, ids, value, comment)
 
 
 def _address(uri: str, request: Request) -> str:

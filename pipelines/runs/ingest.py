@@ -19,11 +19,12 @@ import polars as pl
 
 from catalogs.query.funnel import funnel
 from catalogs.records.runs import RunRecord
+from catalogs.records.video_registry import Video
 from catalogs.tables.catalog import Catalog
 from datakit.errors import ConfigError, MediaError
 from datakit.process.messages import ToolSpec
 from pipelines.catalog_sync.embeddings import derived, fill_aesthetic, resolve
-from pipelines.catalog_sync.video_ledger import Finished, Ledger, VideoTask
+from pipelines.catalog_sync.video_ledger import Ledger, VideoTask
 from pipelines.executor.flow import Outcome
 from pipelines.executor.flow_setup import grid_stages, image_positions, make_flow, worker_limits
 from pipelines.executor.session import RaySession
@@ -148,7 +149,7 @@ class IngestRun:
         self.progress = Progress()
         self.listing = Listing()
         self._tasks: queue.SimpleQueue[VideoTask | BaseException | None] = queue.SimpleQueue()
-        self._finished: list[Finished] = []
+        self._finished: list[Video] = []
         self._sizes: dict[str, int] = {}  # of videos under way
         self._bytes_of_finished = 0
         self._stop = threading.Event()
@@ -314,12 +315,12 @@ class IngestRun:
         self._bytes_of_finished += self._sizes.pop(outcome.key)
         self.progress.bytes_done = self._bytes_of_finished
         if outcome.failure is None:
-            self._finished.append(Finished(outcome.key, outcome.rows, outcome.facts.columns))
+            self._finished.append(Video(outcome.key, columns=outcome.facts.columns, clips=outcome.rows))
             self.progress.clips += len(outcome.rows)
             self.progress.video_s += outcome.facts.columns["duration_s"]
         else:
             failure = MediaError(outcome.failure.kind, outcome.failure.message, outcome.failure.stage)
-            self._finished.append(Finished(outcome.key, [], {}, failure))
+            self._finished.append(Video(outcome.key, failure=failure))
             self.progress.quarantined += 1
 
     def _commit_is_due(self) -> bool:
@@ -355,7 +356,6 @@ class IngestRun:
 
     def _decide(self) -> None:
         self.progress.phase = "deciding"
-        self.ledger.close()
         self.ledger.sweep()
         decide(self.catalog, self.recipe)
 

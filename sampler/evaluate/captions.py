@@ -6,14 +6,11 @@ recipe which prefers other captions.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import polars as pl
 
+from catalogs.records.captions import enter_captions
 from catalogs.records.runs import RunRecord
-from catalogs.tables.arrow_types import full_rows
 from catalogs.tables.catalog import Catalog
-from datakit.identity import caption_id
 from pipelines.recipes.decide import current_recipe, decide_and_record
 from pipelines.recipes.recipe import Recipe, build, load_recipe
 
@@ -42,7 +39,17 @@ def enter_prompts(catalog: Catalog) -> int:
     new = wanted.join(had, on="clip_id", how="anti").unique("clip_id", keep="first", maintain_order=True)
     if new.height:
         with RunRecord(catalog, "prompts", {}).running() as counts:
-            counts["captions"] = _write(catalog, new)
+            captions = {
+                row["clip_id"]: {
+                    "text": row["text"],
+                    "style": STYLE,
+                    "model": MODEL,
+                    "flags": [],
+                    "shard": row["shard"],
+                }
+                for row in new.iter_rows(named=True)
+            }
+            counts["captions"] = enter_captions(catalog, catalog.signature["run_id"], captions, MODEL)
     shown = (
         catalog.clips(columns=["clip_id", "caption", "caption_style"])
         .filter(pl.col("caption_style") == STYLE)
@@ -57,22 +64,3 @@ def _preferring_prompts(recipe: Recipe) -> Recipe:
     """The recipe, with the style of prompts before all others."""
     styles = [STYLE, *(style for style in recipe.file.captions if style != STYLE)]
     return build(recipe.file.model_copy(update={"captions": styles}))
-
-
-def _write(catalog: Catalog, texts: pl.DataFrame) -> int:
-    now = datetime.now(UTC)
-    rows = [
-        {
-            "caption_id": caption_id(row["clip_id"], STYLE, MODEL),
-            **row,
-            "style": STYLE,
-            "model": MODEL,
-            "flags": [],
-            "backend": MODEL,
-            "fingerprint": MODEL,
-            "run_id": catalog.signature["run_id"],
-            "created_at": now,
-        }
-        for row in texts.to_dicts()
-    ]
-    return catalog.upsert("captions", full_rows("captions", rows))

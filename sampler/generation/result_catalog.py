@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from catalogs.records.video_registry import Book, Entry
+from catalogs.records.video_registry import Video, VideoRegistry
 from catalogs.tables.arrow_types import polars_schema
 from catalogs.tables.catalog import Catalog
 from catalogs.tables.upsert import Only
@@ -123,7 +123,7 @@ class Results:
         decide(self.catalog, load_recipe(RECIPE))
 
     def _enter_videos(self, answers: Sequence[tuple[Sample, Written]], run_id: str) -> None:
-        book, entries = Book(self.catalog, run_id), {}
+        registry, entries = VideoRegistry(self.catalog, run_id), {}
         for sample, answer in answers:
             assert answer.video is not None and answer.clip is not None
             columns = dict(answer.video)
@@ -138,12 +138,12 @@ class Results:
             if video in entries:  # two samples of the same content
                 entries[video].sources.append(source)
             else:
-                entries[video] = Entry(
+                entries[video] = Video(
                     video, [source], columns, clips=[answer.clip], captions={answer.clip["clip_id"]: caption}
                 )
-        there = {video for video, state in book.states(entries).items() if state == "ok"}
-        book.enter([entry for video, entry in entries.items() if video not in there])
-        book.note([entry for video, entry in entries.items() if video in there])
+        there = {video for video, state in registry.states(entries).items() if state.status == "ok"}
+        registry.enter([entry for video, entry in entries.items() if video not in there])
+        registry.note([entry for video, entry in entries.items() if video in there])
 
     def _merge(self, rows: list[dict[str, Any]], only: Only | None = None) -> None:
         """Rows of the same columns are merged together."""

@@ -94,19 +94,20 @@ def test_killed_at_ten_random_moments(sources, reference, tmp_path, ray_address)
 
 
 KILL = (
-    "import os, signal\nfrom pipelines.catalog_sync import video_ledger as ledger\n"
-    "from pipelines.runs import ingest as ingest_run\ndie = lambda *a, **k: "
-    "os.kill(os.getpid(), signal.SIGKILL)\n"
+    "import os, signal\nfrom catalogs.records.video_registry import VideoRegistry as Registry\n"
+    "from pipelines.catalog_sync.video_ledger import Ledger\nfrom pipelines.runs import ingest as ingest_run\n"
+    "die = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
 )
 
 
 @pytest.mark.parametrize(
     "moment",
     [
-        "ledger.Ledger._mark_finished = die",  # between the two commits
-        "append = ledger.Ledger._mark_finished\nledger.Ledger._mark_finished = lambda *a: (append(*a), die())",
-        "ledger.Ledger._choose = die",  # registered, nothing done
-        "ledger.Ledger.sweep = die",  # all done, strays not swept
+        # between the two commits
+        "append = Registry._append_clips\nRegistry._append_clips = lambda *a: (append(*a), die())",
+        "Registry._finished_here = die",  # after both
+        "Ledger._choose = die",  # registered, nothing done
+        "Registry.sweep = die",  # all done, strays not swept
         "ingest_run.decide = die",
         "ingest_run.IngestRun.conclude = die",
     ],
