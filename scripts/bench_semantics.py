@@ -29,6 +29,8 @@ from pathlib import Path
 
 import numpy as np
 
+from datakit.atomic import atomic_path
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 PARTS = ("embed", "caption", "dedup")
@@ -158,8 +160,8 @@ def random_clip(architecture: str) -> str:
         import open_clip
         import torch
 
-        torch.save(open_clip.create_model(architecture).state_dict(), path.with_suffix(".part"))
-        path.with_suffix(".part").rename(path)
+        with atomic_path(path) as aside:
+            torch.save(open_clip.create_model(architecture).state_dict(), aside)
     return str(path)
 
 

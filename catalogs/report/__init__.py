@@ -8,8 +8,6 @@ The page is one file that opens without a network: styles, scripts, charts and t
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from catalogs.report.contact_sheets import pictures
 from catalogs.report.sections import write_sections
 from catalogs.report.thresholds import Rule, plain_rules
 from catalogs.tables.catalog import Catalog
+from datakit.atomic import atomic_path
 from datakit.errors import CatalogError
 from datakit.html.page import Page
 
@@ -114,22 +113,8 @@ def write_page(out: Path, text: str) -> int:
     """
     data = text.encode("utf-8", "replace")  # file names may hold bytes that are no text
     try:
-        handle, partial = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
+        with atomic_path(out) as path:
+            path.write_bytes(data)
     except OSError as e:
         raise CatalogError(f"the page cannot be written: {e}") from e
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(partial, 0o666 & ~_umask())
-        os.replace(partial, out)
-    except OSError as e:
-        raise CatalogError(f"the page cannot be written: {e}") from e
-    finally:
-        Path(partial).unlink(missing_ok=True)
     return len(data)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -18,13 +18,13 @@ import json
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datakit.atomic import put
 from datakit.errors import DownloadError
 from datakit.weights.hubs import Listing, RemoteFile, Unreachable, list_files, open_at
 from datakit.weights.registry import DEFAULT_FOLDER, ModelInfo, find, is_whole, visible_files
@@ -241,11 +241,7 @@ def _accept(file: RemoteFile, part: Path, target: Path, info: ModelInfo) -> None
 def _name(partial: Path, target: Path) -> None:
     """Give a finished folder its name; an older one of that name goes."""
     (partial / ".lock").unlink()
-    old = target.with_name(f"{target.name}.old{time.time_ns()}")
-    if target.exists():
-        target.rename(old)
-    partial.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    put(partial, target)
 
 
 def _bytes_there(partial: Path, listing: Listing) -> int:

@@ -28,6 +28,7 @@ from starlette.routing import Route
 from catalogs.browse.media import served
 from catalogs.browse.routes import FAILURES
 from catalogs.query.snapshots import author as current_author
+from datakit.atomic import atomic_path
 from datakit.errors import ConfigError
 from datakit.identity import Span
 from datakit.web.guard import Guard, new_token
@@ -164,10 +165,8 @@ class _Api:
         with self._encoding:
             if not path.exists():
                 uri, stream, start, end = shown.place
-                aside = path.with_name(f"aside-{path.name}")
-                with VideoReader(uri, stream) as reader:
+                with atomic_path(path) as aside, VideoReader(uri, stream) as reader:
                     cut(reader, Span(start, end, reader.time_base), aside)
-                aside.rename(path)
         return str(path)
 
 

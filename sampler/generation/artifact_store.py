@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
+
+from datakit.atomic import atomic_path
 
 Kind = Literal["texts", "given", "latents"]
 KINDS: tuple[Kind, ...] = ("texts", "given", "latents")
@@ -41,9 +42,8 @@ class Store:
 
         path = self._path(kind, key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{os.getpid()}-{path.name}")
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside)
-        aside.rename(path)
+        with atomic_path(path) as aside:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside)
 
     def get(self, kind: Kind, key: str) -> dict[str, Tensor]:
         """On the CPU."""

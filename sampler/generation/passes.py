@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datakit.atomic import atomic_path
 from datakit.errors import ErrorKind, MediaError
 from datakit.process.messages import Failed
 from datakit.version import __version__
@@ -128,9 +129,8 @@ class Worker:
             )
             path = picture_of(self.folder, sample)
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_name(f".{path.name}")
-            write_picture(picture, aside)
-            aside.rename(path)
+            with atomic_path(path) as aside:
+                write_picture(picture, aside)
             answers.append(Encoded(time.monotonic() - started))
         self.models.release_painter()
         return answers

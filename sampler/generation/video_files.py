@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from datakit.atomic import atomic_folder, atomic_path
 from datakit.errors import ErrorKind, MediaError
 from datakit.video.writer import VideoWriter
 
@@ -37,17 +36,12 @@ def write(pixels: np.ndarray, path: Path, fps: float, form: Format = "mp4", crf:
         MediaError: the encoder or the disk does not take it.
     """
     target = path.with_name(path.name + SUFFIXES[form])
-    aside = path.with_name(f".{os.getpid()}-{target.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _WRITERS[form](pixels, aside, fps, crf)
-        if target.is_dir():
-            shutil.rmtree(target)
-        aside.rename(target)
+        with (atomic_path if SUFFIXES[form] else atomic_folder)(target) as aside:
+            _WRITERS[form](pixels, aside, fps, crf)
     except OSError as e:
         raise MediaError(ErrorKind.ENCODE, f"cannot write {target}: {e.strerror or e}", "sample") from e
-    finally:
-        shutil.rmtree(aside, ignore_errors=True) if aside.is_dir() else aside.unlink(missing_ok=True)
     return target
 
 
@@ -72,7 +66,6 @@ def _gif(pixels: np.ndarray, path: Path, fps: float, crf: int) -> None:
 
 
 def _frames(pixels: np.ndarray, path: Path, fps: float, crf: int) -> None:
-    path.mkdir()
     for i, picture in enumerate(pixels):
         write_picture(picture, path / f"{i:05d}.png")
 

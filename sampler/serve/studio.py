@@ -29,6 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from catalogs.records.runs import RunRecord
 from catalogs.tables.catalog import Catalog
+from datakit.atomic import atomic_path
 from datakit.cli.output.sample import PASSES
 from datakit.errors import ConfigError
 from datakit.process.messages import Failed
@@ -247,9 +248,8 @@ class Studio:
         target = self.references / f"{content_hash(reference)}{source.suffix.lower()}"
         if not target.exists():
             target.parent.mkdir(exist_ok=True)
-            aside = target.with_name(f".{os.getpid()}-{threading.get_ident()}-{target.name}")
-            shutil.copyfile(source, aside)
-            aside.rename(target)
+            with atomic_path(target) as aside:
+                shutil.copyfile(source, aside)
         return Reference(str(target))
 
     def _do(self, work: Work) -> Sampled:

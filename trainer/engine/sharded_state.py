@@ -11,7 +11,6 @@ several sections, which is what ZeRO with tensor parallelism leaves to a rank, i
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from datakit.atomic import atomic_path, sync
 from datakit.errors import ConfigError
 
 FORMAT = 1
@@ -105,19 +105,8 @@ def write_shard(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -
 
 def write_json(path: Path, value: Any) -> None:
     """Atomic: whoever sees the file sees all of it."""
-    partial = path.with_name(path.name + ".new")
-    partial.write_text(json.dumps(value, indent=1))
-    sync(partial)
-    partial.rename(path)
-
-
-def sync(path: Path) -> None:
-    """Have a file or folder on the disk before going on."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with atomic_path(path, durable=True) as partial:
+        partial.write_text(json.dumps(value, indent=1))
 
 
 def checksum(path: Path) -> int:

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from catalogs.records.latents import TABLE, paths, windows_of
 from catalogs.tables.catalog import Catalog
+from datakit.atomic import atomic_path
 from datakit.errors import ConfigError
 from trainer.data.latent_reader import INDEX
 from trainer.data.sample_reader import PASSING, Broken
@@ -146,7 +147,9 @@ def _write(rows: pl.DataFrame, addresses: list[str], out: Path) -> None:
     files = pa.DictionaryArray.from_arrays(numbers["file"], pa.array(addresses, pa.string()))
     table = pa.table({**numbers, "file": files}).select(INDEX.names)
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    with (
+        atomic_path(out) as path,
+        pa.OSFile(str(path), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
         writer.write_table(table)
-    os.replace(unfinished, out)

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -25,6 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from datakit.atomic import atomic_folder
 from datakit.errors import ConfigError
 
 FORMAT = 1
@@ -221,35 +220,32 @@ def write_plan(
     """
     folder = Path(folder).absolute()
     check_target(folder)
-    aside: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        aside.chmod(0o755)
-        digest = _digest(buckets, parts, global_batches)
-        rows = {
-            "windows": _write_batches(aside / "windows.arrow", WINDOWS, windows, digest),
-            "left_out": _write_batches(aside / "left_out.arrow", LEFT_OUT, left_out),
-        }
-        recorded = {
-            "format": FORMAT,
-            "plan_hash": digest.hexdigest(),
-            "rows": rows,
-            "global_batches": global_batches,
-            "buckets": [asdict(b) for b in buckets],
-            "parts": [asdict(p) for p in parts],
-            "settings": settings,
-            "counts": counts,
-        }
-        (aside / "plan.json").write_text(json.dumps(recorded, indent=1, ensure_ascii=False) + "\n")
-        if picture is not None:
-            (aside / "plan.html").write_text(picture)
-        _put(aside, folder, digest.hexdigest(), overwrite)
+        with atomic_folder(folder) as aside:
+            digest = _digest(buckets, parts, global_batches)
+            rows = {
+                "windows": _write_batches(aside / "windows.arrow", WINDOWS, windows, digest),
+                "left_out": _write_batches(aside / "left_out.arrow", LEFT_OUT, left_out),
+            }
+            recorded = {
+                "format": FORMAT,
+                "plan_hash": digest.hexdigest(),
+                "rows": rows,
+                "global_batches": global_batches,
+                "buckets": [asdict(b) for b in buckets],
+                "parts": [asdict(p) for p in parts],
+                "settings": settings,
+                "counts": counts,
+            }
+            (aside / "plan.json").write_text(json.dumps(recorded, indent=1, ensure_ascii=False) + "\n")
+            if picture is not None:
+                (aside / "plan.html").write_text(picture)
+            check_target(folder)
+            if not overwrite:
+                _check_same(folder, digest.hexdigest())
     except OSError as e:
         raise ConfigError(f"the plan cannot be written to {folder}: {e.strerror or e}") from e
-    finally:
-        if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)
     return Plan.open(folder)
 
 
@@ -271,19 +267,14 @@ def check_target(folder: Path) -> None:
         raise ConfigError(f"{folder} is there and is no plan: give another --out")
 
 
-def _put(aside: Path, folder: Path, made: str, overwrite: bool) -> None:
-    """Rename the new plan to its place, the one there before out of it."""
-    if not (folder / "plan.json").is_file():
-        aside.rename(folder)  # over an empty folder, or nothing
-        return
-    if not overwrite and _hash_there(folder) != made:
+def _check_same(folder: Path, made: str) -> None:
+    """Raises:
+    ConfigError: another plan is there.
+    """
+    if (folder / "plan.json").is_file() and _hash_there(folder) != made:
         raise ConfigError(
             f"{folder} holds another plan, and a run may be at work on it: give another --out, or --overwrite"
         )
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    folder.rename(old)
-    aside.rename(folder)
-    shutil.rmtree(old)
 
 
 def _hash_there(folder: Path) -> str | None:

@@ -32,9 +32,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from datakit.atomic import sync
 from datakit.errors import ConfigError, DatakitError
 from trainer.engine import Engine
-from trainer.engine.sharded_state import FORMAT, shard_file, sync, write_json, write_shard
+from trainer.engine.sharded_state import FORMAT, shard_file, write_json, write_shard
 
 SUMMARY = "checkpoint.json"
 POLL_S = 0.05

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
+from datakit.atomic import atomic_path
 from datakit.video.writer import VideoWriter
 
 
@@ -25,11 +25,12 @@ def write_video(video: Tensor, path: Path, fps: float) -> Path:
         fps: 0: an image, shown for a second.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{os.getpid()}-{path.name}")
     pixels = to_pixels(video)
     step = 1 / Fraction(fps or 1).limit_denominator(1001)
-    with VideoWriter(aside, pixels.shape[2], pixels.shape[1], Fraction(step), float(1 / step)) as writer:
+    with (
+        atomic_path(path) as aside,
+        VideoWriter(aside, pixels.shape[2], pixels.shape[1], Fraction(step), float(1 / step)) as writer,
+    ):
         for i, picture in enumerate(pixels):
             writer.write_rgb(picture, i)
-    aside.rename(path)
     return path

@@ -23,6 +23,7 @@ import torch.distributed as dist
 import yaml
 
 from catalogs.records.runs import new_run_id
+from datakit.atomic import atomic_path
 from datakit.errors import ConfigError
 from datakit.version import __version__
 from trainer.catalog_sync.forgotten_check import refuse_forgotten
@@ -304,9 +305,8 @@ def _recorded(
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(values, indent=1, ensure_ascii=False))
-    aside.rename(path)
+    with atomic_path(path) as aside:
+        aside.write_text(json.dumps(values, indent=1, ensure_ascii=False))
 
 
 def share_out(items: Sequence[Any], rank: int, world: int) -> list[Any]:

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from datakit.atomic import atomic_path
+
 PHASES = ("data", "forward", "exchange", "validation", "preview", "checkpoint")
 """In a step, roughly in this order; ranks wait for each other in `exchange`."""
 
@@ -80,9 +82,8 @@ class Watchdog:
 
     def _tell(self) -> None:
         path = self._folder / f"rank-{self.status.rank}.json"
-        aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps(asdict(self.status)))
-        aside.rename(path)
+        with atomic_path(path) as aside:
+            aside.write_text(json.dumps(asdict(self.status)))
 
     def _give_up(self) -> None:
         time.sleep(min(2.0, self._limit / 5))  # the others' words arrive

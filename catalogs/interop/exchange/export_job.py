@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import polars as pl
 from catalogs.interop.media.clip_files import COLUMNS, Failed, File, clip_files, with_sources
 from catalogs.query.selection import Selection
 from catalogs.tables.view import FROM_CAPTIONS
+from datakit.atomic import beside, put, remove, sweep
 from datakit.errors import CatalogError, ConfigError
 from datakit.video.uri import is_remote
 
@@ -72,8 +72,9 @@ class Place:
 
     def __enter__(self) -> Place:
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        self._sweep()
-        self.folder = self.out.with_name(f"{self._prefix}{os.getpid()}")
+        for target in (self.out, self.final_clips, self.final_summary):
+            sweep(target)
+        self.folder = beside(self.out)
         self.folder.mkdir()
         self.file = self.folder / self._file_name
         self.clips = self.folder / CLIPS
@@ -90,36 +91,14 @@ class Place:
     def publish(self) -> None:
         """Put everything where it belongs, the thing that was asked for last."""
         if not self.is_file:
-            self._move(self.folder, self.out)
+            put(self.folder, self.out)
             return
         if self.clips.exists():
-            self._move(self.clips, self.final_clips)
-        elif self.final_clips.exists():
-            self._clear(self.final_clips)
-        self._move(self.summary, self.final_summary)
-        self._move(self.file, self.out)
-
-    def _move(self, source: Path, target: Path) -> None:
-        if os.path.lexists(target) and (target.is_dir() or source.is_dir()):
-            self._clear(target)
-        os.replace(source, target)
-
-    def _clear(self, target: Path) -> None:
-        """Take what is to be overwritten out of the way at once."""
-        aside = target.with_name(f"{self._prefix}old-{os.getpid()}")
-        os.replace(target, aside)
-        shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
-
-    @property
-    def _prefix(self) -> str:
-        return f".{self.out.name}.partial-{socket.gethostname()}-"
-
-    def _sweep(self) -> None:
-        """What exports to the same place left behind that were killed on this machine."""
-        for path in self.out.parent.glob(f"{self._prefix.replace('[', '[[]')}*"):
-            pid = path.name.rpartition("-")[2]
-            if not pid.isdigit() or not os.path.exists(f"/proc/{pid}") or int(pid) == os.getpid():
-                shutil.rmtree(path, ignore_errors=True)
+            put(self.clips, self.final_clips)
+        else:
+            remove(self.final_clips)
+        put(self.summary, self.final_summary)
+        put(self.file, self.out)
 
 
 @dataclass

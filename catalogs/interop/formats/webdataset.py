@@ -27,6 +27,7 @@ from catalogs.interop.exchange.column_mapping import plain
 from catalogs.interop.exchange.export_job import SUMMARY, Job
 from catalogs.interop.exchange.source_row import Row
 from catalogs.interop.media.clip_files import File
+from datakit.atomic import atomic_path
 from datakit.errors import ConfigError, ErrorKind, MediaError
 from datakit.video.uri import IMAGE_SUFFIXES, VIDEO_SUFFIXES, open_bytes
 
@@ -205,14 +206,11 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, shard:
         )
     target = folder.joinpath(*parts)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    try:
+    with atomic_path(target) as part:
         with open(part, "wb") as file:
             shutil.copyfileobj(_file_in(tar, member), file, BLOCK)
-        if not (target.exists() and _same(target, part)):  # extracted before: its modification time stays
-            os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+        if target.exists() and _same(target, part):  # extracted before: its modification time stays
+            part.unlink()
     return str(target), None
 
 

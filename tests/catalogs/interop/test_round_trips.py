@@ -461,7 +461,7 @@ def test_a_killed_export_leaves_nothing_at_its_place(root, tmp_path):
     command += ["--where", ALL]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".out.partial-*/clips/*/*.mp4")):
+    while not list(tmp_path.glob(".*-out/clips/*/*.mp4")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

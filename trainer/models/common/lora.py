@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from datakit.atomic import atomic_path
 from datakit.config import Section
 from datakit.dependencies import install_command
 from datakit.errors import ConfigError, MissingDependency
@@ -29,7 +30,6 @@ from trainer.models.common.weights import (
     read_metadata,
     read_weights,
     save_weights,
-    write_aside,
 )
 
 ADAPTER = "default"
@@ -138,7 +138,8 @@ def save_lora(model: nn.Module, path: str | Path, state: Mapping[str, Tensor] | 
         save_weights({f"{DIFFUSERS_PREFIX}{name}": t for name, t in tensors.items()}, path, {DIFFUSERS_CONFIG: about})
         return
     save_weights({f"{PEFT_PREFIX}{name}": t for name, t in tensors.items()}, path / FOLDER_WEIGHTS)
-    write_aside(path / FOLDER_CONFIG, lambda aside: aside.write_text(json.dumps(config, indent=2, sort_keys=True)))
+    with atomic_path(path / FOLDER_CONFIG, durable=True) as aside:
+        aside.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
 def load_lora(model: nn.Module, source: str | Path, folder: str | Path = DEFAULT_FOLDER) -> list[str]:

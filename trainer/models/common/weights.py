@@ -4,20 +4,20 @@ or not at all."""
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from datakit.atomic import atomic_path, sync
 from datakit.errors import ConfigError, DatakitError
 from datakit.weights.registry import DEFAULT_FOLDER, locate
 
@@ -205,23 +205,12 @@ def save_weights(
     try:
         if shard_bytes is None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_aside(path, lambda aside: save_file(ready, aside, about))
+            with atomic_path(path, durable=True) as aside:
+                save_file(ready, aside, about)
         else:
             _save_shards(ready, path, about, shard_bytes)
     except (OSError, SafetensorError) as e:
         raise DatakitError(f"cannot write {path}: {_line(e)}") from e
-
-
-def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
-    """Have a file written next to its place and moved there once it is on disk for certain. Raises what `write`
-    raises."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        _write_synced(aside, write)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    _sync(path.parent)
 
 
 def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -340,24 +329,20 @@ def _save_shards(state: dict[str, Tensor], folder: Path, about: dict[str, str], 
     folder.mkdir(parents=True, exist_ok=True)
     shards = _shards(state, shard_bytes)
     names = [f"model-{i:05d}-of-{len(shards):05d}{SAFETENSORS}" for i in range(1, len(shards) + 1)]
-    aside = [folder / f".{name}.{os.getpid()}.tmp" for name in names]
-    try:
-        for file, shard in zip(aside, shards):
-            _write_synced(file, lambda path, shard=shard: save_file(shard, path, about))
+    with ExitStack() as files:
+        for name, shard in zip(names, shards):
+            file = files.enter_context(atomic_path(folder / name, durable=True))
+            save_file(shard, file, about)
+            sync(file)
         (folder / INDEX).unlink(missing_ok=True)
-        _sync(folder)
-        for file, name in zip(aside, names):
-            os.replace(file, folder / name)
-    finally:
-        for file in aside:
-            file.unlink(missing_ok=True)
-    _sync(folder)
+        sync(folder)
     size = sum(tensor.nbytes for tensor in state.values())
     index = {
         "metadata": {**about, "total_size": size},
         "weight_map": {key: name for name, shard in zip(names, shards) for key in shard},
     }
-    write_aside(folder / INDEX, lambda path: path.write_text(json.dumps(index, indent=2)))
+    with atomic_path(folder / INDEX, durable=True) as file:
+        file.write_text(json.dumps(index, indent=2))
     for old in folder.glob(f"model-*{SAFETENSORS}"):
         if SHARD.fullmatch(old.name) and old.name not in names:
             old.unlink()
@@ -372,22 +357,6 @@ def _shards(state: dict[str, Tensor], most: int) -> list[dict[str, Tensor]]:
         shards[-1][name] = tensor
         size += tensor.nbytes
     return shards
-
-
-def _write_synced(file: Path, write: Callable[[Path], Any]) -> None:
-    file.touch()
-    mode = file.stat().st_mode
-    write(file)
-    file.chmod(mode)  # safetensors makes files that only their owner can read
-    _sync(file)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
