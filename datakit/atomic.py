@@ -15,8 +15,9 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import escape
-from hashlib import blake2b
 from pathlib import Path
+
+from datakit.hashing import hash_hex
 
 LONGEST = 60
 """Characters of the target's name in that of what becomes it: file systems take 255 bytes."""
@@ -122,7 +123,7 @@ def _end(target: Path) -> str:
 
 
 def _machine() -> str:
-    return blake2b(socket.gethostname().encode(), digest_size=3).hexdigest()
+    return hash_hex(socket.gethostname(), 3)
 
 
 def _moved_away(target: Path) -> list[Path]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import BinaryIO
 
+from datakit.hashing import hash_hex
+
 HEAD_BYTES = 1 << 20
 SAMPLE_BYTES = 64 << 10
 INTERIOR_SAMPLES = 6
@@ -74,15 +76,14 @@ def content_hash(file: BinaryIO, size: int, person: bytes) -> str:
 
 def unreadable_id(uri: str) -> str:
     """Stand-in identity of a source whose content cannot be read: a hash of its address."""
-    return hashlib.blake2b(uri.encode(), digest_size=DIGEST_BYTES, person=b"datakit-uri").hexdigest()
+    return hash_hex(uri, DIGEST_BYTES, "datakit-uri")
 
 
 def clip_id(video: str, stream: int, start_pts: int, end_pts: int) -> str:
     """Identity of a clip: hash of the video, the stream index and the span. 32 hex digits."""
-    text = f"{video}/{stream}/{start_pts}/{end_pts}".encode()
-    return hashlib.blake2b(text, digest_size=DIGEST_BYTES, person=b"datakit-clip").hexdigest()
+    return hash_hex(f"{video}/{stream}/{start_pts}/{end_pts}", DIGEST_BYTES, "datakit-clip")
 
 
 def caption_id(clip: str, style: str, model: str) -> str:
     """Identity of a caption: hash of the clip, the style and the model that wrote it. 32 hex digits."""
-    return hashlib.blake2b(f"{clip}/{style}/{model}".encode(), digest_size=16, person=b"datakit-caption").hexdigest()
+    return hash_hex(f"{clip}/{style}/{model}", DIGEST_BYTES, "datakit-caption")

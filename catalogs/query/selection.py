@@ -7,12 +7,12 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 
-import numpy as np
 import polars as pl
 
 from catalogs.query.snapshots import resolve
 from catalogs.query.where import parse_where
 from catalogs.tables.catalog import Catalog
+from datakit.column_hash import Digest, feed_nulls, feed_values
 
 COLUMNS = (
     "clip_id",
@@ -113,23 +113,17 @@ class Selection:
         return cls(catalog, recorded["versions"], recorded["where"], recorded["columns"])
 
 
-def _hash_column(digest, column: pl.Series) -> None:
-    """Feed a column: nulls, then lengths of what has a length, then values; as bytes that no library version moves."""
+def _hash_column(digest: Digest, column: pl.Series) -> None:
+    """Feed a column: its type, nulls, lengths of what has a length, then values."""
     digest.update(f"{column.dtype.base_type().__name__}".encode())
-    digest.update(column.is_null().to_numpy().astype(np.uint8).tobytes())
-    kind = column.dtype
-    if kind == pl.Struct:
+    values = column.to_physical().to_arrow(compat_level=pl.CompatLevel.oldest())
+    feed_nulls(digest, values)
+    if column.dtype == pl.Struct:
         for name in column.struct.fields:
             digest.update(name.encode())
             _hash_column(digest, column.struct.field(name))
-    elif kind == pl.List:
+    elif column.dtype == pl.List:
         digest.update(column.list.len().fill_null(0).to_numpy().astype("<u4").tobytes())
         _hash_column(digest, column.drop_nulls().list.explode(empty_as_null=False, keep_nulls=False))
-    elif kind in (pl.String, pl.Binary):
-        binary = column.fill_null("" if kind == pl.String else b"").cast(pl.Binary)
-        digest.update(binary.bin.size().to_numpy().astype("<u4").tobytes())
-        for start in range(0, len(binary), 100_000):
-            digest.update(b"".join(binary.slice(start, 100_000).to_list()))
     else:
-        numbers = column.to_physical().fill_null(0).to_numpy()
-        digest.update(np.ascontiguousarray(numbers, numbers.dtype.newbyteorder("<")).tobytes())
+        feed_values(digest, values)

@@ -21,6 +21,7 @@ from datakit.cli.options import (
 )
 from datakit.dependencies import require
 from datakit.errors import ConfigError
+from datakit.units import readable
 
 if TYPE_CHECKING:
     from trainer.latents.encode import Encoded, EncodeSettings, Estimate
@@ -86,8 +87,6 @@ def load_settings(preset: str | None, config: Path | None, sets: Sequence[str]) 
 
 def _announce(estimate: Estimate, as_json: bool) -> None:
     """Before it starts: how much, and how much space."""
-    from trainer.latents.encode import readable
-
     if as_json:
         return
     todo = sum(estimate.todo.values())
@@ -105,8 +104,6 @@ def _show(done: Encoded, dry_run: bool, as_json: bool) -> None:
         return
     if dry_run or not done.estimate.todo:
         return
-    from trainer.latents.encode import readable
-
     tally = done.tally
     rate = tally.encoded / done.wall_s
     print(f"{tally.encoded:,} windows encoded in {done.wall_s:,.0f} s ({rate:.3g} a second), {readable(tally.bytes)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import mimetypes
 import re
 from collections.abc import Callable, Iterator
@@ -12,6 +11,8 @@ from typing import BinaryIO, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+
+from datakit.hashing import hash_hex
 
 CHUNK = 256 << 10
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
@@ -45,7 +46,7 @@ class Served:
 
 def answer(request: Request, file: Served) -> Response:
     """200, 206 (one range), 304 or 416. Several ranges at once are answered with the whole, as the standard allows."""
-    etag = f'"{hashlib.blake2b(file.tag.encode(), digest_size=12).hexdigest()}"'
+    etag = f'"{hash_hex(file.tag, 12)}"'
     headers = {"Accept-Ranges": "bytes", "ETag": etag, "Cache-Control": "private, max-age=3600"}
     if file.modified is not None:
         headers["Last-Modified"] = formatdate(file.modified, usegmt=True)

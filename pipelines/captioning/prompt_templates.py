@@ -16,7 +16,6 @@ A line with a placeholder whose fact is unknown (a picture has no duration) is l
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from datakit.errors import ConfigError
+from datakit.hashing import hash_hex
 
 FACTS = {
     "duration": "length of the clip, seconds",
@@ -77,7 +77,7 @@ class Prompt:
     def hash(self) -> str:
         """16 hex digits of all that is sent or asked for: system message, text, schema."""
         sent = json.dumps([self.system, self.text, self.schema], default=str)  # YAML knows dates
-        return hashlib.blake2b(sent.encode(), digest_size=8).hexdigest()
+        return hash_hex(sent, 8)
 
     @property
     def placeholders(self) -> frozenset[str]:

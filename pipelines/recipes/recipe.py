@@ -7,7 +7,6 @@ pending. A recipe may have nested levels: then a rule may give one expression pe
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from catalogs.query.where import parse_condition
 from catalogs.tables.schema import filler
 from datakit.errors import ConfigError
+from datakit.hashing import hash_hex
 
 MOST_RULES = 63
 """Bits of the masks that rules become."""
@@ -64,7 +64,7 @@ class Recipe:
     def label(self) -> str:
         """Name and hash: what `decisions.recipe` records."""
         text = json.dumps(self.file.model_dump(), sort_keys=True)
-        return f"{self.name}@{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
+        return f"{self.name}@{hash_hex(text, 4)}"
 
     def columns(self) -> set[str]:
         """Columns that any rule looks at."""

@@ -7,7 +7,6 @@ is killed goes on where it was, and nothing is entered twice.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from catalogs.records.runs import RunRecord
 from catalogs.tables.arrow_types import full_rows
 from catalogs.tables.catalog import Catalog
 from datakit.errors import ConfigError, ErrorKind
+from datakit.hashing import hash_hex
 from datakit.identity import caption_id
 from datakit.process.messages import ToolSpec
 from datakit.source import present
@@ -317,7 +317,7 @@ def _fingerprint(prompt: Prompt, settings: Settings, pipeline: str) -> str:
     parts.append(weights_hash(weights_folder(section, settings.models.folder)) if is_local(section) else section.model)
     if pipeline == "caption":
         parts += [settings.caption.fps, settings.caption.frames, settings.caption.side, settings.caption.input]
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return hash_hex(json.dumps(parts, sort_keys=True), 8)
 
 
 def _clips_to_caption(
@@ -400,7 +400,7 @@ def _answered(catalog: Catalog, style: str, model: str, retry_failed: bool) -> p
 
 
 def _source_mark(fingerprint: str, text: str) -> str:
-    return f"{fingerprint}.{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
+    return f"{fingerprint}.{hash_hex(text, 6)}"
 
 
 def _jobs(clips_of: dict[str, list[dict]], settings: Settings, pipeline: str) -> Iterator:

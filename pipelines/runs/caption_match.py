@@ -3,12 +3,12 @@ the same CLIP."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 import polars as pl
 
 from catalogs.tables.catalog import Catalog
+from datakit.hashing import hash_hex
 from datakit.process.messages import ToolSpec
 from pipelines.catalog_sync.embeddings import embedded, mark_of
 from pipelines.catalog_sync.score_writer import failed_rows, scored_rows, write_columns, write_errors
@@ -85,4 +85,4 @@ def _jobs(
 
 def _mark(own: str, caption: str) -> str:
     """What a clip's number was made from: another caption gives another mark."""
-    return f"{own}.{hashlib.blake2b(caption.encode(), digest_size=6).hexdigest()}"
+    return f"{own}.{hash_hex(caption, 6)}"

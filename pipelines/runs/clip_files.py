@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 import polars as pl
 
 from catalogs.tables.catalog import Catalog
+from datakit.hashing import hash_hex
 from datakit.process.messages import ToolSpec
 from datakit.source import present
 from pipelines.catalog_sync.score_writer import failed_rows, scored_rows, write_columns, write_errors
@@ -34,7 +34,7 @@ def write_clips(
     Returns:
         CPU seconds by stage.
     """
-    mark = hashlib.blake2b(f"clips/{VERSION}/{mode}".encode(), digest_size=8).hexdigest()
+    mark = hash_hex(f"clips/{VERSION}/{mode}", 8)
     todo = _todo(catalog, mark, retry_failed)
     cpu_s: dict[str, float] = {}
     if not todo.height:

@@ -19,6 +19,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
+from datakit.hashing import hash_bytes
 from datakit.video.frame import Picture, fit
 
 THUMBNAIL_SIDE = 96
@@ -68,7 +69,7 @@ class PHash:
         """
         if not frames:
             return {"phash": b"", "content_hash": None}
-        content = hashlib.blake2b(b"".join(f.digest for f in frames), digest_size=16).digest()
+        content = hash_bytes(b"".join(f.digest for f in frames), 16)
         box = None if crop_width is None else (crop_x, crop_y, crop_x + crop_width, crop_y + crop_height)
         return {"phash": b"".join(_hash(f, box) for f in frames), "content_hash": content}
 

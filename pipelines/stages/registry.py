@@ -6,7 +6,6 @@ Bump a stage's `version` whenever its numbers change.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datakit.dependencies import install_command
+from datakit.hashing import hash_hex
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,4 +190,4 @@ def fingerprint(stage: str, settings) -> str:
     info = STAGES[stage]
     parts = [info.name, info.version, options_of(stage, settings)]
     parts += [fingerprint(name, settings) for name in info.upstream]
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return hash_hex(json.dumps(parts, sort_keys=True), 8)

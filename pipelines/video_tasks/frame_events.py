@@ -6,7 +6,6 @@ each take a segment between two key frames. Both give the same events.
 
 from __future__ import annotations
 
-import math
 import queue
 import time
 from collections import deque
@@ -15,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 
 from datakit.errors import ErrorKind, MediaError
 from datakit.process.child import Child
@@ -23,7 +23,7 @@ from datakit.video.frame import Picture
 from datakit.video.reader import GRID_S, Damage, VideoReader
 from pipelines.shots.detectors import ContentMeter
 from pipelines.shots.types import FrameNote
-from pipelines.video_tasks.grid import FrameSample, GridProbe, PairSample
+from pipelines.video_tasks.grid import FrameSample, GridProbe, PairSample, grid_slot
 
 SEGMENT_S = 20.0
 """Length of the segments that helpers take; long enough to make hand-over cheap, short enough to share."""
@@ -212,7 +212,8 @@ class _Joiner:
         bridge, self._bridge = self._bridge, None
         if bridge is not None and bridge.pts != first.pts:
             raise MediaError(ErrorKind.DECODE, f"seeking is not exact at pts {segment.start_pts}")
-        not_grid = bridge is not None and grid_slot(segment, self._last_pts) == grid_slot(segment, first.pts)
+        slot = partial(grid_slot, start=segment.first_pts, step=GRID_S / segment.time_base)
+        not_grid = bridge is not None and slot(self._last_pts) == slot(first.pts)
         yield from (e for e in events if isinstance(e, Damage))  # before the clips that lie on it
         for event in events:
             if isinstance(event, FrameRecord):
@@ -226,11 +227,6 @@ class _Joiner:
                     self.spent.cpu_s[stage] = self.spent.cpu_s.get(stage, 0.0) + cpu_s
             elif not isinstance(event, Damage) and not (not_grid and event.pts == first.pts):
                 yield event
-
-
-def grid_slot(job: FrameJob, pts: int) -> int:
-    """Which grid interval a timestamp falls into."""
-    return math.floor((pts - job.first_pts) * job.time_base / GRID_S)
 
 
 def _in_bursts(pictures: Iterator[Picture]) -> Iterator[Picture]:

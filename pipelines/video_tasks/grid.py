@@ -89,6 +89,16 @@ class Measured:
     images: list[np.ndarray]
 
 
+def grid_slot(pts: int, start: int, step: Fraction) -> int:
+    """Which grid interval a timestamp falls into; the first frame in each is the grid frame.
+
+    Args:
+        start: timestamp of the video's first frame.
+        step: interval in pts units.
+    """
+    return (pts - start) * step.denominator // step.numerator
+
+
 class GridProbe:
     """Feed it every frame in order; it gives samples.
 
@@ -115,11 +125,11 @@ class GridProbe:
     def grid_time(self, pts: int) -> int:
         """The grid time at or before `pts`, as pts: reading from there on (after `jump`), the probe sees
         every grid frame of a span that starts at `pts`."""
-        return self._start + math.ceil(self.slot(pts) * self._step)
+        return self._start + math.ceil(self._slot(pts) * self._step)
 
     def jump(self, pts: int) -> None:
         """The next frame pushed is the first one at or after `pts`, which is a grid time."""
-        self._last_slot = self.slot(pts) - 1
+        self._last_slot = self._slot(pts) - 1
         self._waiting.clear()
 
     def push(self, picture: Picture, pairs_only: bool = False) -> list[FrameSample | PairSample]:
@@ -131,7 +141,7 @@ class GridProbe:
         samples: list[FrameSample | PairSample] = []
         while self._waiting and picture.pts - self._waiting[0].pts >= self._gap:
             samples.append(self._pair(self._waiting.pop(0), picture))
-        slot = self.slot(picture.pts)
+        slot = self._slot(picture.pts)
         if slot > self._last_slot and not pairs_only:
             self._last_slot = slot
             samples.append(self._frame(picture))
@@ -144,9 +154,8 @@ class GridProbe:
         """Whether a grid frame still lacks its partner."""
         return bool(self._waiting)
 
-    def slot(self, pts: int) -> int:
-        """Which grid interval a timestamp falls into; the first frame in each is the grid frame."""
-        return (pts - self._start) * self._step.denominator // self._step.numerator
+    def _slot(self, pts: int) -> int:
+        return grid_slot(pts, self._start, self._step)
 
     def _frame(self, picture: Picture) -> FrameSample:
         values = {name: self._timed(name, stage.frame, picture) for name, stage in self._frame_stages.items()}

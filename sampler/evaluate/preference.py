@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from datakit.errors import CatalogError, ConfigError
+from datakit.hashing import hash_bytes, hash_hex
 from sampler.evaluate.result_sets import SampleSet, file_of, key_of
 
 FILE = "preferences.jsonl"
@@ -199,14 +199,12 @@ def _tally(a: str, b: str, wins_a: int, wins_b: int, ties: int) -> Tally:
 
 def _pair(prompt: str, a: Shown, b: Shown, seed: int) -> Pair:
     a, b = sorted((a, b), key=lambda shown: shown.sample_id)
-    pair_id = hashlib.blake2b(
-        f"{a.sample_id}/{b.sample_id}".encode(), digest_size=12, person=b"datakit-prefer"
-    ).hexdigest()
+    pair_id = hash_hex(f"{a.sample_id}/{b.sample_id}", 12, "datakit-prefer")
     return Pair(pair_id, prompt, *((b, a) if _draw(seed, "sides", pair_id)[0] & 1 else (a, b)))
 
 
 def _draw(seed: int, what: str, pair_id: str) -> bytes:
-    return hashlib.blake2b(f"{seed}/{what}/{pair_id}".encode(), digest_size=8, person=b"datakit-prefer").digest()
+    return hash_bytes(f"{seed}/{what}/{pair_id}", 8, "datakit-prefer")
 
 
 def _read(path: Path) -> list[Vote]:

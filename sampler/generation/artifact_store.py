@@ -7,7 +7,6 @@ made it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from datakit.atomic import atomic_path
+from datakit.hashing import hash_hex
 
 Kind = Literal["texts", "given", "latents"]
 KINDS: tuple[Kind, ...] = ("texts", "given", "latents")
@@ -23,8 +23,7 @@ KINDS: tuple[Kind, ...] = ("texts", "given", "latents")
 
 def key_of(*parts: Any) -> str:
     """32 hex digits of values that JSON can say."""
-    told = json.dumps(parts, sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(told.encode(), digest_size=16, person=b"datakit-sample").hexdigest()
+    return hash_hex(json.dumps(parts, sort_keys=True, ensure_ascii=False), 16, "datakit-sample")
 
 
 class Store:

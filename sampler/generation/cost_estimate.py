@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from datakit.errors import ConfigError
+from datakit.units import readable
 from sampler.generation.denoiser import guidance_of
 from sampler.generation.model_source import Checkpoint
 from sampler.generation.sample_spec import Sample
@@ -113,12 +114,6 @@ def estimate(
         _free(folder),
         str(folder),
     )
-
-
-def readable(size: float) -> str:
-    """For people."""
-    unit, name = (1e6, "MB") if size < 1e8 else (1e9, "GB") if size < 1e12 else (1e12, "TB")
-    return f"{size / unit:.3g} {name}"
 
 
 def _rate() -> float | None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from datakit.errors import ConfigError
@@ -183,9 +182,6 @@ def _usual(run: Path) -> Usual | None:
     if not (run / "plan").exists():
         return None
     plan = Plan.open(run / "plan")
-    numbers = plan.windows["bucket"].to_numpy()
-    counts = np.bincount(numbers, minlength=len(plan.buckets))
-    chosen = max(range(len(plan.buckets)), key=lambda i: (plan.buckets[i].frames > 1, counts[i]))
-    bucket, first = plan.buckets[chosen], int(np.searchsorted(numbers, chosen))
-    fps = plan.windows["fps"][first].as_py() if counts[chosen] else 0.0
+    bucket, windows = plan.commonest_bucket()
+    fps = windows["fps"][0].as_py() if windows.num_rows else 0.0
     return Usual(bucket.frames, bucket.height, bucket.width, fps or FPS)

@@ -3,12 +3,12 @@ nothing else."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from datakit.errors import ConfigError
+from datakit.hashing import seed_of
 from sampler.generation.artifact_store import key_of
 from sampler.generation.model_source import FPS, Checkpoint
 from sampler.generation.video_size import check_frames, size_of
@@ -68,8 +68,7 @@ class Sample:
 
     def random_seed(self, purpose: str = "noise") -> int:
         """63 bits that depend on prompt, seed and number alone."""
-        words = f"{purpose}/{self.seed}/{self.number}/{self.prompt}".encode()
-        return int.from_bytes(hashlib.blake2b(words, digest_size=8, person=b"datakit-noise").digest(), "little") >> 1
+        return seed_of(f"{purpose}/{self.seed}/{self.number}/{self.prompt}", "datakit-noise")
 
 
 def expand(

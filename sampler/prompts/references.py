@@ -3,7 +3,6 @@ read."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from datakit.errors import ErrorKind, MediaError
+from datakit.hashing import hash_hex
 from datakit.identity import Span
 from datakit.source import identify, look_at
 from datakit.video.metadata import Rhythm
@@ -60,7 +60,7 @@ def content_hash(reference: Reference) -> str:
         raise problem
     where = None if reference.span is None else [reference.stream, *reference.span]
     told = json.dumps([video, where, reference.crop])
-    return hashlib.blake2b(told.encode(), digest_size=16, person=b"datakit-refer").hexdigest()
+    return hash_hex(told, 16, "datakit-refer")
 
 
 def frames_of(reference: Reference, count: int, height: int, width: int, fps: float, end: bool = False) -> np.ndarray:

@@ -14,7 +14,6 @@ Random numbers are those of Philox's bits and BLAKE2b, which no version of NumPy
 
 from __future__ import annotations
 
-import hashlib
 import math
 import struct
 from collections.abc import Sequence
@@ -27,12 +26,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datakit.errors import ConfigError
+from datakit.hashing import hash_bytes, seed_of
 from trainer.planning.plan import Plan
 
 FILES_AT_ONCE = 16
 """Files whose windows are shuffled together."""
 FILE_WINDOWS = 16
 """Consecutive files are taken for one until they have so many windows."""
+PERSON = "datakit-order"
 EPOCHS_KEPT = 2
 """A loader that reads ahead is in two epochs at once."""
 
@@ -276,14 +277,12 @@ def _permutation(count: int, bits: np.random.Philox) -> np.ndarray:
 
 
 def _random(what: str, *numbers: int) -> np.random.Philox:
-    return np.random.Philox(key=np.frombuffer(_digest(what, numbers, 16), "<u8"))
+    return np.random.Philox(key=np.frombuffer(hash_bytes(_words(what, numbers), 16, PERSON), "<u8"))
 
 
 def _hash63(what: str, *numbers: int) -> int:
-    return int.from_bytes(_digest(what, numbers, 8), "little") >> 1
+    return seed_of(_words(what, numbers), PERSON)
 
 
-def _digest(what: str, numbers: Sequence[int], size: int) -> bytes:
-    return hashlib.blake2b(
-        struct.pack(f"<{len(numbers)}q", *numbers) + what.encode(), digest_size=size, person=b"datakit-order"
-    ).digest()
+def _words(what: str, numbers: Sequence[int]) -> bytes:
+    return struct.pack(f"<{len(numbers)}q", *numbers) + what.encode()

@@ -11,7 +11,6 @@ nor on where the run was interrupted.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from datakit.config import Section
 from datakit.errors import ConfigError, DatakitError, MediaError
+from datakit.hashing import hash_bytes
 from trainer.data.batch_sampler import MicroBatch, Order, share
 from trainer.data.latent_reader import SIZES
 from trainer.data.prefetch import Flight, Prefetcher
@@ -338,7 +338,7 @@ class Loader:
         place = self._reader.latents.find(window) if self._reader.latents else None
         if place is None or not self.options.workers:
             return None
-        group = hashlib.blake2b(f"{place.file}/{place.row_group}".encode(), digest_size=8).digest()
+        group = hash_bytes(f"{place.file}/{place.row_group}", 8)
         return int.from_bytes(group, "little") % self.options.workers
 
 

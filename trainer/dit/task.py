@@ -3,7 +3,6 @@ of a prompt."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from datakit.errors import ConfigError
+from datakit.hashing import seed_of
 from trainer.data.dataloader import Batch
 from trainer.diffusion.conditioning import MODES, given_condition
 from trainer.diffusion.prompt_format import motion_score, prompt
@@ -212,12 +212,7 @@ class DiTTask:
 
 def fixed_seed(text: str, number: float) -> int:
     """63 bits that depend on both."""
-    return (
-        int.from_bytes(
-            hashlib.blake2b(f"{text}/{number}".encode(), digest_size=8, person=b"datakit-fixed").digest(), "little"
-        )
-        >> 1
-    )
+    return seed_of(f"{text}/{number}", "datakit-fixed")
 
 
 def build_frozen(settings: DiTSettings) -> tuple[Autoencoder, TextEncoder]:

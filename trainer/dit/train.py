@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import torch
 import torch.distributed as dist
 
@@ -139,8 +137,8 @@ class DiTJob:
 
     def preview(self, folder: Path) -> None:
         """Each rank makes some, and all as many: sharded models need every rank in every forward."""
-        options, rows = self.settings.preview, self._commonest()
-        bucket = self.prepared.plan.buckets[rows["bucket"][0].as_py()]
+        options = self.settings.preview
+        bucket, rows = self.prepared.plan.commonest_bucket()
         captions = list(dict.fromkeys(c for c in rows["caption"].to_pylist()[: CAPTIONS_SEEN * options.count] if c))
         prompts = (options.prompts or captions or [""])[: options.count]
         fps = rows["fps"][0].as_py()
@@ -162,15 +160,6 @@ class DiTJob:
                     return
                 yield from next(loader)[1]
                 seen += sum(len(b.windows) for b in order.step(0, index))
-
-    def _commonest(self) -> pa.Table:
-        """Windows of the bucket that has most of them; of videos, if there are any."""
-        windows, buckets = self.prepared.plan.windows, self.prepared.plan.buckets
-        numbers = windows["bucket"].to_numpy()
-        counts = np.bincount(numbers, minlength=len(buckets))
-        chosen = max(range(len(buckets)), key=lambda i: (buckets[i].frames > 1, counts[i]))
-        first = int(np.searchsorted(numbers, chosen))  # the plan is sorted by bucket
-        return windows.slice(first, int(counts[chosen]))
 
 
 def check_compiled(model: MMDiT, bucket: Bucket, task: DiTTask, device: torch.device) -> float:

@@ -25,6 +25,7 @@ from catalogs.tables.catalog import Catalog
 from datakit.config import Section
 from datakit.errors import ConfigError, DatakitError
 from datakit.process.messages import ToolSpec
+from datakit.units import readable
 from pipelines.executor.actors import EngineWorker
 from pipelines.executor.flow import Flow, StagePool
 from pipelines.executor.flow_setup import gpus_of
@@ -183,12 +184,6 @@ class _Target:
                 f"the latents take {readable(needed)}, the disk of {self.catalog.root} has {readable(free)} left: "
                 f"make room"
             )
-
-
-def readable(size: int) -> str:
-    """For people."""
-    unit, name = (1e6, "MB") if size < 1e8 else (1e9, "GB") if size < 1e12 else (1e12, "TB")
-    return f"{size / unit:.3g} {name}"
 
 
 def _describe(settings: EncodeSettings, plans: Sequence[Plan]) -> tuple[str, dict[str, tuple[int, ...]]]:

@@ -8,12 +8,12 @@ fills. A clip that fills none there goes on to the next lower resolution.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
+from datakit.hashing import uniform
 from trainer.planning.buckets import Length, Level, Table
 from trainer.planning.frame_rate import frame_rates, frames_needed
 from trainer.planning.settings import PlanSettings
@@ -215,13 +215,8 @@ def _kept(s: _Search, which: np.ndarray, probability: float, name: str, seed: in
         return np.ones(len(which), bool)
     kept = np.zeros(len(which), bool)
     rows = np.flatnonzero(which)
-    kept[rows] = [_uniform(f"{seed}/{name}/{clip_id}") < probability for clip_id in s.ids.gather(rows)]
+    kept[rows] = [uniform(f"{seed}/{name}/{clip_id}", byteorder="big") < probability for clip_id in s.ids.gather(rows)]
     return kept
-
-
-def _uniform(key: str) -> float:
-    """A number in [0, 1) that the key decides."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
 
 
 def _reasons(s: _Search, placed: np.ndarray, settings: PlanSettings, table: Table) -> pl.Series:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import pyarrow as pa
 
 from catalogs.query.selection import Selection
 from datakit.errors import ConfigError
+from datakit.hashing import hash_hex
 from datakit.video.sparse_reader import SCALER
 from trainer.planning.bucket_assignment import Assignment, assign, first_frames
 from trainer.planning.buckets import Table, bucket_table
@@ -214,10 +214,7 @@ def _geometry(windows: pl.DataFrame) -> pl.Series:
         pl.concat_str(GEOMETRY, separator="/")
     )
     how = f"/{SCALER}/{COLOUR_VERSION}"
-    hashes = [
-        hashlib.blake2b((key + how).encode(), digest_size=8, person=b"datakit-geometry").hexdigest()
-        for key in keys.to_series()
-    ]
+    hashes = [hash_hex(key + how, 8, "datakit-geometry") for key in keys.to_series()]
     return pl.Series("geometry", hashes, pl.String)
 
 

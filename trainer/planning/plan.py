@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from datakit.atomic import atomic_folder
+from datakit.column_hash import feed_nulls, feed_values
 from datakit.errors import ConfigError
 
 FORMAT = 1
@@ -178,6 +179,14 @@ class Plan:
     def repeat(self, part: int, bucket: int) -> float:
         """How often every window of a part and bucket is drawn in an epoch; 1: exactly once."""
         return self.parts[part].weight * self.buckets[bucket].weight
+
+    def commonest_bucket(self) -> tuple[Bucket, pa.Table]:
+        """The bucket that has most windows, of videos if there are any; and its windows."""
+        numbers = self.windows["bucket"].to_numpy()
+        counts = np.bincount(numbers, minlength=len(self.buckets))
+        chosen = max(range(len(self.buckets)), key=lambda i: (self.buckets[i].frames > 1, counts[i]))
+        first = int(np.searchsorted(numbers, chosen))  # the plan is sorted by bucket
+        return self.buckets[chosen], self.windows.slice(first, int(counts[chosen]))
 
     def verify(self) -> None:
         """Read every window and compare with the hash.
@@ -342,20 +351,5 @@ def _hash_batch(digest: hashlib.blake2b, batch: pa.RecordBatch) -> None:
     is."""
     for name in batch.schema.names:
         if name not in WHERE_IT_LIES:
-            _hash_column(digest, batch.column(name))
-
-
-def _hash_column(digest: hashlib.blake2b, column: pa.Array) -> None:
-    digest.update(np.ascontiguousarray(column.is_null().to_numpy(zero_copy_only=False)).view(np.uint8).data)
-    if pa.types.is_string(column.type):
-        filled = column.fill_null("")
-        offsets = (
-            np.frombuffer(filled.buffers()[1], "<i4", len(filled) + 1, filled.offset * 4)
-            if len(filled)
-            else np.zeros(1, "<i4")
-        )
-        digest.update(np.ascontiguousarray(np.diff(offsets)).data)
-        if offsets[-1] > offsets[0]:
-            digest.update(memoryview(filled.buffers()[2])[offsets[0] : offsets[-1]])
-    else:
-        digest.update(np.ascontiguousarray(column.fill_null(0).to_numpy(zero_copy_only=False)).data)
+            feed_nulls(digest, batch.column(name))
+            feed_values(digest, batch.column(name))

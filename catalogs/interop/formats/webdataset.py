@@ -7,7 +7,6 @@ KEY.txt (the caption, empty where there is none) and KEY.json (everything else);
 from __future__ import annotations
 
 import glob
-import hashlib
 import io
 import itertools
 import json
@@ -29,6 +28,7 @@ from catalogs.interop.exchange.source_row import Row
 from catalogs.interop.media.clip_files import File
 from datakit.atomic import atomic_path
 from datakit.errors import ConfigError, ErrorKind, MediaError
+from datakit.hashing import hash_hex
 from datakit.video.uri import IMAGE_SUFFIXES, VIDEO_SUFFIXES, open_bytes
 
 SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
@@ -240,7 +240,7 @@ def _folders(shards: list[str], extract_to: str) -> list[Path]:
     """A folder for each shard; those of one name in several folders get a mark of where they lie."""
     stems = [os.path.basename(path).split(".")[0] for path in shards]
     often = Counter(stems)
-    marks = [f"-{hashlib.blake2b(path.encode(), digest_size=4).hexdigest()}" for path in shards]
+    marks = [f"-{hash_hex(path, 4)}" for path in shards]
     return [
         Path(os.path.abspath(extract_to), stem + (mark if often[stem] > 1 else "")) for stem, mark in zip(stems, marks)
     ]

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from sampler.generation.cost_estimate import Estimate, readable
+from datakit.units import readable
+from sampler.generation.cost_estimate import Estimate
 from sampler.generation.sample_spec import FILES
 
 if TYPE_CHECKING:

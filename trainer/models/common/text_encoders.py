@@ -7,7 +7,6 @@ package, so that training on a CPU needs no download. Both are frozen.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import inspect
 from collections import Counter
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 
 from datakit.dependencies import install_command
 from datakit.errors import ConfigError, MissingDependency
+from datakit.hashing import hash_hex
 from datakit.weights.registry import DEFAULT_FOLDER, locate, weights_hash
 from trainer.diffusion.rectified_flow import Text
 
@@ -57,8 +57,7 @@ class TextEncoder(nn.Module):
     def fingerprint(self) -> str:
         """32 hex digits of kind, weights, lengths and dtype: equal ones give equal texts, to the precision of the
         device."""
-        told = f"{self.kind}\0{self._identity}\0{self._weight.dtype}".encode()
-        return hashlib.blake2b(told, digest_size=16, person=b"datakit-text").hexdigest()
+        return hash_hex(f"{self.kind}\0{self._identity}\0{self._weight.dtype}", 16, "datakit-text")
 
     def encode(self, prompts: Sequence[str]) -> Text:
         """Args:
