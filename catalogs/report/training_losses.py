@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import polars as pl
 
 from catalogs.query.selection import Selection
+from catalogs.records.losses import MEANS, NOISE_LEVELS
 from catalogs.report.counts import ASPECTS, SHORT_SIDES, UNKNOWN, aspect_class, resolution_class
 from datakit.errors import CatalogError
 
-MEANS = "loss_by_noise_level"
-"""In the counts of a training run: bucket -> running mean of the loss at each noise level (None: not seen)."""
 MOST = 12
 """Names of a slice that are shown, the most frequent ones."""
 FEWEST = 5
@@ -24,7 +23,7 @@ ten reports."""
 NOT_MEASURED = "not measured"
 DURATIONS = ((2, "< 2 s"), (4, "2 … 4 s"), (8, "4 … 8 s"))
 LENGTHS = ((10, "1 … 9"), (30, "10 … 29"), (80, "30 … 79"), (150, "80 … 149"))
-LEVELS = [f"{n / 10:.1f} … {(n + 1) / 10:.1f}" for n in range(10)]
+LEVELS = [f"{n / 10:.1f} … {(n + 1) / 10:.1f}" for n in range(NOISE_LEVELS)]
 COLUMNS = (
     "clip_id",
     "camera_motion",

@@ -17,6 +17,9 @@ import numpy as np
 
 from datakit.errors import ErrorKind, MediaError
 
+COLOUR_VERSION = 1
+"""Of the conversion in this module: raise it when the same file gives other pixels. It is part of the geometry of every
+window of a plan, so that latents of other pixels are stale."""
 # Luma coefficients (Kr, Kb): ITU-R BT.709-6, BT.601-7, BT.2020-2; SMPTE 240M; FCC 73.682.
 MATRICES = {
     "bt709": (0.2126, 0.0722),

@@ -10,8 +10,9 @@ from pathlib import Path
 import polars as pl
 from deltalake.table import TableMerger
 
+from catalogs.records.losses import LEARNED, commit
 from catalogs.tables.catalog import Catalog
-from trainer.catalog_sync.loss_rows import LEARNED, commit, read_rows
+from trainer.catalog_sync.loss_rows import read_rows
 
 
 def learned(catalog: Catalog, ids: list[str], start: int, end: int, excess: float = 1.0) -> pl.DataFrame:

@@ -26,18 +26,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from catalogs.records.losses import LEARNED, MEANS, NOISE_LEVELS, RANGE, commit, rewind
 from catalogs.records.tombstones import SPAN
-from catalogs.report.training_losses import MEANS
 from catalogs.tables.catalog import Catalog
 from datakit.errors import ConfigError, DatakitError
-from trainer.catalog_sync.loss_rows import FILE, LEARNED, RANGE, as_bytes, commit, no_rows, read_rows, rewind
+from trainer.catalog_sync.loss_rows import FILE, as_bytes, no_rows, read_rows
 from trainer.planning.plan import ROWS, Plan
 
 if TYPE_CHECKING:
     from trainer.data.dataloader import Batch
 
-LEVELS = 10
-"""Tenths of the time of a sample, 0 (data) to 1 (noise)."""
 HALF_LIFE = 64
 """Samples of a noise level and bucket after which one counts half in their running mean. It is then a mean of some 185
 (its error, 7 % of the spread of single losses, adds half a per cent to their variance) and lags by 93 samples behind a
@@ -184,7 +182,7 @@ class LossBook:
         _check(samples, self.plan)
         windows, places = np.unique(samples["window"], return_inverse=True)
         about = _about(self.plan, windows)
-        levels = np.minimum(samples["time"] * LEVELS, LEVELS - 1).astype(np.int32)
+        levels = np.minimum(samples["time"] * NOISE_LEVELS, NOISE_LEVELS - 1).astype(np.int32)
         excess = self._excess(about["bucket"].to_numpy()[places], levels, samples["loss"])
         counted = ~np.isnan(excess)
         rows = _summed(self.plan, about[places[counted]], levels[counted], excess[counted])
@@ -199,7 +197,7 @@ class LossBook:
         """The running mean of each noise level, by bucket; None where nothing was seen."""
         found: dict[str, list[float | None]] = {}
         for (bucket, level), (total, weight) in sorted(self._means.items()):
-            found.setdefault(self._names[bucket], [None] * LEVELS)[level] = total / weight
+            found.setdefault(self._names[bucket], [None] * NOISE_LEVELS)[level] = total / weight
         return found
 
     def state_dict(self) -> dict[str, Any]:
@@ -236,11 +234,11 @@ class LossBook:
     def _excess(self, buckets: np.ndarray, levels: np.ndarray, losses: np.ndarray) -> np.ndarray:
         """Of each sample, in order; NaN where there was no mean before it."""
         excess = np.full(len(losses), np.nan)
-        cells = buckets.astype(np.int64) * LEVELS + levels
+        cells = buckets.astype(np.int64) * NOISE_LEVELS + levels
         decay = 2 ** (-1 / HALF_LIFE)
         for cell in np.unique(cells).tolist():
             places = np.flatnonzero(cells == cell)
-            key = divmod(cell, LEVELS)
+            key = divmod(cell, NOISE_LEVELS)
             total, weight = self._means.get(key, (0.0, 0.0))
             found = []
             for loss in losses[places].tolist():

@@ -14,11 +14,12 @@ import pyarrow as pa
 from catalogs.query.selection import Selection
 from datakit.errors import ConfigError
 from datakit.hashing import hash_hex
+from datakit.video.color import COLOUR_VERSION
 from datakit.video.sparse_reader import SCALER
 from trainer.planning.bucket_assignment import Assignment, assign, first_frames
 from trainer.planning.buckets import Table, bucket_table
 from trainer.planning.mixture import COLUMNS, Member, repeats
-from trainer.planning.plan import COLOUR_VERSION, LEFT_OUT, ROWS, WINDOWS, Bucket, Part, Plan, check_target, write_plan
+from trainer.planning.plan import LEFT_OUT, ROWS, WINDOWS, Bucket, Part, Plan, check_target, write_plan
 from trainer.planning.plan_html import picture
 from trainer.planning.settings import PlanSettings
 from trainer.planning.statistics import Counted, count, expected

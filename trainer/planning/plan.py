@@ -31,8 +31,6 @@ FORMAT = 1
 """Version of the folder's form: a plan of another one is refused."""
 ROWS = 65_536
 """Rows of a record batch of `windows.arrow`, all but the last: row i lies in batch i // ROWS."""
-COLOUR_VERSION = 1
-"""Of the conversion in `datakit.video.color`: raised when the same file gives other pixels. Part of every geometry."""
 
 WINDOWS = pa.schema(
     [

@@ -13,9 +13,10 @@ import polars as pl
 import pytest
 
 from catalogs.query.selection import Selection
+from catalogs.records.losses import MEANS
 from catalogs.report import charts, report
 from catalogs.report.collect import gather
-from catalogs.report.training_losses import MEANS, Training, sliced, training
+from catalogs.report.training_losses import Training, sliced, training
 from catalogs.tables.catalog import Catalog
 from datakit.errors import CatalogError
 from support.catalog_rows import clip, video

@@ -16,12 +16,12 @@ from catalogs.maintenance.forget import Request as Forget
 from catalogs.query.selection import Selection
 from catalogs.query.snapshots import vacuum
 from catalogs.records.latents import Latents
+from catalogs.records.losses import commit
 from catalogs.tables.catalog import Catalog
 from datakit.errors import CatalogError, ConfigError
 from datakit.identity import clip_id, video_id
 from support.drawn_videos import encode as encode_film
 from trainer.catalog_sync import loss_book
-from trainer.catalog_sync.loss_rows import commit
 from trainer.data.latent_reader import LatentReader
 from trainer.data.sample_reader import Window, frames_shape, read_frames
 from trainer.dit.task import build_frozen

@@ -24,6 +24,7 @@ from catalogs.maintenance.validate import problems
 from catalogs.query.selection import Selection
 from catalogs.query.snapshots import restore, tag, vacuum
 from catalogs.query.sql import query
+from catalogs.records.losses import commit, rewind
 from catalogs.tables.catalog import Catalog
 from datakit.errors import CatalogError, ConfigError, DatakitError
 from support import loss_writers
@@ -31,7 +32,7 @@ from support.catalog_rows import clip, video
 from support.loss_writers import learned
 from support.plan_folders import bucket, window
 from trainer.catalog_sync.loss_book import HALF_LIFE, LossBook, WriteBack
-from trainer.catalog_sync.loss_rows import FILE, as_bytes, commit, rewind
+from trainer.catalog_sync.loss_rows import FILE, as_bytes
 from trainer.catalog_sync.run_record import TrainingRecord
 from trainer.planning.plan import WINDOWS, Part, Plan, write_plan
 
