@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
@@ -26,7 +26,7 @@ TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
 @contextmanager
-def atomic_path(target: str | os.PathLike[str], durable: bool = False) -> Iterator[Path]:
+def atomic_path(target: str | os.PathLike[str], durable: bool = False) -> Generator[Path]:
     """A path to write a file to, which takes the target's name when the block ends.
 
     If the block fails, or has deleted the file, the target stays as it was.
@@ -58,7 +58,7 @@ def atomic_path(target: str | os.PathLike[str], durable: bool = False) -> Iterat
 
 
 @contextmanager
-def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_folder(target: str | os.PathLike[str]) -> Generator[Path]:
     """An empty folder to fill, which takes the target's name when the block ends; what had it before goes (see `put`).
 
     If the block fails, the target stays as it was.

@@ -3,24 +3,18 @@ version of a library."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from hashlib import blake2b
 
 import numpy as np
 import pyarrow as pa
 
 
-class Digest(Protocol):
-    """A hash of `hashlib`."""
-
-    def update(self, data: bytes | memoryview | np.ndarray, /) -> None: ...
-
-
-def feed_nulls(digest: Digest, column: pa.Array) -> None:
+def feed_nulls(digest: blake2b, column: pa.Array) -> None:
     """Which values are null: a byte each."""
-    digest.update(np.ascontiguousarray(column.is_null().to_numpy(zero_copy_only=False)).view(np.uint8))
+    digest.update(np.ascontiguousarray(column.is_null().to_numpy(zero_copy_only=False)).view(np.uint8).data)
 
 
-def feed_values(digest: Digest, column: pa.Array) -> None:
+def feed_values(digest: blake2b, column: pa.Array) -> None:
     """Values: texts and bytes with their lengths (4 bytes each) before them, numbers little-endian (truth
     values as 4 bytes), null as 0 or empty.
 
@@ -34,7 +28,7 @@ def feed_values(digest: Digest, column: pa.Array) -> None:
         if pa.types.is_boolean(kind):
             column = column.cast(pa.int32())
         numbers = column.fill_null(0).to_numpy(zero_copy_only=False)
-        digest.update(np.ascontiguousarray(numbers, numbers.dtype.newbyteorder("<")))
+        digest.update(np.ascontiguousarray(numbers, numbers.dtype.newbyteorder("<")).data)
         return
     filled = column.fill_null(b"" if "binary" in str(kind) else "")
     if not len(filled):
@@ -42,7 +36,7 @@ def feed_values(digest: Digest, column: pa.Array) -> None:
     _, starts, content = filled.buffers()
     width = 8 if _is_large(kind) else 4
     offsets = np.frombuffer(starts, f"<i{width}", len(filled) + 1, filled.offset * width)
-    digest.update(np.diff(offsets).astype("<u4"))
+    digest.update(np.diff(offsets).astype("<u4").data)
     if offsets[-1] > offsets[0]:
         digest.update(memoryview(content)[offsets[0] : offsets[-1]])
 

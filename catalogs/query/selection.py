@@ -12,7 +12,7 @@ import polars as pl
 from catalogs.query.snapshots import resolve
 from catalogs.query.where import parse_where
 from catalogs.tables.catalog import Catalog
-from datakit.column_hash import Digest, feed_nulls, feed_values
+from datakit.column_hash import feed_nulls, feed_values
 
 COLUMNS = (
     "clip_id",
@@ -113,7 +113,7 @@ class Selection:
         return cls(catalog, recorded["versions"], recorded["where"], recorded["columns"])
 
 
-def _hash_column(digest: Digest, column: pl.Series) -> None:
+def _hash_column(digest: hashlib.blake2b, column: pl.Series) -> None:
     """Feed a column: its type, nulls, lengths of what has a length, then values."""
     digest.update(f"{column.dtype.base_type().__name__}".encode())
     values = column.to_physical().to_arrow(compat_level=pl.CompatLevel.oldest())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cache
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -13,7 +14,7 @@ from catalogs.tables.schema import VIEW_ADDED, VIEW_FROM_VIDEOS
 from datakit.errors import CatalogError
 
 
-def as_arrow(name: str, rows: Sequence[dict] | pl.DataFrame) -> pa.Table:
+def as_arrow(name: str, rows: Sequence[dict[str, Any]] | pl.DataFrame) -> pa.Table:
     """Rows as an Arrow table of exactly the schema of table `name`.
 
     Raises:
@@ -22,7 +23,7 @@ def as_arrow(name: str, rows: Sequence[dict] | pl.DataFrame) -> pa.Table:
     return full_rows(name, rows).to_arrow().cast(schema.arrow_schema(name))
 
 
-def full_rows(name: str, rows: Sequence[dict] | pl.DataFrame) -> pl.DataFrame:
+def full_rows(name: str, rows: Sequence[dict[str, Any]] | pl.DataFrame) -> pl.DataFrame:
     """Rows as a frame of all columns of table `name`, null where they have none.
 
     Raises:
@@ -37,7 +38,7 @@ def full_rows(name: str, rows: Sequence[dict] | pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(missing).select(list(types))
 
 
-def as_frame(name: str, rows: Sequence[dict] | pl.DataFrame) -> pl.DataFrame:
+def as_frame(name: str, rows: Sequence[dict[str, Any]] | pl.DataFrame) -> pl.DataFrame:
     """Rows as a frame of those columns of table `name` that they have.
 
     Raises:
@@ -62,7 +63,7 @@ def as_source(name: str, rows: pl.DataFrame) -> pa.Table:
     return rows.to_arrow().cast(pa.schema([types.field(column) for column in rows.columns]))
 
 
-def polars_type(arrow_type: pa.DataType) -> pl.DataType:
+def polars_type(arrow_type: pa.DataType) -> pl.DataType | type[pl.DataType]:
     """The polars type of a column (by name, as making an Arrow array to convert would import pandas)."""
     if pa.types.is_list(arrow_type):
         return pl.List(polars_type(arrow_type.value_type))
@@ -80,13 +81,13 @@ def polars_type(arrow_type: pa.DataType) -> pl.DataType:
     }[arrow_type]
 
 
-def polars_schema(table: str) -> dict[str, pl.DataType]:
+def polars_schema(table: str) -> dict[str, pl.DataType | type[pl.DataType]]:
     """Column types of a table."""
     return {field.name: polars_type(field.type) for field in schema.arrow_schema(table)}
 
 
 @cache
-def view_schema() -> dict[str, pl.DataType]:
+def view_schema() -> dict[str, pl.DataType | type[pl.DataType]]:
     """Column types of the view `clips`."""
     own = {c.name: c.type for c in schema.CLIPS}
     of_videos = {c.name: c.type for c in schema.VIDEOS if c.name in VIEW_FROM_VIDEOS}

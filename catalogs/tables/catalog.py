@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import polars as pl
@@ -208,7 +208,7 @@ class Catalog:
         ok = self.scan("videos").filter(pl.col("status") == "ok")
         return ok.select(pl.col("clip_count").sum()).collect().item() or 0
 
-    def append(self, name: str, rows: Sequence[dict] | pl.DataFrame) -> None:
+    def append(self, name: str, rows: Sequence[dict[str, Any]] | pl.DataFrame) -> None:
         """Add rows in one commit. Missing columns are null, unknown ones an error."""
         table = as_arrow(name, rows)
         if table.num_rows:
@@ -219,7 +219,7 @@ class Catalog:
     def upsert(
         self,
         name: str,
-        rows: Sequence[dict] | pl.DataFrame,
+        rows: Sequence[dict[str, Any]] | pl.DataFrame,
         *,
         keys: Sequence[str] = (),
         only: Only | None = None,

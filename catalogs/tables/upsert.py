@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import and_
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 from deltalake import CommitProperties, DeltaTable
@@ -39,7 +39,7 @@ class Upsert:
     fill: Collection[str] = ()
     revise: Revise | None = None
 
-    def commits(self, rows: Sequence[dict] | pl.DataFrame, at_once: bool) -> list[pl.DataFrame]:
+    def commits(self, rows: Sequence[dict[str, Any]] | pl.DataFrame, at_once: bool) -> list[pl.DataFrame]:
         """The rows of each commit: one for every partition, or one for all.
 
         Raises:
