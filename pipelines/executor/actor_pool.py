@@ -90,7 +90,7 @@ class ActorPool:
         num_cpus: float = 1.0,
         num_gpus: float = 0.0,
     ):
-        self._ray = session.ray
+        self._ray: Any = session.ray
         self._remote = self._ray.remote(
             num_cpus=num_cpus,
             num_gpus=num_gpus,

@@ -100,9 +100,9 @@ class EngineWorker:
 
     def version(self) -> str:
         """Once the stage is loaded."""
-        from datakit.process.child_main import load_stage
+        from datakit.process.child_main import load_tool
 
-        self._stage = load_stage(self._spec)
+        self._stage = load_tool(self._spec)
         return __version__
 
     def process(self, rows: list[list[dict]], *images: list[list]) -> list[StageAnswer]:
@@ -163,7 +163,7 @@ class StageWorker:
         results, cpu_s = self._run(flat_rows, flat_images)
         if isinstance(results, Failed):
             results = []
-            for row, clip in zip(flat_rows, flat_images):
+            for row, clip in zip(flat_rows, flat_images, strict=True):
                 single, spent = self._run([row], [clip])
                 results += [single] if isinstance(single, Failed) else single
                 cpu_s += spent
@@ -176,17 +176,11 @@ class StageWorker:
             start += len(batch)
         return answers
 
-    def _run(self, rows: list[dict], images: list[list]) -> tuple[list[dict] | Failed, float]:
+    def _run(self, rows: list[dict], images: list[list]) -> tuple[list[dict | Failed] | Failed, float]:
         """The stage's answer to each clip, or why there is none; CPU seconds."""
-        results: list[dict] | Failed = Failed(ErrorKind.STAGE, "the stage gave no answer")
-        for item in self._child.stream((rows, images)):
-            match item:
-                case Failed():
-                    return item, item.cpu_s
-                case Done():
-                    return results, item.cpu_s
-                case list() if len(item) == len(rows):
-                    results = item
-                case _:
-                    results = Failed(ErrorKind.STAGE, f"the stage answered {len(item)} of {len(rows)} clips")
-        raise AssertionError("the stage's process neither finished nor failed")
+        end = self._child.ask((rows, images))
+        if isinstance(end, Failed):
+            return end, end.cpu_s
+        if len(end.answer) != len(rows):
+            return Failed(ErrorKind.STAGE, f"the stage answered {len(end.answer)} of {len(rows)} clips"), end.cpu_s
+        return end.answer, end.cpu_s

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,12 +93,12 @@ class Flow:
         self,
         session: RaySession,
         tool: ToolSpec,
-        stages: list[StagePool] = (),
+        stages: Sequence[StagePool] = (),
         workers: int | None = None,
         attempts: int = 2,
         threads: int = 0,
     ):
-        self._ray = session.ray
+        self._ray: Any = session.ray
         self._cpus = int(session.cpus())
         cpu_pools = 1 + sum(1 for s in stages if not s.num_gpus)
         share = 1.0 / cpu_pools  # pools share the CPUs; the operating system balances them
@@ -138,13 +138,14 @@ class Flow:
         source, exhausted = iter(jobs), False
         while not (exhausted and not self._running and not self._waiting):
             while not exhausted and len(self._waiting) < 2 * self._cpus:
-                job = next(source, _END)
-                if job is _END:
+                try:
+                    job = next(source)
+                except StopIteration:
                     exhausted = True
-                elif job is None:
                     break
-                else:
-                    self._waiting.append(_Job(Outcome(job[0]), job[1]))
+                if job is None:
+                    break
+                self._waiting.append(_Job(Outcome(job[0]), job[1]))
             self._start_videos(exhausted)
             self._start_batches()
             self._collect()
@@ -231,14 +232,20 @@ class Flow:
             case VideoFacts():
                 job.outcome.facts = item
                 job.outcome.spend(item.cpu_s)
-            case Done() | Failed():
-                self._videos.idle.append(job.actor)
-                job.actor = job.stream = None
-                if isinstance(item, Failed):
-                    job.outcome.failure = item
-                    job.outcome.spend({"decode": item.cpu_s})
+            case Done():
+                self._release(job)
+            case Failed():
+                self._release(job)
+                job.outcome.failure = item
+                job.outcome.spend({"decode": item.cpu_s})
             case _:
                 raise AssertionError(f"a video worker gave a {type(item).__name__}")
+
+    def _release(self, job: _Job) -> None:
+        """Its video is through: the worker takes another one."""
+        if job.actor is not None:
+            self._videos.idle.append(job.actor)
+        job.actor = job.stream = None
 
     def _add_batch(self, job: _Job, rows: list[dict], images: Any) -> None:
         stages = {name for name, plan in self._plans.items() if images is not None or not plan.pictures}
@@ -290,9 +297,6 @@ class Flow:
         else:
             self._running.pop(job.outcome.key, None)
             self._waiting.appendleft(job)
-
-
-_END = object()
 
 
 @dataclass

@@ -40,13 +40,13 @@ class RaySession:
     def __enter__(self) -> RaySession:
         import ray
 
-        self.ray = ray
+        self.ray: Any = ray
         self._auth_mode = os.environ.get(AUTH_MODE)
         if ray.is_initialized():  # by the program that calls us: its Ray, its business
             self._leave = True
             return self
         logging.getLogger("ray").setLevel(logging.ERROR)
-        common = dict(logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)
+        common: dict[str, Any] = dict(logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)
         try:
             if self.address == "local":
                 cpus = len(os.sched_getaffinity(0))
@@ -59,7 +59,7 @@ class RaySession:
                 )
             else:
                 ray.init(address=self.address, **common)
-        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as e:
+        except (OSError, ValueError, RuntimeError, self.ray.exceptions.RayError) as e:
             raise ConfigError(f"cannot reach Ray at {self.address!r}: {' '.join(str(e).split())}") from e
         return self
 

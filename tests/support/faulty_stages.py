@@ -126,3 +126,33 @@ def count_attempt(name: str) -> None:
     """Leave a mark that the test can count (`conftest.attempts`)."""
     with open(os.path.join(os.environ["FAULTY_ATTEMPTS"], os.path.basename(name)), "a") as file:
         file.write("x")
+
+
+class Calculator:
+    """A class as a tool: knows its process, and how often it was asked."""
+
+    def __init__(self, start: int = 0):
+        self._asked = start
+
+    def run(self, first: int, second: int) -> tuple[int, int, int]:
+        """Their sum, this process, the number of the question. Dies of 13."""
+        if first == 13:
+            misbehave("segv")
+        self._asked += 1
+        return first + second, os.getpid(), self._asked
+
+
+def surroundings(name: str) -> Iterator[object]:
+    """A tool that tells a variable of its environment, or what it is to the kernel when memory runs out."""
+    if name == "oom_score_adj":
+        with open("/proc/self/oom_score_adj") as file:
+            yield int(file.read())
+    else:
+        yield os.environ.get(name)
+
+
+def shout(text: str) -> Iterator[object]:
+    """A tool that says something and dies."""
+    yield "before"
+    print(text, flush=True)
+    os._exit(4)

@@ -1,41 +1,34 @@
 """Processes that read samples into shared memory: bounded, ordered by the caller, replaced when they die or hang.
 
-They are started afresh, never forked, import neither torch nor deltalake, and hold nothing that would be lost with
-them. The memory has no name (memfd): nothing of it outlives the processes, and `/dev/shm` may be as small as it likes.
+They are children as all that read media (`datakit.process.child`): started afresh, never forked, without torch or
+deltalake, and with nothing that would be lost with them. The memory has no name (memfd): nothing of it outlives the
+processes, and `/dev/shm` may be as small as it likes.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import numpy as np
 
 from datakit.errors import DatakitError, ErrorKind, MediaError
-from trainer.data.sample_reader import Broken, Read, Spec, describe
+from datakit.process.child import Child, wait_for
+from datakit.process.messages import Done, Failed, ToolSpec
+from datakit.process.pool import media_error
+from trainer.data.sample_reader import Broken, Read, SampleReader, Spec, describe
 from trainer.planning.plan import Plan
 
 IN_HAND = 2
 """Samples that a process has been given: one it reads, one to go on with."""
-START_S = 300.0
-"""A process that has not started by then is taken for dead."""
-END_S, KILL_S = 1.0, 10.0
-"""A process that closed its connection, and one that was killed, is waited for so long."""
 LONGEST_WAIT_S = 60.0
 """Between two attempts."""
 ALIGNED = 64
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -129,6 +122,36 @@ class Task:
     worker: int | None = None
 
 
+READER = "trainer.data.reader_pool:Reader"
+
+
+class Reader:
+    """What a process does: reads samples into memory that it shares with the loader.
+
+    Args:
+        memory, size: file descriptor and bytes of that memory.
+    """
+
+    def __init__(self, spec: Spec, memory: int, size: int):
+        self._shared = np.frombuffer(mmap.mmap(memory, size), np.uint8)
+        os.close(memory)
+        self._reader = SampleReader(spec)
+
+    def run(self, task: Task, broken: Sequence[Broken]) -> Read | DatakitError:
+        """The sample, or why there is none.
+
+        Args:
+            broken: windows that have become known to be, since the last task.
+        """
+        self._reader.learn(broken)
+        try:
+            return self._reader.read(task.window, task.seed, self._shared[task.offset : task.offset + task.size])
+        except DatakitError as e:
+            return e
+        except Exception as e:  # stores raise errors of their own making
+            return MediaError(ErrorKind.UNREADABLE, f"{type(e).__name__}: {e}"[:500])
+
+
 class Crew:
     """Not for several threads.
 
@@ -140,9 +163,13 @@ class Crew:
     def __init__(
         self, spec: Spec, plan: Plan, count: int, ring: Ring, patience: Patience, broken: Sequence[Broken] = ()
     ):
-        self._spec, self._plan, self._ring, self._patience = spec, plan, ring, patience
-        self._workers: list[_Worker | None] = [None] * count
+        options = {"spec": spec, "memory": ring.fd, "size": ring.size}
+        tool = ToolSpec(READER, options, memory_bytes=None, stall_s=patience.deadline_s, payloads=None)
+        self._plan, self._patience = plan, patience
+        self._children = [Child(tool, pass_fds=[ring.fd], log=False) for _ in range(count)]
         self._broken = list(broken)
+        self._told = [0] * count
+        """Windows of `_broken` that each process knows of."""
         self._waiting: dict[int | None, deque[Task]] = {number: deque() for number in (None, *range(count))}
         self._later: list[tuple[float, Task]] = []
         self._failures: dict[int, int] = {}
@@ -155,31 +182,21 @@ class Crew:
         """Samples that are done, in no order. Waits until some are, until one of `also` can be read from, or so long.
 
         An error ends its sample for good: the data are unusable, or patience is at an end.
+
+        Raises:
+            DatakitError: one process after the other dies before it has begun.
         """
         self._hand_out()
+        soonest = min([timeout_s, *(at - time.monotonic() for at, _ in self._later)])
         done: list[tuple[Task, Read | DatakitError]] = []
-        by_connection = {w.connection: i for i, w in enumerate(self._workers) if w is not None}
-        for ready in wait([*by_connection, *also], timeout=self._wait_s(timeout_s)):
-            if ready in by_connection:
-                done += self._receive(by_connection[ready])
-        now = time.monotonic()
-        for i, worker in enumerate(self._workers):
-            if worker is not None and worker.is_late(now, self._patience.deadline_s):
-                done += self._lose(i, ErrorKind.TIMEOUT, f"no answer within {now - worker.since:.0f} s")
+        for child in wait_for(self._children, soonest, also):
+            done += self._receive(child)
         self._hand_out()
         return done
 
     def close(self) -> None:
-        for worker in self._workers:
-            if worker is not None:
-                worker.stop()
-        self._workers = [None] * len(self._workers)
-
-    def _wait_s(self, timeout_s: float) -> float:
-        now = time.monotonic()
-        starts = [at - now for at, _ in self._later]
-        ends = [w.late_at(self._patience.deadline_s) - now for w in self._workers if w is not None and w.in_hand]
-        return max(0.0, min([timeout_s, *starts, *ends]))
+        for child in self._children:
+            child.stop()
 
     def _hand_out(self) -> None:
         now = time.monotonic()
@@ -188,55 +205,53 @@ class Crew:
                 self._waiting[task.worker].appendleft(task)
         self._later = [(at, task) for at, task in self._later if at > now]
         for in_hand in range(IN_HAND):  # everybody gets a first one before anybody gets a second
-            for i in range(len(self._workers)):
-                worker = self._workers[i]
-                if (len(worker.in_hand) if worker is not None else 0) > in_hand:
-                    continue
+            for i, child in enumerate(self._children):
                 queues = [q for q in (self._waiting[i], self._waiting[None]) if q]
-                if not queues:
-                    continue
-                if worker is None:
-                    worker = self._workers[i] = _Worker(self._spec, self._ring)
-                worker.give(min(queues, key=lambda q: q[0].number).popleft(), self._broken)
+                if queues and len(child.in_hand) <= in_hand:
+                    task = min(queues, key=lambda q: q[0].number).popleft()
+                    if not child.running:
+                        self._told[i] = 0
+                    child.give((task, self._broken[self._told[i] :]))
+                    self._told[i] = len(self._broken)
 
-    def _receive(self, i: int) -> list[tuple[Task, Read | DatakitError]]:
-        worker = self._workers[i]
-        try:
-            answer = worker.connection.recv()
-        except (EOFError, OSError):
-            return self._lose(i, ErrorKind.CRASH, "the process that read it died")
-        worker.started, worker.since = True, time.monotonic()
-        self._false_starts = 0
-        if answer is None:
-            return []
-        task = worker.in_hand.popleft()
-        if isinstance(answer, MediaError):
-            return self._again(task, answer)
-        if isinstance(answer, Read):
-            self._broken += [b for b in answer.broken if b not in self._broken]
-        self._failures.pop(task.number, None)
-        return [(task, answer)]
-
-    def _lose(self, i: int, kind: ErrorKind, message: str) -> list[tuple[Task, Read | DatakitError]]:
-        """A process is gone, or has to go. What it was at may be to blame; what else it was given is not.
-
-        Raises:
-            DatakitError: one after the other dies before it has begun.
+    def _receive(self, child: Child) -> list[tuple[Task, Read | DatakitError]]:
+        """Raises:
+        DatakitError: one process after the other dies before it has begun.
         """
-        worker, self._workers[i] = self._workers[i], None
-        code = worker.stop(END_S if kind == ErrorKind.CRASH else 0.0)
-        if kind == ErrorKind.CRASH:
-            message += f" ({_cause(code)})"
-        blamed = 1 if worker.started else 0
-        for task in list(worker.in_hand)[blamed:][::-1]:
-            self._waiting[task.worker].appendleft(task)
-        if not worker.started:
-            self._false_starts += 1
-            if self._false_starts > self._patience.retries:
-                raise DatakitError(
-                    f"the loader's processes die while they start ({_cause(code)}): what they said is in the log"
-                )
-        return self._again(worker.in_hand[0], MediaError(kind, message)) if worker.started and worker.in_hand else []
+        tasks: list[Task] = [task for task, _ in child.in_hand]
+        began = child.loaded
+        match child.receive():
+            case None:  # it has loaded
+                self._false_starts = 0
+                return []
+            case Failed() as failure:
+                for task, _ in reversed(child.take_back() if child.connection is None else []):
+                    self._waiting[task.worker].appendleft(task)  # it was not at them: they are not to blame
+                if not began:
+                    self._count_false_start(failure)
+                return self._again(tasks[0], self._error_of(failure)) if began and tasks else []
+            case Done(answer=MediaError() as error):
+                return self._again(tasks[0], error)
+            case Done(answer=answer):
+                if isinstance(answer, Read):
+                    self._broken += [b for b in answer.broken if b not in self._broken]
+                self._failures.pop(tasks[0].number, None)
+                return [(tasks[0], answer)]
+            case other:
+                raise AssertionError(f"a reader gave a {type(other).__name__}")
+
+    def _count_false_start(self, failure: Failed) -> None:
+        self._false_starts += 1
+        if self._false_starts > self._patience.retries:
+            raise DatakitError(
+                f"the loader's processes die while they start ({failure.death or failure.message}): what they said is "
+                "in the log"
+            )
+
+    def _error_of(self, failure: Failed) -> MediaError:
+        if failure.kind == ErrorKind.TIMEOUT:
+            return MediaError(failure.kind, f"no answer within {self._patience.deadline_s:g} s")
+        return media_error(failure)
 
     def _again(self, task: Task, error: MediaError) -> list[tuple[Task, Read | DatakitError]]:
         failures = self._failures[task.number] = self._failures.get(task.number, 0) + 1
@@ -244,65 +259,3 @@ class Crew:
             return [(task, self._patience.gives_up(self._plan, task.window, failures, error))]
         self._later.append((time.monotonic() + self._patience.wait_s(failures), task))
         return []
-
-
-class _Worker:
-    """A process and what it was given, the first of which it is at."""
-
-    def __init__(self, spec: Spec, ring: Ring):
-        ours, theirs = socket.socketpair()
-        numbers = [theirs.fileno(), ring.fd]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "trainer.data.reader_main", *map(str, numbers), str(ring.size)],
-            pass_fds=numbers,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **dict.fromkeys(THREADS, "1")},
-        )
-        theirs.close()
-        self.connection = Connection(ours.detach())
-        self._send(spec)
-        self.in_hand: deque[Task] = deque()
-        self.since, self.started = time.monotonic(), False
-        self._told = 0
-
-    def give(self, task: Task, broken: list[Broken]) -> None:
-        """Args:
-        broken: all windows known to be; those are sent that it was not told of.
-        """
-        if not self.in_hand and self.started:
-            self.since = time.monotonic()
-        self.in_hand.append(task)
-        self._send((task, broken[self._told :]))
-        self._told = len(broken)
-
-    def _send(self, thing: Any) -> None:
-        with suppress(OSError):  # it has died: receiving says so
-            self.connection.send(thing)
-
-    def late_at(self, deadline_s: float) -> float:
-        return self.since + (deadline_s if self.started else START_S)
-
-    def is_late(self, now: float, deadline_s: float) -> bool:
-        return bool(self.in_hand) and now > self.late_at(deadline_s)
-
-    def stop(self, patience_s: float = 0.0) -> int | None:
-        """Kill it, unless it ends by itself within `patience_s`.
-
-        Returns:
-            its exit code, negative for a signal; None: it hangs in the kernel, and dies when that lets it.
-        """
-        for seconds in (patience_s, KILL_S):
-            try:
-                code = self.process.wait(seconds)
-                break
-            except subprocess.TimeoutExpired:
-                code = None
-                self.process.kill()
-        self.connection.close()
-        return code
-
-
-def _cause(exit_code: int | None) -> str:
-    if exit_code is None:
-        return "it closed its connection"
-    return signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"

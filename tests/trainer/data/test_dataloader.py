@@ -34,7 +34,7 @@ from support.plan_folders import bucket, plan_of, window
 from trainer.data.batch_sampler import Order
 from trainer.data.dataloader import Batch, Loader, LoaderOptions, Position
 from trainer.data.latent_reader import INDEX, LatentReader, Place
-from trainer.data.reader_pool import Ring
+from trainer.data.reader_pool import READER, Ring
 from trainer.data.sample_reader import SampleReader, Spec, Window, crop_box
 
 HERE = LoaderOptions(workers=0, retries=0)
@@ -414,7 +414,7 @@ def kill_who_opens(pipe: Path, over: threading.Event) -> None:
             continue
         for process in psutil.Process().children():
             with suppress(psutil.NoSuchProcess):  # gone already
-                if "trainer.data.reader_main" in process.cmdline():  # other tests' Ray is a child as well
+                if READER in process.cmdline():  # other tests' Ray is a child as well
                     process.kill()
         os.close(writer)
 
@@ -594,8 +594,8 @@ def test_options_that_contradict_each_other(plan, tmp_path):
 def test_reader_processes_stay_small():
     """What a process imports decides its memory and how fast it starts."""
     code = (
-        "import sys, trainer.data.reader_main; print([m for m in ('torch', 'deltalake', 'polars', 'ray', 'pandas') "
-        "if m in sys.modules])"
+        "import sys, trainer.data.reader_pool, datakit.process.child_main\n"
+        "print([m for m in ('torch', 'deltalake', 'polars', 'ray', 'pandas') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
