@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -22,6 +22,11 @@ class Section(BaseModel):
     """Base of every settings section. The text below a field is what `datakit settings` says of it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def chosen(cls, values: Mapping[str, Any]) -> type[Section]:
+        """The section that such values are of: this one, or one of several that may stand in its place."""
+        return cls
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ def load(model: type[M], file: str | Path | Sequence[str | Path] | None = None, 
     try:
         return model.model_validate(values)
     except ValidationError as e:
-        raise ConfigError("; ".join(_explain(model, error) for error in e.errors())) from e
+        raise ConfigError("; ".join(_explain(model, values, error) for error in e.errors())) from e
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,10 @@ def describe(model: type[BaseModel], section: str = "", defaults: BaseModel | No
         if default is None:
             meaning = " ".join((field.description or inner.__doc__ or "").split())
             described.append(Setting(path, "section | null", "null", meaning))
-        described += describe(inner, path, default if isinstance(default, BaseModel) else None)
+        if isinstance(default, BaseModel):
+            described += describe(type(default), path, default)
+        else:
+            described += describe(inner, path)
     return described
 
 
@@ -197,7 +205,7 @@ def _assign(values: dict[str, Any], path: list[str], value: Any, assignment: str
     values[path[-1]] = value
 
 
-def _explain(model: type[BaseModel], error: ErrorDetails) -> str:
+def _explain(model: type[BaseModel], values: Mapping[str, Any], error: ErrorDetails) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] != "extra_forbidden":
         given = error.get("input")
@@ -205,7 +213,7 @@ def _explain(model: type[BaseModel], error: ErrorDetails) -> str:
             "" if isinstance(given, dict) else f" (got {given!r})"
         )  # of a whole section the message says which part it is about
         return ": ".join(filter(None, (where, error["msg"].removeprefix("Value error, ")))) + got
-    section = _section(model, error["loc"][:-1])
+    section = _section(model, values, error["loc"][:-1])
     if section is None:
         return f"unknown setting {where}"
     known = list(section.model_fields)
@@ -214,16 +222,20 @@ def _explain(model: type[BaseModel], error: ErrorDetails) -> str:
     return f"unknown setting {where}: {hint}"
 
 
-def _section(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel] | None:
+def _section(model: type[BaseModel], values: Any, path: Sequence[str | int]) -> type[BaseModel] | None:
     """The settings at a path, through lists and unions; None where it leads to no section."""
-    found: Any = model
+    section = model
     for part in path:
+        values = values.get(part) if isinstance(values, Mapping) else None
         if isinstance(part, int):
             continue  # an item of the list that the annotation was of
-        found = _model_of(found.model_fields[part].annotation) if part in getattr(found, "model_fields", {}) else None
+        if part not in section.model_fields:
+            return None
+        found = _model_of(section.model_fields[part].annotation)
         if found is None:
             return None
-    return found
+        section = found.chosen(values) if issubclass(found, Section) and isinstance(values, Mapping) else found
+    return section
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:

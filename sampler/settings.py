@@ -22,7 +22,7 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class ModelSettings(Section):
-    """The MMDiT whose weights `--ckpt` names."""
+    """The diffusion transformer whose weights `--ckpt` names."""
 
     lora: str | None = None
     """File or folder of LoRA weights to merge into it."""

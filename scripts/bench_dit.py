@@ -35,6 +35,7 @@ from trainer.diffusion.rectified_flow import positions
 from trainer.models.common.attention import attend, describe
 from trainer.models.common.compile import compare_gradients, compile_blocks
 from trainer.models.common.fp8 import quantise, to_fp8
+from trainer.models.mmdit.architecture import MMDiTArchitecture
 from trainer.models.mmdit.flops import forward_flops
 from trainer.models.mmdit.model import MMDiT, MMDiTConfig
 
@@ -151,7 +152,7 @@ def measure(bench: Bench, size: str) -> dict:
         reference = add("eager, FlashAttention-2 (baseline)", None, "bf16")
     model.use_kernel(None)
     add("eager, best kernel", reference, "bf16")
-    compile_blocks(model)
+    compile_blocks(model.blocks)
     add("compiled", reference, "bf16")
     for scales in ("row", "tensor"):
         torch._dynamo.reset()
@@ -159,8 +160,8 @@ def measure(bench: Bench, size: str) -> dict:
         bench.reset()
         reset_seed()
         model = make_model(bench)  # the same weights again
-        to_fp8(model, scales)
-        compile_blocks(model)
+        to_fp8(model.blocks, scales, kept=MMDiTArchitecture.fp8_kept)
+        compile_blocks(model.blocks)
         add(f"compiled, fp8, a scale a {scales}", reference, "fp8" if "fp8" in ceilings else "bf16")
     base = rows["eager, FlashAttention-2 (baseline)"]["seconds"]
     print(
@@ -213,7 +214,7 @@ def gradients(bench: Bench, size: str) -> dict[str, float]:
         model = make_model(small)
         inputs = make_inputs(small, size, batch)
         worst = compare_gradients(
-            model, lambda m, inputs=inputs: m(**inputs).float().square().mean(), mix_order_reduction=trap
+            model, model.blocks, lambda m, inputs=inputs: m(**inputs).float().square().mean(), mix_order_reduction=trap
         )
         name = f"batch {batch}" + (", mix_order_reduction on" if trap else "")
         parameter = max(worst, key=worst.get)

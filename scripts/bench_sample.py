@@ -37,6 +37,7 @@ from trainer.models.autoencoders.build import build_autoencoder
 from trainer.models.common.attention import describe
 from trainer.models.common.compile import compile_blocks
 from trainer.models.common.fp8 import to_fp8
+from trainer.models.mmdit.architecture import MMDiTArchitecture
 from trainer.models.mmdit.flops import forward_flops
 from trainer.models.mmdit.model import MMDiT
 
@@ -150,9 +151,9 @@ def time_ours(bench: Bench, inputs: tuple, scales: str | None, run: int, compare
     reset_seed()
     model = make_model(bench)
     if scales:
-        to_fp8(model, scales)
+        to_fp8(model.blocks, scales, kept=MMDiTArchitecture.fp8_kept)
     bench.reset()
-    compile_blocks(model)
+    compile_blocks(model.blocks)
     compiling, _ = timed(bench, lambda: warm(model, *inputs))
     seconds, _ = timed(bench, lambda: ours(model, *inputs, run))
     peak = bench.peak()

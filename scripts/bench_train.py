@@ -38,6 +38,7 @@ from trainer.data.batch_sampler import Order
 from trainer.data.dataloader import Batch, Loader, LoaderOptions, Position
 from trainer.diffusion.rectified_flow import losses, noised, pack
 from trainer.engine import Engine, EngineSettings, OptimizerSettings, join_processes
+from trainer.models.mmdit.architecture import MMDiTArchitecture
 from trainer.models.mmdit.flops import forward_flops
 from trainer.models.mmdit.model import MMDiT, MMDiTConfig
 from trainer.planning.plan import Bucket
@@ -138,7 +139,7 @@ def train(
     torch.manual_seed(0)
     model = MMDiT(bench.config)
     model.initialise()
-    model.recompute(*recompute)
+    model.checkpoint_activations(*recompute)
     if flash:
         model.use_kernel("sdpa")
     engine = Engine(
@@ -146,6 +147,7 @@ def train(
         EngineSettings(plugin=plugin, precision="bf16", compile=compile_it),
         OptimizerSettings(),
         bench.device,
+        MMDiTArchitecture(bench.config),
     )
     height, width, frames = map(int, size.split("x"))
     shape = (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from datakit.config import Section, load
 from datakit.errors import ConfigError
@@ -15,7 +15,7 @@ from trainer.data.dataloader import LoaderOptions
 from trainer.diffusion.conditioning import MODES
 from trainer.engine.settings import EngineSettings, OptimizerSettings
 from trainer.models.autoencoders.settings import AutoencoderSettings
-from trainer.models.common.lora import LoraSettings
+from trainer.models.common.settings import DiTModel, usual_model
 from trainer.planning.settings import PlanSettings
 
 PRESETS = Path(__file__).parent / "presets"
@@ -33,40 +33,6 @@ class TextSettings(Section):
     """Of `trainer.models.common.text_encoders`: t5, clip, length …"""
     cache_mb: Annotated[int, Field(ge=0)] = 256
     """Memory for the texts of prompts that come again."""
-
-
-class DiTModelSettings(Section):
-    """An MMDiT. Features of tokens and texts follow from the autoencoder and the text encoder."""
-
-    weights: str | None = None
-    """To start from; sizes must fit. Null: random."""
-    hidden_size: Positive = 3072
-    """Features of a token inside the network."""
-    num_heads: Positive = 24
-    """Attention heads."""
-    depth: Positive = 19
-    """Double blocks: text and video have weights of their own."""
-    depth_single_blocks: Positive = 38
-    """Single blocks: text and video share weights."""
-    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
-    """Width of the MLP, in hidden sizes."""
-    axes_dim: tuple[int, int, int] = (16, 56, 56)
-    """Features of a head that rotary positions take: time, height, width."""
-    patch_size: Literal[1, 2] = 2
-    """Latents along a side of a token."""
-    lora: LoraSettings | None = None
-    recompute: tuple[int, int] = (0, 0)
-    """Double and single blocks that are computed again in the backward pass."""
-    keep_attention: bool = True
-    """Of recomputed blocks, keep the attention's output."""
-
-    @model_validator(mode="after")
-    def _lora_has_a_base(self) -> DiTModelSettings:
-        if (
-            self.lora is not None and self.weights is None
-        ):  # gates of random weights are zero: LoRA alone could learn nothing
-            raise ValueError("lora adapts a model that has learned something: set model.weights")
-        return self
 
 
 class LoaderSettings(LoaderOptions):
@@ -138,7 +104,7 @@ class RunSettings(Section):
 class DiTSettings(RunSettings):
     """`datakit train dit`. Defaults: Open-Sora 2.0's."""
 
-    model: DiTModelSettings = DiTModelSettings()
+    model: DiTModel = Field(default_factory=usual_model)
     autoencoder: AutoencoderSettings = AutoencoderSettings()
     text: TextSettings = TextSettings()
     optimizer: OptimizerSettings = OptimizerSettings()

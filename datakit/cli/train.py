@@ -42,8 +42,8 @@ DtypeOption = Annotated[
     typer.Option("--dtype", help="Left out: bfloat16; of autoencoders and --lora, float32."),
 ]
 LayoutOption = Annotated[
-    Literal["separate", "fused"],
-    typer.Option("--layout", help="Names and shapes of Open-Sora (separate) or of Flux (fused)."),
+    Literal["separate", "fused"] | None,
+    typer.Option("--layout", help="Names and shapes of Open-Sora (separate, if left out) or of Flux (fused)."),
 ]
 RayOption = Annotated[
     str | None, typer.Option("--ray", help="Place the processes on a Ray cluster: auto, or HOST:PORT.")
@@ -121,7 +121,7 @@ def export(
     step: Annotated[int | None, typer.Option("--step", help="Of the checkpoint; the newest if left out.")] = None,
     ema: Annotated[bool, typer.Option("--ema/--no-ema", help="The average of the weights, if there is one.")] = True,
     dtype: DtypeOption = None,
-    layout: LayoutOption = "separate",
+    layout: LayoutOption = None,
     lora: Annotated[bool, typer.Option("--lora", help="LoRA alone; left out, it is merged into the model.")] = False,
     rescale: Annotated[
         bool, typer.Option("--rescale", help="Of an autoencoder: its latents get mean 0 and deviation 1.")

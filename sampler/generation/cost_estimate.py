@@ -21,7 +21,6 @@ from trainer.diffusion.conditioning import MODES
 from trainer.diffusion.rectified_flow import forwards
 from trainer.models.autoencoders.base import Autoencoder
 from trainer.models.common.text_encoders import MINILM_LENGTH, T5_LENGTH
-from trainer.models.mmdit.flops import forward_flops
 from trainer.training.metrics import peak_flops
 
 VIDEO_BITS = {"mp4": 0.25, "lossless": 12.0, "gif": 8.0, "frames": 16.0}
@@ -91,11 +90,9 @@ def estimate(
     latents = {shape: autoencoder.latent_shape(*shape) for shape in dict.fromkeys(sample.shape for sample in todo)}
     count = {shape: forwards(own.steps, own_guidance, latent[1], given) for shape, latent in latents.items()}
     one = {shape: STATE_BYTES * (prod(latent) * 2 + prod(latent[1:])) + texts for shape, latent in latents.items()}
+    model = checkpoint.architecture
     flops = {
-        shape: forward_flops(
-            checkpoint.config, prod(latent[1:]) // checkpoint.patch**2 + _text_tokens(checkpoint)
-        ).total
-        * count[shape]
+        shape: model.flops(model.tokens(latent[1:]) + _text_tokens(checkpoint)).total * count[shape]
         for shape, latent in latents.items()
     }
     flop, rate = sum(flops[sample.shape] for sample in todo), _rate()

@@ -1,4 +1,4 @@
-"""Noise to latents by an MMDiT and the settings of a run."""
+"""Noise to latents by a diffusion transformer and the settings of a run."""
 
 from __future__ import annotations
 
@@ -9,22 +9,19 @@ from torch import Tensor, nn
 
 from sampler.settings import SamplingSettings
 from trainer.diffusion.conditioning import MODES
-from trainer.diffusion.rectified_flow import Guidance, Text, condition, denoise, forwards, keep_given, velocity_of
+from trainer.diffusion.rectified_flow import Guidance, Text, condition, denoise, forwards, keep_given
+from trainer.models.common.dit_architecture import Architecture
 
 
 class Denoiser:
     """Args:
-    model: an MMDiT, in any floating-point dtype; states and schedule stay float32.
-    patch: side of a token, in latents.
-    takes_condition: whether the model has a condition input.
+    model: of the architecture, in any floating-point dtype; states and schedule stay float32.
     """
 
-    def __init__(
-        self, model: Callable[..., Tensor], settings: SamplingSettings, patch: int = 2, takes_condition: bool = True
-    ):
-        self.settings, self.patch, self._takes = settings, patch, takes_condition
+    def __init__(self, architecture: Architecture, model: Callable[..., Tensor], settings: SamplingSettings):
+        self.settings, self.architecture = settings, architecture
         self._dtype = next(model.parameters()).dtype if isinstance(model, nn.Module) else torch.float32
-        self._plain = velocity_of(model, patch)
+        self._plain = architecture.velocity(model)
 
     def forwards(self, mode: str, frames: int) -> int:
         """Evaluations of the model for each sample.
@@ -64,14 +61,14 @@ class Denoiser:
             negative,
             own.steps,
             guidance_of(own, mode),
-            self.patch,
+            self.architecture.patch,
             own.shift,
             on_step=on_step,
         )
         return keep_given(found, cond)
 
     def _velocity(self, x: Tensor, cond: Tensor, states: Tensor, pooled: Tensor, t: Tensor) -> Tensor:
-        given = cond.to(self._dtype) if self._takes else None
+        given = cond.to(self._dtype) if self.architecture.takes_condition else None
         return self._plain(x.to(self._dtype), given, states.to(self._dtype), pooled.to(self._dtype), t).float()
 
 

@@ -19,19 +19,18 @@ from trainer.models.autoencoders.build import load_autoencoder
 from trainer.models.common.compile import compile_blocks
 from trainer.models.common.fp8 import to_fp8
 from trainer.models.common.text_encoders import TextEncoder, build_text_encoder
-from trainer.models.mmdit.model import MMDiT
 
 if TYPE_CHECKING:
     from sampler.generation.text_to_image import TextToImage
 
-Name = Literal["text", "autoencoder", "mmdit"]
+Name = Literal["text", "autoencoder", "dit"]
 
 
 class Models:
     """Builds models when they are asked for.
 
     Args:
-        spread: applied to the MMDiT on the CPU, before it is moved: cuts it for several devices.
+        split: applied to the diffusion transformer on the CPU, before it is moved: cuts it for several devices.
     """
 
     def __init__(
@@ -39,9 +38,9 @@ class Models:
         checkpoint: Checkpoint,
         settings: SampleSettings,
         device: torch.device,
-        spread: Callable[[nn.Module], nn.Module] | None = None,
+        split: Callable[[nn.Module], nn.Module] | None = None,
     ):
-        self.checkpoint, self.settings, self.device, self._spread = checkpoint, settings, device, spread
+        self.checkpoint, self.settings, self.device, self._split = checkpoint, settings, device, split
         on_gpu = device.type == "cuda"
         self.dtype = (
             torch.bfloat16 if (settings.work.precision or ("bf16" if on_gpu else "fp32")) == "bf16" else torch.float32
@@ -59,8 +58,9 @@ class Models:
         return self._on_device("autoencoder", self._build_autoencoder)
 
     @property
-    def mmdit(self) -> MMDiT:
-        return self._on_device("mmdit", self._build_mmdit)
+    def dit(self) -> nn.Module:
+        """The diffusion transformer."""
+        return self._on_device("dit", self._build_dit)
 
     @property
     def painter(self) -> TextToImage:
@@ -79,9 +79,9 @@ class Models:
         self._free()
 
     def compile(self) -> None:
-        """Compile the MMDiT's blocks from now on."""
+        """Compile the diffusion transformer's blocks from now on."""
         if not self._compiled:
-            compile_blocks(self.mmdit)
+            compile_blocks(self.checkpoint.architecture.blocks(self.dit))
             self._compiled = True
 
     def make_room(self, keep: Name) -> bool:
@@ -122,15 +122,15 @@ class Models:
         )  # torch 2.13's bf16 convolutions on CPUs give NaN
         return model.requires_grad_(False).eval().to(dtype)
 
-    def _build_mmdit(self) -> MMDiT:
-        model = load_model(self.checkpoint, self.settings.model)
-        if self._spread is not None:
-            model = self._spread(model)
+    def _build_dit(self) -> nn.Module:
+        model, architecture = load_model(self.checkpoint, self.settings.model), self.checkpoint.architecture
+        if self._split is not None:
+            model = self._split(model)
         model = model.to(self.dtype)
         if self.settings.work.fp8:
             if self.device.type == "cuda":
-                self.make_room("mmdit")
-            to_fp8(model, self.settings.work.fp8, self.device)
+                self.make_room("dit")
+            to_fp8(architecture.blocks(model), self.settings.work.fp8, self.device, architecture.fp8_kept)
         return model
 
     def _leave(self, models: dict[Name, nn.Module]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from datakit.errors import ConfigError
 from datakit.weights.registry import weights_hash
@@ -14,10 +15,9 @@ from sampler.settings import ModelSettings, SampleSettings
 from trainer.models.autoencoders.base import Autoencoder
 from trainer.models.autoencoders.build import describe_autoencoder, weights_of
 from trainer.models.autoencoders.settings import AutoencoderSettings
+from trainer.models.common.dit_architecture import ARCHITECTURES, Architecture, Inputs, architecture_of
 from trainer.models.common.lora import load_lora, merge_lora
-from trainer.models.common.weights import find_weights, read_weights
-from trainer.models.mmdit.checkpoint_io import config_of, load_mmdit, unwrapped
-from trainer.models.mmdit.model import MMDiT, MMDiTConfig
+from trainer.models.common.weights import find_weights
 from trainer.planning.plan import Plan
 from trainer.settings import DiTSettings, TextSettings
 from trainer.training.checkpoint import latest
@@ -45,7 +45,7 @@ class Checkpoint:
         place: file or folder of the weights.
         run: the training run whose checkpoint it is, if any; `place` is the checkpoint.
         hash: of the weights, LoRA included.
-        config: of the model; of a run's, sizes that follow from its text encoder are left at their defaults.
+        architecture: of the model; of a run's, sizes that follow from its text encoder are left at their defaults.
         usual: None without a run, or where its plan is gone.
     """
 
@@ -53,20 +53,10 @@ class Checkpoint:
     place: str
     run: str | None
     hash: str
-    config: MMDiTConfig
+    architecture: Architecture
     autoencoder: AutoencoderSettings
     text: TextSettings
     usual: Usual | None
-
-    @property
-    def patch(self) -> int:
-        """Side of a token, in latents."""
-        return self.config.patch_size
-
-    @property
-    def takes_condition(self) -> bool:
-        """Whether references can be given to it."""
-        return self.config.cond_embed
 
     def describe_autoencoder(self) -> Autoencoder:
         """Its sizes, without weights.
@@ -77,10 +67,10 @@ class Checkpoint:
         """
         own = self.autoencoder
         found = describe_autoencoder(own.kind, weights_of(own), **own.sizes)
-        channels = self.config.in_channels // self.patch**2
-        if found.channels != channels:
+        if found.channels != self.architecture.channels:
             raise ConfigError(
-                f"{self.name} takes latents of {channels} channels, autoencoder {own.kind} has {found.channels}: "
+                f"{self.name} takes latents of {self.architecture.channels} channels, autoencoder {own.kind} has "
+                f"{found.channels}: "
                 "it was trained with another (--set autoencoder.kind=…)"
             )
         return found
@@ -97,7 +87,7 @@ def open_checkpoint(name: str, settings: SampleSettings) -> Checkpoint:
     if settings.model.lora is not None:
         digest += "+" + weights_hash(find_weights(settings.model.lora))
     if run is None:
-        config = config_of(unwrapped(read_weights(place), name))
+        architecture = architecture_of(name)
         autoencoder, text, usual = settings.autoencoder or AutoencoderSettings(), settings.text or TextSettings(), None
     else:
         trained = _trained_with(run)
@@ -106,25 +96,26 @@ def open_checkpoint(name: str, settings: SampleSettings) -> Checkpoint:
             settings.text or trained.text,
             _usual(run),
         )
-        config = _config(trained)
+        architecture = _architecture(trained)
         digest += "" if settings.model.ema else " without ema"
-    return Checkpoint(name, str(place), None if run is None else str(run), digest, config, autoencoder, text, usual)
+    folder = None if run is None else str(run)
+    return Checkpoint(name, str(place), folder, digest, architecture, autoencoder, text, usual)
 
 
-def load_model(checkpoint: Checkpoint, settings: ModelSettings) -> MMDiT:
+def load_model(checkpoint: Checkpoint, settings: ModelSettings) -> nn.Module:
     """The model, on the CPU, without gradients; the dtype of its weights as they are stored.
 
     Raises:
         ConfigError, WeightsError: weights that do not fit.
     """
     if checkpoint.run is None:
-        model = load_mmdit(checkpoint.place, allow_missing=("cond_in.*",), allow_unexpected=settings.allow_unexpected)
+        model = checkpoint.architecture.load(checkpoint.place, allow_unexpected=settings.allow_unexpected)
     else:
         from trainer.export.dit import run_weights
 
         found = run_weights(checkpoint.run, settings.ema, _step(Path(checkpoint.place)))
         with torch.device("meta"):
-            model = MMDiT(found.config)
+            model = found.architecture.build()
         model.load_state_dict(found.state, assign=True)
     if settings.lora is not None:
         load_lora(model, settings.lora)
@@ -162,19 +153,11 @@ def _trained_with(run: Path) -> DiTSettings:
     return load(DiTSettings, run / "settings.yaml")
 
 
-def _config(trained: DiTSettings) -> MMDiTConfig:
-    own, kind = trained.model, trained.autoencoder
-    channels = describe_autoencoder(kind.kind, weights_of(kind), **kind.sizes).channels
-    return MMDiTConfig(
-        in_channels=channels * own.patch_size**2,
-        hidden_size=own.hidden_size,
-        mlp_ratio=own.mlp_ratio,
-        num_heads=own.num_heads,
-        depth=own.depth,
-        depth_single_blocks=own.depth_single_blocks,
-        axes_dim=own.axes_dim,
-        patch_size=own.patch_size,
-    )
+def _architecture(trained: DiTSettings) -> Architecture:
+    """Without loading the run's text encoder for its sizes."""
+    autoencoder = trained.autoencoder
+    channels = describe_autoencoder(autoencoder.kind, weights_of(autoencoder), **autoencoder.sizes).channels
+    return ARCHITECTURES.get(trained.model.architecture).of_settings(trained.model, Inputs(channels))
 
 
 def _usual(run: Path) -> Usual | None:

@@ -113,7 +113,7 @@ class Worker:
             self.checkpoint,
             self.settings,
             self.device,
-            join_group(member, own.tensor_parallel, own.sequence_parallel, self.device),
+            join_group(member, own.tensor_parallel, own.sequence_parallel, self.device, self.checkpoint.architecture),
         )
         if member.rank:
             self.store = _Reader(self.store.root)
@@ -171,7 +171,7 @@ class Worker:
             return self._denoise(samples, on_step)
         if len(samples) > 1:
             self._most = (len(samples) + 1) // 2
-        elif not self.models.make_room("mmdit"):
+        elif not self.models.make_room("dit"):
             return [
                 Failed(
                     ErrorKind.OUT_OF_MEMORY,
@@ -222,9 +222,7 @@ class Worker:
     def _denoise(self, samples: list[Sample], on_step: Callable[[int, int], None]) -> list[Denoised | Failed]:
         started, first = time.monotonic(), samples[0]
         shape, given = self._latents.latent_shape(*first.shape), MODES[first.mode]
-        denoiser = Denoiser(
-            self.models.mmdit, self.settings.sampling, self.checkpoint.patch, self.checkpoint.takes_condition
-        )
+        denoiser = Denoiser(self.checkpoint.architecture, self.models.dit, self.settings.sampling)
         count = denoiser.forwards(first.mode, shape[1])
         if self.settings.work.compile or (
             self.settings.work.compile is None and self.device.type == "cuda" and count >= COMPILE_FROM

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from math import prod
 from typing import Any
 
 from catalogs.records.runs import RunRecord
@@ -274,7 +273,7 @@ class _Run:
     def _batch(self, first: Sample) -> int:
         if not self._gpus():
             return 1
-        tokens = prod(self.autoencoder.latent_shape(*first.shape)[1:]) // self.checkpoint.patch**2
+        tokens = self.checkpoint.architecture.tokens(self.autoencoder.latent_shape(*first.shape)[1:])
         return max(1, min(MOST_TOGETHER, TOGETHER_TOKENS // tokens))
 
     def _gpus(self) -> float:

@@ -81,7 +81,7 @@ def expand(
             allow.
     """
     mode = mode_of(settings)
-    if (MODES[mode].head or MODES[mode].tail) and not checkpoint.takes_condition:
+    if (MODES[mode].head or MODES[mode].tail) and not checkpoint.architecture.takes_condition:
         raise ConfigError(f"{checkpoint.name} takes no references (it has no cond_in): video.mode=t2v only")
     shapes = _shapes(prompts, mode, settings, checkpoint, autoencoder)
     common = _identity(settings, checkpoint)
@@ -157,7 +157,8 @@ def mode_of(settings: SampleSettings) -> str:
 def shape_of(settings: SampleSettings, checkpoint: Checkpoint, autoencoder: Autoencoder) -> tuple[int, int, int]:
     """Frames, height and width: as they are set, else as the training run had most."""
     video, usual, (t, h, w) = settings.video, checkpoint.usual, autoencoder.compression
-    multiples = h * checkpoint.patch, w * checkpoint.patch
+    patch = checkpoint.architecture.patch
+    multiples = h * patch, w * patch
     if video.height is not None and video.width is not None and video.aspect_ratio is not None:
         area = round((video.height * video.width) ** 0.5)
         height, width = size_of(f"{area}px", video.aspect_ratio, multiples)

@@ -263,7 +263,7 @@ def make_page(studio: Studio, scratch: Path) -> gr.Blocks:
         gr.HTML(f"<h3>{html.escape(studio.checkpoint.name)}</h3>", padding=False)
         with gr.Row():
             with gr.Column(scale=5, min_width=420):
-                inputs = _fields(start, studio.checkpoint.takes_condition)
+                inputs = _fields(start, studio.checkpoint.architecture.takes_condition)
                 button = gr.Button("Make", variant="primary", elem_id="make")
             with gr.Column(scale=6, min_width=480):
                 video = gr.Video(

@@ -204,7 +204,7 @@ class Studio:
         Raises:
             ConfigError, MissingDependency, WeightsError: weights that are not there or do not fit.
         """
-        for name in ("text", "autoencoder", "mmdit"):
+        for name in ("text", "autoencoder", "dit"):
             getattr(self._worker.models, name)
         self.results.open()
 

@@ -26,6 +26,7 @@ from datakit.errors import DatakitError
 from trainer.engine import Engine, EngineSettings, OptimizerSettings, join_processes
 from trainer.engine.sharded_state import Piece, Shards
 from trainer.models.common.weights import read_weights
+from trainer.models.mmdit.architecture import MMDiTArchitecture
 from trainer.models.mmdit.model import MMDiT, MMDiTConfig
 from trainer.training.checkpoint import Checkpoints, Run, export, resume
 
@@ -138,7 +139,7 @@ def trains_a_part(folder: Path) -> dict[str, Any]:
         model.requires_grad_(False)
         model.single_blocks.requires_grad_(True)
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        engine = Engine(model, EngineSettings(plugin=plugin, precision="fp32"), ADAM, join_processes())
+        engine = Engine(model, EngineSettings(plugin=plugin, precision="fp32"), ADAM, join_processes(), like(model))
         train(engine, [0])
         engine.save(folder / plugin)
         changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
@@ -155,7 +156,7 @@ def refuses(folder: Path) -> dict[str, Any]:
     frozen.img_in.requires_grad_(False)
 
     def engine(model: torch.nn.Module, **settings: Any) -> Callable[[], Engine]:
-        return lambda: Engine(model, EngineSettings(precision="bf16", **settings), ADAM, join_processes())
+        return lambda: Engine(model, EngineSettings(precision="bf16", **settings), ADAM, join_processes(), like(model))
 
     said = {
         "other model": message(engine(torch.nn.Linear(2, 2), plugin="hybrid", sp=2)),
@@ -309,7 +310,12 @@ def compare(losses: list[float], norms: list[float], weights: dict[str, Tensor],
 
 def build(layout: str = "separate", seed: int = 0, **settings: Any) -> Engine:
     (FOLDER / "alive").touch()
-    return Engine(make_model(seed, layout=layout), EngineSettings(grad_clip=CLIP, **settings), ADAM, join_processes())
+    model = make_model(seed, layout=layout)
+    return Engine(model, EngineSettings(grad_clip=CLIP, **settings), ADAM, join_processes(), like(model))
+
+
+def like(model: torch.nn.Module) -> MMDiTArchitecture | None:
+    return MMDiTArchitecture(model.config) if isinstance(model, MMDiT) else None
 
 
 def make_model(seed: int = 0, layout: str = "separate", **sizes: int) -> MMDiT:

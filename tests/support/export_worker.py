@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from support import bar_films
-from trainer.dit.task import DiTTask, build_frozen, build_model
+from trainer.dit.task import DiTTask, architecture_for, build_frozen, build_model
 from trainer.dit.train import DiTJob
 from trainer.engine import Engine
 from trainer.settings import DiTSettings, load_settings
@@ -40,9 +40,10 @@ def train_and_tell(plan: Path, folder: Path, settings: DiTSettings) -> None:
     prepared = prepare(
         Request(folder, plan=plan, quiet=True), settings, fit_to(autoencoder, 1, encoder.length), "train dit"
     )
-    model = build_model(settings.model, autoencoder, encoder, settings.seed)
-    engine = Engine(model, settings.engine, settings.optimizer, prepared.device)
-    train(prepared, DiTJob(prepared, DiTTask(settings, autoencoder, encoder, prepared.device), engine, model.config))
+    architecture = architecture_for(settings.model, autoencoder, encoder)
+    model = build_model(settings.model, architecture, settings.seed)
+    engine = Engine(model, settings.engine, settings.optimizer, prepared.device, architecture)
+    train(prepared, DiTJob(prepared, DiTTask(settings, autoencoder, encoder, prepared.device), engine))
     told = folder.with_name(f"{folder.name}-told")
     export(engine, told / "weights.safetensors", dtype=torch.float32)
     if settings.engine.ema:

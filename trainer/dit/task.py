@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datakit.errors import ConfigError
 from datakit.hashing import seed_of
@@ -24,16 +24,15 @@ from trainer.diffusion.rectified_flow import (
     noised,
     shift,
     training_time,
-    velocity_of,
 )
 from trainer.diffusion.sample_randomness import draw
 from trainer.models.autoencoders.base import Autoencoder, pixels
 from trainer.models.autoencoders.build import load_autoencoder
+from trainer.models.common.dit_architecture import ARCHITECTURES, Architecture, Inputs
 from trainer.models.common.lora import add_lora
+from trainer.models.common.settings import DiTModelSettings
 from trainer.models.common.text_encoders import TextEncoder, build_text_encoder
-from trainer.models.mmdit.checkpoint_io import load_mmdit
-from trainer.models.mmdit.model import MMDiT, MMDiTConfig
-from trainer.settings import DiTModelSettings, DiTSettings
+from trainer.settings import DiTSettings
 
 MIB = 1 << 20
 
@@ -95,14 +94,15 @@ class DiTTask:
         self.settings, self.device = settings, device
         self.autoencoder = autoencoder.requires_grad_(False).eval().to(device)
         self.texts = Texts(encoder.to(device), settings.text.cache_mb)
-        self.patch = settings.model.patch_size
+        self.architecture = architecture_for(settings.model, autoencoder, encoder)
+        self.patch = self.architecture.patch
         self.tiles = autoencoder.tiles if settings.autoencoder.tiled else None
 
     def sample(self, model: Callable[..., Tensor], batch: Batch) -> Sampled:
         """Losses of a micro-batch, everything random drawn from the samples' seeds.
 
         Args:
-            model: an MMDiT, or what calls one (`Engine.forward`).
+            model: of the architecture, or what calls one (`Engine.forward`).
         """
         shape = self.autoencoder.latent_shape(batch.bucket.frames, batch.bucket.height, batch.bucket.width)
         drawn = draw(batch.seeds, shape, batch.bucket.frames, self.settings.conditions, self.settings.dropout)
@@ -158,16 +158,15 @@ class DiTTask:
         noise = draw([fixed_seed(words, 0)], size, shape[0], {"t2v": 1.0}, 0.0).noise.to(self.device)
         nothing = condition(torch.zeros_like(noise[:, :1]), torch.zeros_like(noise))
         text, guidance = self.texts([prompt(words, fps)]), Guidance(options.guidance, 1.0)
-        latents = denoise(
-            velocity_of(model, self.patch), noise, nothing, text, self.texts.empty, options.steps, guidance, self.patch
-        )
+        velocity = self.architecture.velocity(model)
+        latents = denoise(velocity, noise, nothing, text, self.texts.empty, options.steps, guidance, self.patch)
         return self.autoencoder.decode(latents.to(next(self.autoencoder.parameters()).dtype), self.tiles)[0]
 
     def _losses(
         self, model: Callable[..., Tensor], latents: Tensor, noise: Tensor, times: Tensor, cond: Tensor, text: Text
     ) -> Tensor:
         seen, target = noised(latents, noise, times)
-        return losses(velocity_of(model, self.patch)(seen, cond, text.states, text.pooled, times), target)
+        return losses(self.architecture.velocity(model)(seen, cond, text.states, text.pooled, times), target)
 
     def _video(self, batch: Batch) -> Tensor:
         return pixels(batch.video.to(self.device), self.autoencoder)
@@ -224,34 +223,22 @@ def build_frozen(settings: DiTSettings) -> tuple[Autoencoder, TextEncoder]:
     return load_autoencoder(settings.autoencoder), build_text_encoder(settings.text.kind, **settings.text.options)
 
 
-def build_model(settings: DiTModelSettings, autoencoder: Autoencoder, encoder: TextEncoder, seed: int) -> MMDiT:
-    """The MMDiT to train, on the CPU, float32: from its weights or random ones."""
-    config = MMDiTConfig(
-        in_channels=autoencoder.channels * settings.patch_size**2,
-        vec_in_dim=encoder.pooled_size,
-        context_in_dim=encoder.states_size,
-        hidden_size=settings.hidden_size,
-        mlp_ratio=settings.mlp_ratio,
-        num_heads=settings.num_heads,
-        depth=settings.depth,
-        depth_single_blocks=settings.depth_single_blocks,
-        axes_dim=settings.axes_dim,
-        patch_size=settings.patch_size,
-    )
+def architecture_for(settings: DiTModelSettings, autoencoder: Autoencoder, encoder: TextEncoder) -> Architecture:
+    """The architecture that the settings name, at their sizes and those of the frozen models."""
+    inputs = Inputs(autoencoder.channels, encoder.states_size, encoder.pooled_size)
+    return ARCHITECTURES.get(settings.architecture).of_settings(settings, inputs)
+
+
+def build_model(settings: DiTModelSettings, architecture: Architecture, seed: int) -> nn.Module:
+    """The network to train, on the CPU, float32: from its weights or random ones."""
     if settings.weights is not None:
-        model = load_mmdit(
-            settings.weights,
-            config,
-            dtype=torch.float32,
-            allow_missing=("cond_in.*",),
-            allow_unexpected=("guidance_in.*",),
-        )
+        model = architecture.load(settings.weights, torch.float32)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = MMDiT(config)
-            model.initialise()
-    model.recompute(*settings.recompute, settings.keep_attention)
+            model = architecture.build()
+            architecture.initialise(model)
+    architecture.checkpoint_activations(model, settings)
     if settings.lora is not None:
-        add_lora(model, settings.lora, seed)
+        add_lora(model, settings.lora, seed, architecture.lora_targets)
     return model

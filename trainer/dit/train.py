@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ import torch.distributed as dist
 from datakit.errors import ConfigError
 from trainer.data.batch_sampler import Order
 from trainer.data.dataloader import Batch, Loader, Position, Replacement
-from trainer.diffusion.rectified_flow import positions
-from trainer.dit.task import DiTTask, build_frozen, build_model
+from trainer.dit.task import DiTTask, architecture_for, build_frozen, build_model
 from trainer.engine import Engine
 from trainer.engine.engine import together
 from trainer.latents.index import locate
@@ -22,8 +20,6 @@ from trainer.models.autoencoders.base import Autoencoder
 from trainer.models.autoencoders.build import autoencoder_hash
 from trainer.models.common.attention import describe
 from trainer.models.common.compile import check_gradients
-from trainer.models.mmdit.flops import forward_flops
-from trainer.models.mmdit.model import MMDiT, MMDiTConfig
 from trainer.planning.plan import Bucket, Plan
 from trainer.settings import DiTSettings
 from trainer.training.loop import Ended, Stepped
@@ -46,15 +42,18 @@ def train_dit(request: Request, settings: DiTSettings) -> Ended:
         NotFinite, DatakitError: see `trainer.training.loop.Loop.run`.
     """
     autoencoder, encoder = build_frozen(settings)
-    prepared = prepare(request, settings, fit_to(autoencoder, settings.model.patch_size, encoder.length), "train dit")
+    architecture = architecture_for(settings.model, autoencoder, encoder)
+    fitted = fit_to(autoencoder, architecture.patch, encoder.length, architecture.memory())
+    prepared = prepare(request, settings, fitted, "train dit")
     task = DiTTask(settings, autoencoder, encoder, prepared.device)
-    model = build_model(settings.model, autoencoder, encoder, settings.seed).to(prepared.device)
+    model = build_model(settings.model, architecture, settings.seed).to(prepared.device)
     if settings.engine.compile and settings.check_compile:
-        check_compiled(model, max(prepared.plan.buckets, key=lambda b: b.tokens), task, prepared.device)
+        check_compiled(task, max(prepared.plan.buckets, key=lambda b: b.tokens), prepared.device)
     if prepared.main and not request.quiet:
         dtype = torch.bfloat16 if settings.engine.precision == "bf16" else torch.float32
-        print(describe(prepared.device, dtype, settings.model.hidden_size // settings.model.num_heads), flush=True)
-    job = DiTJob(prepared, task, Engine(model, settings.engine, settings.optimizer, prepared.device), model.config)
+        print(describe(prepared.device, dtype, architecture.head_features), flush=True)
+    engine = Engine(model, settings.engine, settings.optimizer, prepared.device, architecture)
+    job = DiTJob(prepared, task, engine)
     return train(prepared, job, latents_of(prepared, autoencoder), flops_known=True)
 
 
@@ -89,8 +88,8 @@ def latents_of(prepared: Prepared, autoencoder: Autoencoder) -> Latents | None:
 class DiTJob:
     """See `trainer.training.loop.Job`."""
 
-    def __init__(self, prepared: Prepared, task: DiTTask, engine: Engine, config: MMDiTConfig):
-        self.prepared, self.task, self.engine, self.config = prepared, task, engine, config
+    def __init__(self, prepared: Prepared, task: DiTTask, engine: Engine):
+        self.prepared, self.task, self.engine = prepared, task, engine
         self.engines: Mapping[str, Engine] = {"model": engine}
         self.settings: DiTSettings = prepared.settings
         ranks: list[int] = [0] * dist.get_world_size()
@@ -111,7 +110,7 @@ class DiTJob:
             mean += loss.detach()
             losses.append(sampled.losses.detach())
             clips += batch.clip_ids
-            flops += len(batch.clip_ids) * forward_flops(self.config, batch.bucket.tokens).training
+            flops += len(batch.clip_ids) * self.task.architecture.flops(batch.bucket.tokens).training
         norm = self.engine.step()
         tokens = sum(b.bucket.tokens * len(b.clip_ids) for b in batches if b.weight)
         found = torch.cat(losses) if losses else torch.zeros(0)
@@ -162,35 +161,29 @@ class DiTJob:
                 seen += sum(len(b.windows) for b in order.step(0, index))
 
 
-def check_compiled(model: MMDiT, bucket: Bucket, task: DiTTask, device: torch.device) -> float:
+def check_compiled(task: DiTTask, bucket: Bucket, device: torch.device) -> float:
     """Whether a few blocks of the model's sizes, compiled, have eager's gradients at a bucket's shape (`WrongGradients`
     if not)."""
-    config = dataclasses.replace(
-        model.config,
-        depth=min(CHECKED_BLOCKS, model.config.depth),
-        depth_single_blocks=min(CHECKED_BLOCKS, model.config.depth_single_blocks),
-    )
+    shallow = task.architecture.shallow(CHECKED_BLOCKS)
     dtype = torch.bfloat16 if task.settings.engine.precision == "bf16" else torch.float32
     generator = torch.Generator(device).manual_seed(0)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
-        cut = MMDiT(config).to(device, dtype)
-        for name, parameter in cut.named_parameters():
-            torch.nn.init.ones_(parameter) if name.endswith("scale") else torch.nn.init.normal_(parameter, std=0.02)
+        model = shallow.build().to(device, dtype)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:  # gates that start at zero would hide what is behind them
+                torch.nn.init.normal_(parameter, std=0.02)
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, device=device).to(dtype)
 
-    _, *latent = task.autoencoder.latent_shape(bucket.frames, bucket.height, bucket.width)
-    ids = positions(bucket.batch, *latent, config.patch_size, device)
-    length, n = task.texts.encoder.length, ids.shape[1]
-    inputs = dict(
-        img=random(bucket.batch, n, config.in_channels),
-        img_ids=ids,
-        txt=random(bucket.batch, length, config.context_in_dim),
-        txt_ids=torch.zeros(bucket.batch, length, 3, device=device),
-        timesteps=torch.rand(bucket.batch, generator=generator, device=device),
-        y_vec=random(bucket.batch, config.vec_in_dim),
-        cond=random(bucket.batch, n, config.in_channels + config.patch_size**2),
+    channels, *latent = task.autoencoder.latent_shape(bucket.frames, bucket.height, bucket.width)
+    encoder = task.texts.encoder
+    inputs = (
+        random(bucket.batch, channels, *latent),
+        random(bucket.batch, channels + 1, *latent),
+        random(bucket.batch, encoder.length, encoder.states_size),
+        random(bucket.batch, encoder.pooled_size),
+        torch.rand(bucket.batch, generator=generator, device=device),
     )
-    return check_gradients(cut, lambda m: m(**inputs).float().square().mean())
+    return check_gradients(model, shallow.blocks(model), lambda m: shallow.velocity(m)(*inputs).float().square().mean())

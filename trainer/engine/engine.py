@@ -32,13 +32,10 @@ from trainer.engine.gather import gather_whole
 from trainer.engine.settings import EngineSettings, OptimizerSettings
 from trainer.engine.sharded_state import Shards, check_shard, describe, find_shards, shard_file, write_shard
 from trainer.models.common.compile import compile_blocks
-from trainer.models.mmdit.model import MMDiT
+from trainer.models.common.dit_architecture import Architecture
 
 if TYPE_CHECKING:
     from trainer.engine.plugins import Boosted
-
-EXACT = ("timesteps", "guidance", "img_ids", "txt_ids")
-"""Inputs that keep their precision: bf16 has 8 bits, too few for a time or a position."""
 
 
 def join_processes(timeout_s: float = 1800) -> torch.device:
@@ -71,40 +68,51 @@ class Engine:
         parameters: names and shapes of what is trained.
     """
 
-    def __init__(self, model: nn.Module, settings: EngineSettings, optimizer: OptimizerSettings, device: torch.device):
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: EngineSettings,
+        optimizer: OptimizerSettings,
+        device: torch.device,
+        architecture: Architecture | None = None,
+    ):
         """Takes the model over: its parameters with `requires_grad` are trained, and all become of the settings'
         precision (master weights start as what is left of them then).
+
+        Args:
+            architecture: of a diffusion transformer: its blocks, how it is split, and the inputs that keep their
+                precision (bf16 has 8 bits, too few for a time or a position). None: any other model.
 
         Raises:
             ConfigError: the plugin cannot take this model or this number of processes.
             MissingDependency: ColossalAI is not installed.
         """
         boost = _colossal()
-        if settings.compile and not isinstance(model, MMDiT):
+        if settings.compile and architecture is None:
             raise ConfigError(
-                f"engine.compile compiles an MMDiT's blocks, and a {type(model).__name__} has none: set "
+                f"engine.compile compiles a diffusion transformer's blocks, and a {type(model).__name__} has none: set "
                 f"engine.compile=false"
             )
         self.module, self.settings, self.optimizer_settings, self.device = model, settings, optimizer, device
         self.parameters = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
         self._kept = set(model.state_dict())
+        self._exact = architecture.exact_inputs if architecture else frozenset[str]()
         model.register_forward_pre_hook(_unpack, with_kwargs=True)
         with _quiet():
-            self._boosted = boost(model, settings, optimizer, device)
+            self._boosted = boost(model, settings, optimizer, device, architecture)
         self.model, self.rank, self.world = self._boosted.model, self._boosted.rank, self._boosted.world
         self.pieces = self._boosted.pieces
         self.dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
         self.updates = 0
         self.ema = Ema(self.pieces, settings.ema) if settings.ema else None
-        if settings.compile:
-            compile_blocks(model)
+        if settings.compile and architecture:
+            compile_blocks(architecture.blocks(model))
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
-        """Call the model; floating inputs are cast to its precision, but for times and positions (`EXACT`), by
-        keyword."""
-        return self.model(
-            *(self._cast(v) for v in args), **{k: _Exact(v) if k in EXACT else self._cast(v) for k, v in inputs.items()}
-        )
+        """Call the model; floating inputs are cast to its precision, but for those that the architecture keeps exact,
+        by keyword."""
+        named = {k: _Exact(v) if k in self._exact else self._cast(v) for k, v in inputs.items()}
+        return self.model(*(self._cast(v) for v in args), **named)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Add the gradients of a micro-batch. The step's gradient is that of the sum of all losses given, over

@@ -1,5 +1,5 @@
-"""One MMDiT over several processes without training it: each call is made by all of them, with the same inputs and the
-same result."""
+"""One diffusion transformer over several processes without training it: each call is made by all of them, with the
+same inputs and the same result."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import torch.distributed as dist
 from torch import nn
 
 from pipelines.executor.actor_pool import Member
+from trainer.models.common.dit_architecture import Architecture
 
 PATIENCE_S = 1800.0
 
 
-def join_group(member: Member, tp: int, sp: int, device: torch.device) -> Callable[[nn.Module], nn.Module]:
-    """Meet the other processes; gives what spreads a model (on the CPU, in place) by tensor and sequence parallelism.
+def join_group(
+    member: Member, tp: int, sp: int, device: torch.device, architecture: Architecture
+) -> Callable[[nn.Module], nn.Module]:
+    """Meet the other processes; gives what splits a model (on the CPU, in place) by tensor and sequence parallelism.
 
     Args:
         tp: processes that share heads and features; sp: that share tokens. Their product is the group's size.
@@ -36,14 +39,17 @@ def join_group(member: Member, tp: int, sp: int, device: torch.device) -> Callab
     )
     by_tp = [dist.new_group(list(range(start, start + tp))) for start in range(0, member.size, tp)]
     by_sp = [dist.new_group(list(range(start, member.size, tp))) for start in range(tp)]
-    return lambda model: _spread(model, by_tp[member.rank // tp], by_sp[member.rank % tp], device)
+    groups = by_tp[member.rank // tp], by_sp[member.rank % tp]
+    return lambda model: _split(model, *groups, device, architecture)
 
 
-def _spread(model: nn.Module, tp: dist.ProcessGroup, sp: dist.ProcessGroup, device: torch.device) -> nn.Module:
+def _split(
+    model: nn.Module, tp: dist.ProcessGroup, sp: dist.ProcessGroup, device: torch.device, architecture: Architecture
+) -> nn.Module:
     from colossalai.shardformer import ShardConfig, ShardFormer
 
     from trainer.engine.cpu_accelerator import pretend
-    from trainer.engine.mmdit_policy import MMDiTPolicy
+    from trainer.engine.parallel_policy import policy_for
 
     if device.type == "cpu":
         pretend()
@@ -55,5 +61,5 @@ def _spread(model: nn.Module, tp: dist.ProcessGroup, sp: dist.ProcessGroup, devi
         sequence_parallelism_mode="all_to_all" if sp.size() > 1 else None,
     )
     model.requires_grad_(True)  # the policy, made for training, refuses weights that are frozen
-    model, _ = ShardFormer(config).optimize(model, MMDiTPolicy())
+    model, _ = ShardFormer(config).optimize(model, policy_for(architecture, model))
     return model.requires_grad_(False)

@@ -30,8 +30,10 @@ from torch.optim import AdamW
 
 from datakit.errors import ConfigError
 from trainer.engine.cpu_accelerator import pretend
+from trainer.engine.parallel_policy import ParallelPolicy, policy_for
 from trainer.engine.settings import EngineSettings, OptimizerSettings
 from trainer.engine.sharded_state import Piece, share
+from trainer.models.common.dit_architecture import Architecture
 
 CHUNK = 32 << 20
 """Elements of a chunk of Gemini's."""
@@ -93,8 +95,17 @@ class Boosted:
         return zero.no_sync() if zero is not None and not zero._partition_grads else contextlib.nullcontext()
 
 
-def boost(model: nn.Module, settings: EngineSettings, optimizer: OptimizerSettings, device: torch.device) -> Boosted:
+def boost(
+    model: nn.Module,
+    settings: EngineSettings,
+    optimizer: OptimizerSettings,
+    device: torch.device,
+    architecture: Architecture | None = None,
+) -> Boosted:
     """Spread a model whose parameters with `requires_grad` are to be trained.
+
+    Args:
+        architecture: of a diffusion transformer; the plugin hybrid splits these alone.
 
     Raises:
         ConfigError: the plugin cannot take this model or this number of processes.
@@ -105,7 +116,11 @@ def boost(model: nn.Module, settings: EngineSettings, optimizer: OptimizerSettin
     if device.type == "cpu" and settings.plugin != "ddp":
         pretend()
     shapes = {name: tuple(p.shape) for name, p in trained.items()}
-    boosted, holders = _BOOST[settings.plugin](model, settings, optimizer, device, trained)
+    if settings.plugin == "hybrid":
+        policy = policy_for(architecture, model)
+        boosted, holders = _hybrid(model, settings, optimizer, device, trained, policy)
+    else:
+        boosted, holders = _BOOST[settings.plugin](model, settings, optimizer, device, trained)
     _start_moments(boosted.optimizer)
     boosted.pieces = [piece for name in trained for piece in holders(name, trained[name], shapes[name])]
     return boosted
@@ -142,9 +157,7 @@ def _zero(model, settings, optimizer, device, trained) -> tuple[Boosted, Holders
     ]
 
 
-def _hybrid(model, settings, optimizer, device, trained) -> tuple[Boosted, Holders]:
-    from trainer.engine.mmdit_policy import MMDiTPolicy
-
+def _hybrid(model, settings, optimizer, device, trained, policy: ParallelPolicy) -> tuple[Boosted, Holders]:
     total, tp, sp = dist.get_world_size(), settings.tp, settings.sp
     if total % (tp * sp):
         raise ConfigError(f"{total} processes do not divide by tp·sp = {tp}·{sp}")
@@ -152,7 +165,6 @@ def _hybrid(model, settings, optimizer, device, trained) -> tuple[Boosted, Holde
         dist.get_backend()
     )  # ColossalAI tells the device by it, and knows plain nccl and gloo only
     clear_layout_converter()  # it remembers how it cut tensors before, with the process groups of then
-    policy = MMDiTPolicy()
     sequence = (
         {"enable_sequence_parallelism": True, "sequence_parallelism_mode": "all_to_all", "sp_size": sp}
         if sp > 1
@@ -214,7 +226,7 @@ def _gemini(model, settings, optimizer, device, trained) -> tuple[Boosted, Holde
     return boosted, lambda name, p, shape: _gemini_pieces(gemini, ids[name], name, shape)
 
 
-_BOOST = {"ddp": _ddp, "zero1": _zero, "zero2": _zero, "hybrid": _hybrid, "gemini": _gemini}
+_BOOST = {"ddp": _ddp, "zero1": _zero, "zero2": _zero, "gemini": _gemini}
 
 
 class _GeminiAdam(AdamW):

@@ -3,24 +3,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datakit.config import load
 from datakit.errors import ConfigError
 from trainer.engine.sharded_state import Shards
 from trainer.export.checkpoint_reader import EMA, checkpoint_of, open_shards, read_whole, step_of
+from trainer.models.common.dit_architecture import ARCHITECTURES, Architecture
 from trainer.models.common.lora import add_lora, merge_lora, save_lora
+from trainer.models.common.settings import DiTModelSettings, LoraSettings
 from trainer.models.common.weights import SAFETENSORS, cast, read_weights, save_weights
-from trainer.models.mmdit.checkpoint_io import CONFIG_KEY, Layout, config_of, load_mmdit, open_sora_state, unwrapped
-from trainer.models.mmdit.model import MMDiT, MMDiTConfig
-from trainer.settings import DiTModelSettings, DiTSettings
+from trainer.settings import DiTSettings
 from trainer.training.setup import recorded
 
 DIT, VAE = "model", "autoencoder"
@@ -34,22 +33,22 @@ class RunWeights:
     """What a run of `datakit train dit` has learned.
 
     Attributes:
-        state: the whole model under the MMDiT's own names, float32 on the CPU; LoRA is merged.
-        settings: of the run; config: of the model.
+        state: the whole model under its own names, float32 on the CPU; LoRA is merged.
+        settings: of the run; architecture: of the model.
         path: the checkpoint; step: after which it was written.
         ema: whether this is the average of the weights, not the weights.
     """
 
     state: dict[str, Tensor]
     settings: DiTSettings
-    config: MMDiTConfig
+    architecture: Architecture
     path: Path
     step: int
     ema: bool
 
 
 def run_weights(run: str | Path, ema: bool = True, step: int | None = None) -> RunWeights:
-    """The MMDiT of a run's checkpoint. No process group is needed, whatever plugin and number of processes trained it.
+    """The model of a run's checkpoint. No process group is needed, whatever plugin and number of processes trained it.
 
     Args:
         run: its folder.
@@ -79,18 +78,19 @@ def export_run(
     ema: bool = True,
     step: int | None = None,
     dtype: torch.dtype | None = None,
-    layout: Layout = "separate",
+    layout: str | None = None,
     lora: bool = False,
     rescale: bool = False,
 ) -> Exported:
-    """Write the model of a run's checkpoint as one safetensors file, whole or not at all: an MMDiT for `load_mmdit` and
-    Open-Sora's own code, an autoencoder for `build_autoencoder`.
+    """Write the model of a run's checkpoint as one safetensors file, whole or not at all: a diffusion transformer for
+    `Architecture.load` and the release's own code, an autoencoder for `build_autoencoder`.
 
     Args:
         out: `.safetensors`; of LoRA alone also a folder (see `save_lora`).
         ema, step: as of `run_weights`.
-        dtype: None: bfloat16 of an MMDiT, as the releases; float32 of an autoencoder and of LoRA alone.
-        layout: of an MMDiT: Open-Sora's (`separate`) or Flux's (`fused`).
+        dtype: None: bfloat16 of a diffusion transformer, as the releases; float32 of an autoencoder and of LoRA alone.
+        layout: of a diffusion transformer's weights (`Architecture.layouts`; of an MMDiT: Open-Sora's, `separate`, or
+            Flux's, `fused`); None: the one that it was trained in.
         lora: of a LoRA run, LoRA alone, not merged.
         rescale: of an autoencoder: see `export_autoencoder`.
 
@@ -103,11 +103,11 @@ def export_run(
         raise ConfigError(f"{out}: weights are written to a file that ends in {SAFETENSORS}")
     checkpoint = checkpoint_of(run, step)
     kind = VAE if (checkpoint / VAE).is_dir() else DIT
-    if kind == VAE and (lora or layout != "separate"):
-        raise ConfigError(f"{run} has trained an autoencoder: --lora and --layout are for MMDiTs")
+    if kind == VAE and (lora or layout is not None):
+        raise ConfigError(f"{run} has trained an autoencoder: --lora and --layout are for diffusion transformers")
     if kind == DIT and rescale:
-        raise ConfigError(f"{run} has trained an MMDiT: --rescale is for autoencoders")
-    if lora and layout != "separate":
+        raise ConfigError(f"{run} has trained a diffusion transformer: --rescale is for autoencoders")
+    if lora and layout is not None:
         raise ConfigError(
             "--lora: LoRA fits the layout that it was trained on: leave --layout out, or merge it by leaving --lora out"
         )
@@ -121,22 +121,24 @@ def export_run(
     elif lora:
         _export_lora(run, out, exported, dtype)
     else:
-        _export_mmdit(run, out, exported, dtype or torch.bfloat16, layout)
+        _export_dit(run, out, exported, dtype or torch.bfloat16, layout)
     return exported
 
 
-def _export_mmdit(run: Path, out: Path, exported: Exported, dtype: torch.dtype, layout: Layout) -> None:
-    found = _read(run, exported.ema, exported.step, dtype)
-    config = dataclasses.replace(found.config, layout=layout)
-    about = {CONFIG_KEY: json.dumps(dataclasses.asdict(config)), **_origin(run, exported)}
-    save_weights(open_sora_state(found.state, found.config, layout), out, about)
+def _export_dit(run: Path, out: Path, exported: Exported, dtype: torch.dtype, layout: str | None) -> None:
+    weights = _read(run, exported.ema, exported.step, dtype)
+    layouts = weights.architecture.layouts
+    if layout is not None and layout not in layouts:
+        raise ConfigError(f"--layout {layout}: {weights.architecture.kind} has {', '.join(layouts)}")
+    state, about = weights.architecture.exported(weights.state, layout)
+    save_weights(state, out, {**about, **_origin(run, exported)})
 
 
 def _export_lora(run: Path, out: Path, exported: Exported, dtype: torch.dtype | None) -> None:
     settings, shards = _opened(run, exported.checkpoint)
     if settings.model.lora is None:
         raise ConfigError(f"{run} has trained the whole model (model.lora is null): export it without --lora")
-    model = _with_lora(settings, shards, exported.ema)
+    model, _ = _with_lora(settings, settings.model.lora, shards, exported.ema)
     save_lora(model, out, {name: cast(model.get_parameter(name), dtype) for name in shards.parameters})
 
 
@@ -146,54 +148,42 @@ def _read(run: Path, ema: bool, step: int | None, dtype: torch.dtype) -> RunWeig
     ema = ema and shards.has(EMA)
     if settings.model.lora is None:
         state = {name: read_whole(shards, name, ema).to(dtype) for name in shards.parameters}
-        config = _config(state, settings.model)
+        architecture = _architecture(state, settings.model)
     else:
-        model = _with_lora(settings, shards, ema)
+        model, architecture = _with_lora(settings, settings.model.lora, shards, ema)
         merge_lora(model)
-        config = model.config
         state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
-    return RunWeights(open_sora_state(state, config), settings, config, checkpoint, step_of(checkpoint), ema)
+    state, _ = architecture.exported(state)
+    return RunWeights(state, settings, architecture, checkpoint, step_of(checkpoint), ema)
 
 
 def _opened(run: Path, checkpoint: Path) -> tuple[DiTSettings, Shards]:
     if not (checkpoint / DIT).is_dir():
-        raise ConfigError(f"{run} is not a run of `datakit train dit`: {checkpoint} has no MMDiT")
+        raise ConfigError(f"{run} is not a run of `datakit train dit`: {checkpoint} has no diffusion transformer")
     return load(DiTSettings, run / "settings.yaml"), open_shards(checkpoint / DIT)
 
 
-def _config(state: Mapping[str, Tensor], settings: DiTModelSettings) -> MMDiTConfig:
-    """Of a model that a run trains: sizes of tokens and texts follow from shapes, the rest is as the run was told."""
-    return dataclasses.replace(
-        config_of(state),
-        num_heads=settings.num_heads,
-        mlp_ratio=settings.mlp_ratio,
-        axes_dim=settings.axes_dim,
-        patch_size=settings.patch_size,
-        cond_embed=True,
-        guidance_embed=False,
-        layout="separate",
-    )
-
-
-def _base(settings: DiTSettings) -> MMDiT:
-    """What LoRA was trained on, float32, as `build_model` makes it; the text encoder, which may be large, is not loaded
-    for its sizes."""
-    chosen = settings.model.model_copy(update={"lora": None, "recompute": (0, 0)})
-    config = _config(unwrapped(read_weights(chosen.weights), chosen.weights), chosen)
-    return load_mmdit(
-        chosen.weights, config, dtype=torch.float32, allow_missing=("cond_in.*",), allow_unexpected=("guidance_in.*",)
-    )
+def _architecture(state: Mapping[str, Tensor], settings: DiTModelSettings) -> Architecture:
+    """Of a model that a run trains: sizes of latents and texts follow from shapes, the rest is as the run was told; the
+    text encoder, which may be large, is not loaded for its sizes."""
+    family = ARCHITECTURES.get(settings.architecture)
+    return family.of_settings(settings, family.inputs_of(state, settings))
 
 
 @torch.no_grad()
-def _with_lora(settings: DiTSettings, shards: Shards, ema: bool) -> MMDiT:
-    model = _base(settings)
-    add_lora(model, settings.model.lora, settings.seed)
+def _with_lora(settings: DiTSettings, lora: LoraSettings, shards: Shards, ema: bool) -> tuple[nn.Module, Architecture]:
+    """What LoRA was trained on, float32, as `build_model` makes it, and LoRA on it."""
+    base = settings.model.weights
+    if base is None:
+        raise AssertionError("LoRA has a base: see DiTModelSettings")
+    architecture = _architecture(read_weights(base), settings.model)
+    model = architecture.load(base, torch.float32)
+    add_lora(model, lora, settings.seed, architecture.lora_targets)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     shards.check_model({name: tuple(parameter.shape) for name, parameter in trained.items()})
     for name, parameter in trained.items():
         parameter.copy_(read_whole(shards, name, ema))
-    return model
+    return model, architecture
 
 
 def _origin(run: Path, exported: Exported) -> dict[str, str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ import yaml
 
 from catalogs.records.runs import new_run_id
 from datakit.atomic import atomic_path
+from datakit.config import load
 from datakit.errors import ConfigError
 from datakit.version import __version__
 from trainer.catalog_sync.forgotten_check import refuse_forgotten
@@ -37,7 +38,7 @@ from trainer.models.autoencoders.base import Autoencoder
 from trainer.planning.build_plan import make_plan
 from trainer.planning.mixture import Member
 from trainer.planning.plan import Plan
-from trainer.planning.settings import PlanSettings
+from trainer.planning.settings import MemorySettings, PlanSettings
 from trainer.settings import RunSettings
 from trainer.training.checkpoint import Checkpoints, Run, latest, resume
 from trainer.training.loop import Ended, Job, Loop
@@ -191,17 +192,27 @@ def _train(prepared: Prepared, job: Job, latents: Latents | None, flops_known: b
             log.close()
 
 
-def fit_to(autoencoder: Autoencoder, patch: int, text_tokens: int) -> Callable[[PlanSettings], PlanSettings]:
-    """Plan settings that fit the models: what an autoencoder compresses by, and tokens, are not for the user to
-    repeat."""
-    return lambda plan: plan.model_copy(
-        update={
-            "compression": autoencoder.compression,
-            "causal": autoencoder.causal,
-            "patch": patch,
-            "text_tokens": text_tokens,
-        }
-    )
+def fit_to(
+    autoencoder: Autoencoder, patch: int, text_tokens: int, memory: Mapping[str, Any] | None = None
+) -> Callable[[PlanSettings], PlanSettings]:
+    """Plan settings that fit the models: what an autoencoder compresses by, tokens, and the sizes that memory is
+    reckoned by (`memory`, where nothing else is set) are not for the user to repeat."""
+    usual = MemorySettings()
+
+    def fitted(plan: PlanSettings) -> PlanSettings:
+        sizes = (memory or {}).items()
+        unset = {name: size for name, size in sizes if getattr(plan.memory, name) == getattr(usual, name)}
+        return plan.model_copy(
+            update={
+                "compression": autoencoder.compression,
+                "causal": autoencoder.causal,
+                "patch": patch,
+                "text_tokens": text_tokens,
+                "memory": plan.memory.model_copy(update=unset),
+            }
+        )
+
+    return fitted
 
 
 def recorded(folder: Path) -> dict[str, Any]:
@@ -280,7 +291,8 @@ def _val_of(plan: Path) -> Path:
 
 
 def _check_unchanged(file: Path, settings: RunSettings) -> None:
-    before, now = yaml.safe_load(file.read_text()), settings.model_dump(mode="json")
+    before = load(type(settings), file).model_dump(mode="json")  # with defaults of settings that are newer than the run
+    now = settings.model_dump(mode="json")
     for name in FIXED:
         if name in now and now[name] != before[name]:
             raise ConfigError(f"a resumed run keeps its settings of {name}: they were {before[name]}, now {now[name]}")

@@ -37,6 +37,7 @@ from support.tiny_sampling import prompts, save_model, settings
 from trainer.diffusion.conditioning import MODES
 from trainer.diffusion.rectified_flow import Text, condition, pack
 from trainer.models.autoencoders.build import build_autoencoder
+from trainer.models.mmdit.architecture import MMDiTArchitecture
 from trainer.models.mmdit.checkpoint_io import export_open_sora, load_mmdit
 from trainer.models.mmdit.model import MMDiT
 
@@ -83,7 +84,8 @@ def test_the_loop_is_that_of_the_reference(name, tmp_path):
         image_guidance=about["guidance_img"],
         image_over_frames=about["scale_temporal_osci"],
     )
-    denoiser = Denoiser(load_mmdit(tmp_path / "m.safetensors").eval(), own)
+    model = load_mmdit(tmp_path / "m.safetensors").eval()
+    denoiser = Denoiser(MMDiTArchitecture(model.config), model, own)
     found = denoiser(
         i["noise"],
         condition(i["mask"], i["masked_ref"]),

@@ -196,7 +196,7 @@ def trained(task: DiTTask, run: Path, settings: DiTSettings) -> torch.nn.Module:
     """The model of a run's last checkpoint."""
     from safetensors.torch import load_file
 
-    model = build_model(settings.model, task.autoencoder, task.texts.encoder, 0)
+    model = build_model(settings.model, task.architecture, 0)
     (shard,) = sorted((run / "checkpoints").glob("step-*"))[-1].glob("model/*.safetensors")
     state = {
         key.removeprefix("master/"): tensor for key, tensor in load_file(shard).items() if key.startswith("master/")

@@ -123,7 +123,7 @@ def task_for(home: Path, parts, *sets: str) -> DiTTask:
 
 def random_model(task: DiTTask, parts) -> torch.nn.Module:
     torch.manual_seed(1)
-    model = build_model(task.settings.model, *parts, 0)
+    model = build_model(task.settings.model, task.architecture, 0)
     for name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, mean=float(name.endswith("scale")), std=0.1)
     return model

@@ -19,7 +19,7 @@ from datakit.errors import ConfigError
 from support import export_worker
 from support.bar_films import make_bars
 from support.export_worker import settings_for, train_and_tell
-from trainer.dit.task import build_frozen, build_model
+from trainer.dit.task import architecture_for, build_frozen, build_model
 from trainer.export.dit import RUN_KEY, export_run, run_weights
 from trainer.export.vae import trained
 from trainer.models.autoencoders.build import build_autoencoder
@@ -83,11 +83,10 @@ def test_what_is_read_is_what_the_engine_had(runs, home, name):
     """Weights and EMA bit for bit; the config is that of the model that was trained; neither needs a process group."""
     assert len(list((runs / name / "checkpoints" / "step-000003" / "model").glob("shard-*-of-00002.safetensors"))) == 2
     settings = settings_for(home / "tiny.safetensors", *export_worker.RUNS[name])
-    start = build_model(settings.model, *build_frozen(settings), settings.seed)
+    start = build_model(settings.model, architecture_for(settings.model, *build_frozen(settings)), settings.seed)
     weights = run_weights(runs / name, ema=False)
-    assert (
-        same(weights.state, load_file(runs / f"{name}-told" / "weights.safetensors")) and weights.config == start.config
-    )
+    assert same(weights.state, load_file(runs / f"{name}-told" / "weights.safetensors"))
+    assert weights.architecture.config == start.config
     assert (weights.path.name, weights.step, weights.ema, weights.settings) == ("step-000003", 3, False, settings)
     assert sum(not torch.equal(t, start.state_dict()[n]) for n, t in weights.state.items()) > 30, "it was trained"
     average = run_weights(runs / name)
@@ -110,7 +109,7 @@ def test_a_file_of_it_is_loaded_with_its_config(runs, tmp_path):
         "ema": True,
     }
     loaded = load_mmdit(tmp_path / "a.safetensors")
-    config = run_weights(runs / "zero2").config
+    config = run_weights(runs / "zero2").architecture.config
     assert loaded.config == config and config.mlp_ratio == 2.5 and config.axes_dim == (4, 10, 10), (
         "what shapes do not show"
     )
@@ -122,7 +121,7 @@ def test_a_file_of_it_is_loaded_with_its_config(runs, tmp_path):
     assert "weights after 2 steps" in CliRunner().invoke(train_app, arguments).stdout
     assert layout_of(load_file(fused)) == json.loads(read_metadata(fused)[CONFIG_KEY])["layout"] == "fused"
     wanted = run_weights(runs / "tp", step=2)
-    assert same(dict(load_mmdit(fused, config=wanted.config).state_dict()), wanted.state)
+    assert same(dict(load_mmdit(fused, config=wanted.architecture.config).state_dict()), wanted.state)
 
 
 def test_what_cannot_be_exported_is_told_in_a_line(runs, home, tmp_path):
@@ -165,7 +164,7 @@ def test_damage_is_found(runs, home, tmp_path):
 def test_lora_is_merged_or_alone(home, tmp_path):
     """Trained on weights in a file, which stay: base and LoRA alone make the merged model."""
     settings = settings_for(home / "tiny.safetensors")
-    base = build_model(settings.model, *build_frozen(settings), 7)
+    base = build_model(settings.model, architecture_for(settings.model, *build_frozen(settings)), 7)
     for parameter in base.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     export_open_sora(base, tmp_path / "base.safetensors")
@@ -182,7 +181,7 @@ def test_lora_is_merged_or_alone(home, tmp_path):
     b, a = (told[f"{name}.lora_{f}.default.weight"] for f in "BA")
     wanted = base.state_dict()[f"{name}.weight"] + 2 * b @ a
     assert torch.allclose(merged.state[f"{name}.weight"], wanted, atol=1e-6) and b.abs().max() > 1e-3
-    assert merged.ema and merged.config == base.config
+    assert merged.ema and merged.architecture.config == base.config
     assert torch.equal(
         merged.state["single_blocks.0.linear2.weight"], base.state_dict()["single_blocks.0.linear2.weight"]
     )
@@ -235,7 +234,7 @@ def test_an_autoencoder_is_exported_by_the_same_command(home, tmp_path):
         wanted = trained(settings, tmp_path / "run" / "checkpoints" / f"step-{step:06d}", ema)
         assert same(dict(build_autoencoder("tiny", out).state_dict()), dict(wanted.state_dict()))
     assert not same(load_file(tmp_path / "1.safetensors"), load_file(tmp_path / "2.safetensors"))
-    with pytest.raises(ConfigError, match="--lora and --layout are for MMDiTs"):
+    with pytest.raises(ConfigError, match="--lora and --layout are for diffusion transformers"):
         export_run(tmp_path / "run", tmp_path / "x.safetensors", layout="fused")
     with pytest.raises(ConfigError, match="is not a run of `datakit train dit`"):
         run_weights(tmp_path / "run")

@@ -12,6 +12,7 @@ from trainer.diffusion.rectified_flow import positions
 from trainer.models.common.attention import KERNELS, attend, best_kernel, describe
 from trainer.models.common.compile import WrongGradients, check_gradients, compile_blocks
 from trainer.models.common.fp8 import Fp8Linear, to_fp8
+from trainer.models.mmdit.architecture import MMDiTArchitecture
 from trainer.models.mmdit.flops import forward_flops
 from trainer.models.mmdit.model import MMDiT, MMDiTConfig
 
@@ -126,16 +127,16 @@ def test_recomputed_blocks_keep_less_and_give_the_same_gradients():
     model = random_model()
     wanted = gradients(model)
     full = kept(model)
-    model.recompute(1, 0, keep_attention=False)
+    model.checkpoint_activations(1, 0, keep_attention=False)
     some, some_calls = kept(model), attention_calls(model)
     assert all(torch.equal(a, b) for a, b in zip(gradients(model), wanted))
-    model.recompute(2, 2, keep_attention=False)
+    model.checkpoint_activations(2, 2, keep_attention=False)
     least, calls = kept(model), attention_calls(model)
     assert all(torch.equal(a, b) for a, b in zip(gradients(model), wanted))
     assert least < 0.3 * full and least < some < full and (some_calls, calls) == (5, 8)
-    model.recompute(2, 2)
+    model.checkpoint_activations(2, 2)
     assert all(torch.equal(a, b) for a, b in zip(gradients(model), wanted)) and attention_calls(model) == 4
-    model.recompute(0, 0)
+    model.checkpoint_activations(0, 0)
     assert kept(model) == full and attention_calls(model) == 4
 
 
@@ -176,11 +177,11 @@ def test_a_block_is_one_graph_forward_and_back(recomputed):
     torch._dynamo.reset()
     model = random_model()
     if recomputed:
-        model.recompute(1, 1)
-    assert check_gradients(model, loss, "aot_eager", tolerance=1e-4) < 1e-4
+        model.checkpoint_activations(1, 1)
+    assert check_gradients(model, model.blocks, loss, "aot_eager", tolerance=1e-4) < 1e-4
     assert torch.equal(random_model()(**random_inputs()), model(**random_inputs()))  # eager again
     names = set(model.state_dict())
-    compile_blocks(model, "aot_eager")
+    compile_blocks(model.blocks, "aot_eager")
     assert (
         torch.allclose(model(**random_inputs()), random_model()(**random_inputs()), atol=1e-5)
         and set(model.state_dict()) == names
@@ -191,7 +192,7 @@ def test_blocks_are_compiled_for_every_bucket():
     """Twelve sizes: torch by itself gives up after eight."""
     torch._dynamo.reset()
     model = random_model()
-    compile_blocks(model, "eager")
+    compile_blocks(model.blocks, "eager")
     for frames in range(1, 13):
         inputs = random_inputs(batch=1, size=(frames, 4, 2))
         assert torch.equal(model(**inputs), random_model()(**inputs))
@@ -209,7 +210,7 @@ def test_wrong_gradients_of_a_compiler_are_told_by_name():
     with pytest.raises(
         WrongGradients, match=r"for 1 parameters, worst: double_blocks\.0\.img_mod\.lin\.weight"
     ) as caught:
-        check_gradients(model, bent, "aot_eager")
+        check_gradients(model, model.blocks, bent, "aot_eager")
     assert set(caught.value.worst) == {"double_blocks.0.img_mod.lin.weight"}
 
 
@@ -238,12 +239,12 @@ def test_fp8_layers_are_near_and_take_half_the_bytes(scales):
     model, inputs = random_model(), random_inputs()
     wanted = model(**inputs)
     assert (
-        to_fp8(model, scales) == 2 * (2 * 4 + 2 * 2) + 2 * 4
+        to_fp8(model.blocks, scales, kept=MMDiTArchitecture.fp8_kept) == 2 * (2 * 4 + 2 * 2) + 2 * 4
     )  # q, k, v, proj and the MLP of two streams; q, k, v_mlp and linear2
     assert isinstance(model.double_blocks[0].img_mod.lin, torch.nn.Linear) and isinstance(model.img_in, torch.nn.Linear)
     assert 0 < (model(**inputs) - wanted).norm() / wanted.norm() < 0.1
     with pytest.raises(ValueError, match="multiples of 16"):
-        to_fp8(random_model(replace(CONFIG, hidden_size=40, axes_dim=(2, 4, 4))))
+        to_fp8(random_model(replace(CONFIG, hidden_size=40, axes_dim=(2, 4, 4))).blocks)
 
 
 def test_flops_are_those_of_the_published_model():

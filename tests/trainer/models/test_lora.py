@@ -12,9 +12,11 @@ from datakit.errors import ConfigError
 from support.mmdit_golden import golden, same
 from trainer.models.common.lora import LoraSettings, add_lora, load_lora, lora_state, merge_lora, save_lora
 from trainer.models.common.weights import WeightsError, load_weights
+from trainer.models.mmdit.architecture import MMDiTArchitecture
 from trainer.models.mmdit.checkpoint_io import export_open_sora, load_mmdit
 from trainer.models.mmdit.model import MMDiT
 
+TARGETS = MMDiTArchitecture.lora_targets
 SETTINGS = LoraSettings(rank=4, alpha=8)
 NAMES = ("mmdit_v2_tiny", "mmdit_flux_tiny")
 
@@ -40,7 +42,7 @@ def trained(model: nn.Module, inputs: dict, steps: int = 3) -> nn.Module:
 def tuned():
     """A model with trained LoRA, its inputs, and what it gives."""
     model, inputs = model_and_inputs()
-    add_lora(model, SETTINGS)
+    add_lora(model, SETTINGS, targets=TARGETS)
     trained(model, inputs)
     with torch.no_grad():
         return model, inputs, model(**inputs)
@@ -50,7 +52,7 @@ def tuned():
 def test_it_adds_nothing_at_first_and_then_learns_alone(name, per_double, per_single):
     model, inputs = model_and_inputs(name)
     plain, before = model(**inputs), {k: v.clone() for k, v in model.state_dict().items()}
-    names = add_lora(model, SETTINGS)
+    names = add_lora(model, SETTINGS, targets=TARGETS)
     assert len(names) == len(set(names)) == 2 * per_double + 2 * per_single and isinstance(model, MMDiT)
     assert torch.equal(model(**inputs), plain)
     trains = {n for n, p in model.named_parameters() if p.requires_grad}
@@ -75,7 +77,7 @@ def test_the_first_factors_depend_on_the_seed_alone():
     def factors(seed, noise):
         model, _ = model_and_inputs()
         torch.manual_seed(noise)
-        add_lora(model, SETTINGS, seed)
+        add_lora(model, SETTINGS, seed, TARGETS)
         return lora_state(model), torch.rand(1)
 
     one, other, third = factors(1, 5), factors(1, 6), factors(2, 5)
@@ -89,14 +91,14 @@ def test_targets_are_patterns_and_one_that_matches_nothing_is_an_error():
     with pytest.raises(ConfigError, match=r"no linear of MMDiT matches \*.qkv; there are img_in, time_in.in_layer"):
         add_lora(model, LoraSettings(targets=("*_attn.proj", "*.qkv")))
     with pytest.raises(ConfigError, match="no linear of Sequential matches double_blocks"):
-        add_lora(nn.Sequential(nn.Linear(2, 2)))
+        add_lora(nn.Sequential(nn.Linear(2, 2)), targets=TARGETS)
     assert add_lora(model, LoraSettings(rank=2, targets=("single_blocks.1.linear2", "*.img_attn.q_proj"))) == [
         "double_blocks.0.img_attn.q_proj",
         "double_blocks.1.img_attn.q_proj",
         "single_blocks.1.linear2",
     ]
     with pytest.raises(ConfigError, match="has LoRA already"):
-        add_lora(model)
+        add_lora(model, targets=TARGETS)
     for function in (merge_lora, lora_state):
         with pytest.raises(ConfigError, match="has no LoRA"):
             function(model_and_inputs()[0])
@@ -132,12 +134,12 @@ def test_merged_it_computes_the_same_under_the_original_names(tuned, tmp_path):
     assert all(p.requires_grad for p in other.parameters())
     export_open_sora(other, tmp_path / "merged.safetensors", "fused")
     assert torch.allclose(load_mmdit(tmp_path / "merged.safetensors")(**inputs), tuned_out, atol=1e-5)
-    add_lora(other, SETTINGS)  # and again
+    add_lora(other, SETTINGS, targets=TARGETS)  # and again
 
 
 def test_what_is_not_finite_is_not_merged():
     model, _ = model_and_inputs()
-    names = add_lora(model, SETTINGS)
+    names = add_lora(model, SETTINGS, targets=TARGETS)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with torch.no_grad():
         model.get_submodule(names[-1]).lora_B["default"].weight[0, 0] = float("nan")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -42,11 +42,12 @@ class WrongGradients(DatakitError):
         self.worst = worst
 
 
-def compile_blocks(model: nn.Module, backend: str = "inductor", mix_order_reduction: bool = False) -> None:
-    """Compile every block of an MMDiT, in place; names of parameters stay. Compilation happens at the first call for a
+def compile_blocks(blocks: Iterable[nn.Module], backend: str = "inductor", mix_order_reduction: bool = False) -> None:
+    """Compile every block of a model, in place; names of parameters stay. Compilation happens at the first call for a
     shape.
 
     Args:
+        blocks: see `trainer.models.common.dit_architecture.Architecture.blocks`.
         backend: of torch.compile; `aot_eager` traces a block forward and back as one graph without generating code.
     """
     import torch._dynamo.config as dynamo  # takes a second
@@ -57,21 +58,26 @@ def compile_blocks(model: nn.Module, backend: str = "inductor", mix_order_reduct
         if backend == "inductor" and _has_mix_order_reduction()
         else None
     )
-    for block in (*model.double_blocks, *model.single_blocks):
+    for block in blocks:
         block.compile(fullgraph=True, dynamic=False, backend=backend, options=options)
 
 
 def compare_gradients(
-    model: nn.Module, loss: Loss, backend: str = "inductor", mix_order_reduction: bool = False
+    model: nn.Module,
+    blocks: Sequence[nn.Module],
+    loss: Loss,
+    backend: str = "inductor",
+    mix_order_reduction: bool = False,
 ) -> dict[str, float]:
     """Relative difference (norm of the difference over norm) of every parameter's gradient: compiled against eager.
 
     Args:
         model: not compiled; as before when this returns. Its gradients are dropped.
+        blocks: of it, that are compiled.
         loss: scalar, of a call of the model; the same at every call.
     """
     eager = _gradients(model, loss)
-    with _compiled(model, backend, mix_order_reduction):
+    with _compiled(blocks, backend, mix_order_reduction):
         compiled = _gradients(model, loss)
     model.zero_grad(set_to_none=True)
     typical = math.sqrt(
@@ -80,13 +86,19 @@ def compare_gradients(
     return {name: _difference(compiled[name], gradient, LEAST * typical) for name, gradient in eager.items()}
 
 
-def check_gradients(model: nn.Module, loss: Loss, backend: str = "inductor", tolerance: float = TOLERANCE) -> float:
+def check_gradients(
+    model: nn.Module,
+    blocks: Sequence[nn.Module],
+    loss: Loss,
+    backend: str = "inductor",
+    tolerance: float = TOLERANCE,
+) -> float:
     """The worst relative difference, see `compare_gradients`.
 
     Raises:
         WrongGradients: some are beyond the tolerance, or not finite.
     """
-    differences = compare_gradients(model, loss, backend)
+    differences = compare_gradients(model, blocks, loss, backend)
     wrong = {name: error for name, error in differences.items() if not error <= tolerance}
     if wrong:
         raise WrongGradients(wrong)
@@ -105,12 +117,12 @@ def _difference(found: Tensor, wanted: Tensor, least: float) -> float:
 
 
 @contextlib.contextmanager
-def _compiled(model: nn.Module, backend: str, mix_order_reduction: bool) -> Iterator[None]:
-    compile_blocks(model, backend, mix_order_reduction)
+def _compiled(blocks: Sequence[nn.Module], backend: str, mix_order_reduction: bool) -> Iterator[None]:
+    compile_blocks(blocks, backend, mix_order_reduction)
     try:
         yield
     finally:
-        for block in (*model.double_blocks, *model.single_blocks):
+        for block in blocks:
             block._compiled_call_impl = None  # what `Module.compile` sets; torch has no way back of its own
 
 

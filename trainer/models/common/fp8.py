@@ -7,6 +7,7 @@ scale is found in the pass that normalises and modulates the row; a tensor's sca
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Literal
 
 import torch
@@ -58,13 +59,19 @@ def quantise(x: Tensor, scales: Scales) -> tuple[Tensor, Tensor]:
     return (x.float() / scale).to(E4M3), scale
 
 
-def to_fp8(model: nn.Module, scales: Scales = "row", device: torch.device | None = None) -> int:
-    """Put the large linear layers of an MMDiT's blocks into fp8, in place; for sampling.
+def to_fp8(
+    blocks: Iterable[nn.Module],
+    scales: Scales = "row",
+    device: torch.device | None = None,
+    kept: Collection[str] = (),
+) -> int:
+    """Put the large linear layers of a model's blocks into fp8, in place; for sampling.
 
-    Embeddings, modulation and the last layer stay: 28 % of the released model's weights, but hardly any of its FLOPs,
-    and where errors reach every token.
+    What is outside of blocks stays, and so does modulation: 28 % of the weights of Open-Sora's release, but hardly any
+    of its FLOPs, and where errors reach every token.
 
     Args:
+        blocks, kept: see `trainer.models.common.dit_architecture.Architecture`, `blocks` and `fp8_kept`.
         device: that blocks are moved to, one by one, and quantised on: the whole model is never there in more than 8
             bits.
 
@@ -75,12 +82,12 @@ def to_fp8(model: nn.Module, scales: Scales = "row", device: torch.device | None
         ValueError: sizes that the kernels do not take.
     """
     count = 0
-    for block in (*model.double_blocks, *model.single_blocks):
+    for block in blocks:
         found = [
             (parent, name, linear)
             for parent in block.modules()
             for name, linear in parent.named_children()
-            if isinstance(linear, nn.Linear) and name != "lin"
+            if isinstance(linear, nn.Linear) and name not in kept
         ]
         for _, name, linear in found:
             if linear.in_features % MULTIPLE or linear.out_features % MULTIPLE:

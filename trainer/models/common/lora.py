@@ -9,20 +9,19 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from datakit.atomic import atomic_path
-from datakit.config import Section
 from datakit.dependencies import install_command
 from datakit.errors import ConfigError, MissingDependency
 from datakit.weights.registry import DEFAULT_FOLDER
+from trainer.models.common.settings import LoraSettings
 from trainer.models.common.weights import (
     SAFETENSORS,
     check_weights,
@@ -38,16 +37,6 @@ PEFT_PREFIX = "base_model.model."
 """A folder is as peft writes it (and as Open-Sora's training does, through ColossalAI)."""
 DIFFUSERS_PREFIX, DIFFUSERS_CONFIG = "transformer.", "lora_adapter_metadata"
 """A file is as diffusers writes it; the config is JSON in its metadata."""
-TARGETS = (
-    "double_blocks.*_attn.*",
-    "double_blocks.*_mlp.*",
-    "single_blocks.*.q_proj",
-    "single_blocks.*.k_proj",
-    "single_blocks.*.v_mlp",
-    "single_blocks.*.linear1",
-    "single_blocks.*.linear2",
-)
-"""Attention and MLP linears of both layouts of the MMDiT."""
 USED = ("r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora")
 PLACE = (
     "peft_type",
@@ -70,30 +59,15 @@ alone mean nothing."""
 SHOWN = 8
 
 
-class LoraSettings(Section):
-    """Attributes:
-    rank: of the additions. alpha: they are scaled by alpha / rank; None: by 1.
-    dropout: of their inputs, in training.
-    targets: patterns of the names of linears (`*_attn.proj`, `single_blocks.0.*`); None: attention and MLP of every
-        block.
-    """
-
-    rank: int = Field(16, gt=0)
-    """Rank of the update of each layer."""
-    alpha: float | None = Field(None, gt=0)
-    """The update is scaled by alpha / rank; null: alpha = rank."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Of the input of each update."""
-    targets: tuple[str, ...] | None = None
-    """Names of the layers; null: the model's own list."""
-
-
-def add_lora(model: nn.Module, settings: LoraSettings = LoraSettings(), seed: int = 0) -> list[str]:
+def add_lora(
+    model: nn.Module, settings: LoraSettings = LoraSettings(), seed: int = 0, targets: Sequence[str] = ()
+) -> list[str]:
     """Put LoRA, in float32, on linears. Only its parameters require gradients after that; at first it adds exactly
     nothing.
 
     Args:
         seed: of the first factors, so that they are the same on every rank; PyTorch's generator is left alone.
+        targets: the architecture's patterns of the names of linears, for where the settings have none.
 
     Returns:
         names of the linears.
@@ -102,7 +76,7 @@ def add_lora(model: nn.Module, settings: LoraSettings = LoraSettings(), seed: in
         ConfigError: a pattern that no linear's name matches; LoRA that is there already.
         MissingDependency: peft.
     """
-    names = _targets(model, settings.targets)
+    names = _targets(model, settings.targets, targets)
     alpha = settings.rank if settings.alpha is None else settings.alpha
     config = _peft().LoraConfig(r=settings.rank, lora_alpha=alpha, lora_dropout=settings.dropout, target_modules=names)
     with torch.random.fork_rng(devices=[]):
@@ -189,9 +163,9 @@ def merge_lora(model: nn.Module) -> None:
     _unload(model)
 
 
-def _targets(model: nn.Module, patterns: tuple[str, ...] | None) -> list[str]:
+def _targets(model: nn.Module, patterns: tuple[str, ...] | None, usual: Sequence[str]) -> list[str]:
     linears = dict(_linears(model))
-    asked = TARGETS if patterns is None else patterns
+    asked = usual if patterns is None else patterns
     found = {pattern: [name for name in linears if fnmatchcase(name, pattern)] for pattern in asked}
     empty = [pattern for pattern, names in found.items() if not names]
     if patterns is not None and empty or not any(found.values()):

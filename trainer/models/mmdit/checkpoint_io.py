@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,8 @@ Layout = Literal["separate", "fused"]
 
 CONFIG_KEY = "datakit.mmdit"
 """Under this a file's metadata holds the config as JSON; Open-Sora's and Flux's own code do not look there."""
-FIRST = "img_in.weight"
+FIRST, STATES, POOLED = "img_in.weight", "txt_in.weight", "vector_in.in_layer.weight"
+"""Weights that read the latents, and a text's states and pooled vector."""
 COMPILED = "_orig_mod."
 DIFFUSERS = "x_embedder.weight"
 
@@ -58,8 +59,7 @@ def load_mmdit(
     state = unwrapped(read_weights(source, folder=folder), str(source))
     stored = layout_of(state)
     if config is None:
-        config = _told(source, folder) or config_of(state)
-        config = dataclasses.replace(config, layout=layout or stored)
+        config = dataclasses.replace(config_in(source, folder), layout=layout or stored)
     what = f"weights in {source} do not fit the model"
     with torch.device("meta"):
         wanted = MMDiT(dataclasses.replace(config, layout=stored)).state_dict()
@@ -110,6 +110,17 @@ def open_sora_state(state: Mapping[str, Tensor], config: MMDiTConfig, layout: La
     return converted({name: state[name] for name in wanted}, layout, config.num_heads)
 
 
+def config_in(source: str | Path, folder: str | Path = DEFAULT_FOLDER) -> MMDiTConfig:
+    """The config in a file's metadata, else `config_of` the shapes, in the file's layout. Raises as `load_mmdit`."""
+    state = unwrapped(read_weights(source, folder=folder), str(source))
+    return dataclasses.replace(_recorded(source, folder) or config_of(state), layout=layout_of(state))
+
+
+def recognises(names: Iterable[str]) -> bool:
+    """Whether these are names of an MMDiT's weights, whatever prefix they have."""
+    return any(name == FIRST or name.endswith(f".{FIRST}") for name in names)
+
+
 def config_of(state: Mapping[str, Tensor]) -> MMDiTConfig:
     """Sizes from names and shapes. What shapes do not show: theta is 10000; how a head divides over t, h and w is
     `axes_of`; the patch size without a condition is 2.
@@ -117,7 +128,7 @@ def config_of(state: Mapping[str, Tensor]) -> MMDiTConfig:
     Raises:
         ConfigError: names that an MMDiT has are not there.
     """
-    names = ["time_in.in_layer.weight", "vector_in.in_layer.weight", "txt_in.weight"]
+    names = ["time_in.in_layer.weight", POOLED, STATES]
     norm = next((name for name in state if name.endswith(".norm.query_norm.scale")), None)
     if norm is None or (lost := [name for name in names if name not in state]):
         raise ConfigError(f"no MMDiT: it has {FIRST}, but no {'norm of queries' if norm is None else ', '.join(lost)}")
@@ -128,8 +139,8 @@ def config_of(state: Mapping[str, Tensor]) -> MMDiTConfig:
     cond = state["cond_in.weight"].shape[1] - in_channels if "cond_in.weight" in state else None
     return MMDiTConfig(
         in_channels=in_channels,
-        vec_in_dim=state[names[1]].shape[1],
-        context_in_dim=state[names[2]].shape[1],
+        vec_in_dim=state[POOLED].shape[1],
+        context_in_dim=state[STATES].shape[1],
         hidden_size=hidden,
         mlp_ratio=_mlp_ratio(state, hidden),
         num_heads=hidden // head,
@@ -182,7 +193,7 @@ def unwrapped(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     raise ConfigError(f"{source} holds no MMDiT: no {FIRST}, but {hint}")
 
 
-def _told(source: str | Path, folder: str | Path) -> MMDiTConfig | None:
+def _recorded(source: str | Path, folder: str | Path) -> MMDiTConfig | None:
     """The config in the metadata of what we wrote."""
     text = read_metadata(source, folder).get(CONFIG_KEY)
     if text is None:

@@ -2,31 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from trainer.models.common.dit_architecture import Flops
 from trainer.models.mmdit.model import MMDiTConfig
-
-
-@dataclass(frozen=True)
-class Flops:
-    """Operations (a multiplication and an addition are two) of one forward pass of one sample.
-
-    Attributes:
-        linear: of the blocks' linear layers; embeddings and modulation are left out (below a thousandth).
-        attention: of q kᵀ and of weighing v.
-    """
-
-    linear: float
-    attention: float
-
-    @property
-    def total(self) -> float:
-        return self.linear + self.attention
-
-    @property
-    def training(self) -> float:
-        """Forward and backward, nothing computed twice: three times the forward."""
-        return 3 * self.total
 
 
 def forward_flops(config: MMDiTConfig, tokens: int) -> Flops:

@@ -115,7 +115,11 @@ class MMDiT(nn.Module):
             if isinstance(module, Attention):
                 module.kernel = kernel
 
-    def recompute(self, double: int, single: int, keep_attention: bool = True) -> None:
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        return *self.double_blocks, *self.single_blocks
+
+    def checkpoint_activations(self, double: int, single: int, keep_attention: bool = True) -> None:
         """Selective activation checkpointing: so many of the double and of the single blocks, from the first on, keep
         nothing of their forward pass in training and compute it again in the backward pass.
 
@@ -175,7 +179,7 @@ class MMDiT(nn.Module):
 
 
 class Block(nn.Module):
-    """A block whose forward pass may be computed again in the backward pass, see `MMDiT.recompute`."""
+    """A block whose forward pass may be computed again in the backward pass, see `MMDiT.checkpoint_activations`."""
 
     recomputed: Literal["all", "all but attention"] | None = None
 

@@ -1,4 +1,4 @@
-"""How ColossalAI's hybrid plugin spreads an MMDiT: tensor parallelism by heads and by features of the MLPs, sequence
+"""How an MMDiT is split: tensor parallelism by heads and by features of the MLPs, sequence
 parallelism by tokens (`trainer.engine.ulysses`). The model knows nothing of it.
 
 Where one Linear computes several things (v and the MLP's input; q, k and v), its rows are put in the order of the ranks
@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from colossalai.shardformer.layer import Linear1D_Col, Linear1D_Row
-from colossalai.shardformer.policies.base_policy import ModulePolicyDescription, Policy, SubModuleReplacementDescription
+from colossalai.shardformer.policies.base_policy import ModulePolicyDescription, SubModuleReplacementDescription
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from datakit.errors import ConfigError
+from trainer.engine.parallel_policy import ParallelPolicy
 from trainer.engine.sharded_state import Cut
 from trainer.engine.ulysses import Ulysses, gather_tokens, shares
 from trainer.models.mmdit.model import DoubleBlock, MMDiT, MMDiTConfig, QKNorm, SelfAttention, SingleBlock
@@ -42,16 +43,8 @@ class _Split:
         return Cut(self.dim, tuple(ranges))
 
 
-class MMDiTPolicy(Policy):
-    """For `HybridParallelPlugin(custom_policy=...)`.
-
-    Attributes:
-        cuts: after boosting, by parameter's name, what this rank has of those that are cut.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cuts: dict[str, Cut] = {}
+class MMDiTPolicy(ParallelPolicy):
+    kind = "mmdit"
 
     def config_sanity_check(self) -> None:
         """Raises ConfigError: no MMDiT, heads or features that do not divide, or tensor parallelism with frozen weights

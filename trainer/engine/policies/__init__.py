@@ -1,0 +1,1 @@
+"""One module for each architecture that tensor and sequence parallelism can split."""
