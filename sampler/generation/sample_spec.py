@@ -156,7 +156,7 @@ def mode_of(settings: SampleSettings) -> str:
 
 def shape_of(settings: SampleSettings, checkpoint: Checkpoint, autoencoder: Autoencoder) -> tuple[int, int, int]:
     """Frames, height and width: as they are set, else as the training run had most."""
-    video, usual, (t, h, w) = settings.video, checkpoint.usual, autoencoder.compression
+    video, usual, (_, h, w) = settings.video, checkpoint.usual, autoencoder.compression
     patch = checkpoint.architecture.patch
     multiples = h * patch, w * patch
     if video.height is not None and video.width is not None and video.aspect_ratio is not None:
@@ -185,7 +185,7 @@ def shape_of(settings: SampleSettings, checkpoint: Checkpoint, autoencoder: Auto
         raise ConfigError(
             f"{checkpoint.name} does not say what it was trained on: --set video.num_frames=129, or a --preset"
         )
-    check_frames(frames, t, autoencoder.causal, None)
+    check_frames(frames, autoencoder.grid, None)
     return frames, height, width
 
 

@@ -6,6 +6,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from datakit.errors import ConfigError
 from trainer.planning.buckets import area_of, sizes_of
+from trainer.planning.latent_grid import LatentGrid
 from trainer.planning.settings import Aspect
 
 _ASPECT: TypeAdapter[str] = TypeAdapter(Aspect)
@@ -33,17 +34,16 @@ def size_of(resolution: str, aspect_ratio: str, multiples: tuple[int, int]) -> t
     return sizes_of(area_of(resolution), [aspect], multiples)[0]
 
 
-def check_frames(num_frames: int, compression_t: int, causal: bool, most: int | None) -> None:
-    """Whether an autoencoder decodes to so many frames: 4k + 1 if it is causal, else 1, or multiples of 4 from 8 on.
+def check_frames(num_frames: int, grid: LatentGrid, most: int | None) -> None:
+    """Whether an autoencoder decodes to so many frames.
 
     Args:
-        compression_t: frames that a latent frame stands for.
         most: that the model makes; None: any number.
 
     Raises:
         ConfigError: with the nearest numbers that there can be.
     """
-    fits = _fitting(num_frames, compression_t, causal, most)
+    fits = _fitting(num_frames, grid, most)
     if num_frames in fits:
         return
     nearest = " and ".join(map(str, fits))
@@ -52,27 +52,15 @@ def check_frames(num_frames: int, compression_t: int, causal: bool, most: int | 
             f"{num_frames} frames are more than the {most} that can be made: the nearest is {nearest} "
             f"(video.num_frames)"
         )
-    rule = (
-        f"{compression_t}k + 1 frames"
-        if causal
-        else f"1 frame, or multiples of {compression_t} from {2 * compression_t} on"
-    )
     are = "is" if len(fits) == 1 else "are"
     raise ConfigError(
-        f"{num_frames} frames: this autoencoder takes {rule}; the nearest {are} {nearest} (video.num_frames)"
+        f"{num_frames} frames: this autoencoder takes {grid.rule}; the nearest {are} {nearest} (video.num_frames)"
     )
 
 
-def _fitting(num_frames: int, step: int, causal: bool, most: int | None) -> list[int]:
+def _fitting(num_frames: int, grid: LatentGrid, most: int | None) -> list[int]:
     """The nearest below and above (the number itself, if it fits), none above `most`."""
-    if causal:
-        below = max(num_frames - 1, 0) // step * step + 1
-        above = below if below == num_frames else below + step
-    elif num_frames < 2 * step:
-        below, above = 1, 1 if num_frames <= 1 else 2 * step
-    else:
-        below = num_frames // step * step
-        above = below if below == num_frames else below + step
+    below, above = grid.around(num_frames)
     if most is not None and below > most:
-        below = above = _fitting(most, step, causal, None)[0]
+        below = above = grid.around(most)[0]
     return sorted({n for n in (below, above) if most is None or n <= most})

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,7 +71,7 @@ def choose(weights: Mapping[str, float], frames: int, uniform: float) -> str:
 
 def latent_frames(given: Given, autoencoder: Autoencoder) -> Given:
     """Latent frames that hold the given frames."""
-    return Given(*(_padded(n, autoencoder)[1] for n in (given.head, given.tail)))
+    return Given(*(autoencoder.grid.latent_frames(n, ceil) if n else 0 for n in (given.head, given.tail)))
 
 
 def given_condition(
@@ -109,18 +110,7 @@ def given_condition(
 def _encoded(frames: Tensor, autoencoder: Autoencoder, tiles: Tiles | None) -> Tensor:
     """Means of frames by themselves; the last frame is repeated until their number is one that the autoencoder
     takes."""
-    wanted, _ = _padded(frames.shape[2], autoencoder)
-    frames = torch.cat((frames, frames[:, :, -1:].expand(-1, -1, wanted - frames.shape[2], -1, -1)), 2)
+    grid = autoencoder.grid
+    padded = grid.frames_of(grid.latent_frames(frames.shape[2], ceil))
+    frames = torch.cat((frames, frames[:, :, -1:].expand(-1, -1, padded - frames.shape[2], -1, -1)), 2)
     return autoencoder.encode(frames, tiles).mean
-
-
-def _padded(frames: int, autoencoder: Autoencoder) -> tuple[int, int]:
-    """The number of frames, at least so many, that the autoencoder takes; and its latent frames."""
-    if not frames:
-        return 0, 0
-    step = autoencoder.compression[0]
-    if autoencoder.causal:
-        count = -(-(frames - 1) // step) + 1
-    else:
-        count = 1 if frames == 1 else max(2, -(-frames // step))
-    return autoencoder.frames_of(count), count

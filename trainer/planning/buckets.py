@@ -131,10 +131,9 @@ def sizes_of(area: int, aspects: Sequence[str], multiples: tuple[int, int]) -> t
 
 def tokens_of(frames: int, height: int, width: int, settings: PlanSettings) -> int:
     """Of a sample: video tokens and text."""
-    time, down, across = settings.compression
-    latent_frames = (frames - 1) // time + 1 if settings.causal else max(1, frames // time)
+    _, down, across = settings.compression
     return (
-        latent_frames * (height // (down * settings.patch)) * (width // (across * settings.patch))
+        settings.grid.latent_frames(frames) * (height // (down * settings.patch)) * (width // (across * settings.patch))
         + settings.text_tokens
     )
 
@@ -190,20 +189,17 @@ def _probabilities(where: str, keep: Keep) -> tuple[float, float]:
 
 
 def _check_frames(frames: int, settings: PlanSettings) -> None:
-    time = settings.compression[0]
-    if settings.causal and (frames - 1) % time:
-        below = (frames - 1) // time * time + 1
-        raise ConfigError(
-            f"windows of {frames} frames: a causal autoencoder takes {time}k + 1 frames, for example {below} or "
-            f"{below + time}"
+    below, above = settings.grid.around(frames)
+    if below != above:
+        time = settings.compression[0]
+        if not settings.causal and below == 1:  # two videos, rather than a picture
+            below, above = above, above + time
+        takes = (
+            f"a causal autoencoder takes {settings.grid.rule}"
+            if settings.causal
+            else f"this autoencoder (plan.causal: false) takes images and multiples of {time} frames from {2 * time} on"
         )
-    if not settings.causal and frames != 1 and (frames % time or frames < 2 * time):
-        below = max(frames // time * time, 2 * time)
-        raise ConfigError(
-            f"windows of {frames} frames: this autoencoder (plan.causal: false) takes images and multiples of {time} "
-            f"frames from {2 * time} on, "
-            f"for example {below} or {below + time}"
-        )
+        raise ConfigError(f"windows of {frames} frames: {takes}, for example {below} or {above}")
 
 
 def _check_weights(settings: PlanSettings, buckets: Sequence[Bucket]) -> None:

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from datakit.config import Section
 from trainer.planning.frame_rate import TIME_ERROR
+from trainer.planning.latent_grid import LatentGrid
 
 ASPECTS = (
     "2.39:1",
@@ -114,6 +115,11 @@ class PlanSettings(Section):
     """Tokens of an optimizer step."""
     seed: int = 0
     """Of the draws that `bucket_config`'s keep probabilities ask for."""
+
+    @property
+    def grid(self) -> LatentGrid:
+        """The sizes that the autoencoder takes."""
+        return LatentGrid(self.compression, self.causal)
 
     @field_validator("frames")
     @classmethod

@@ -4,6 +4,7 @@ import pytest
 
 from datakit.errors import ConfigError
 from sampler.generation.video_size import check_frames, size_of
+from trainer.planning.latent_grid import LatentGrid
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_what_is_no_size(resolution, aspect, said):
 def test_numbers_of_frames():
     for causal, fine in ((True, (1, 5, 9, 33, 129)), (False, (1, 8, 12, 128))):
         for frames in fine:
-            check_frames(frames, 4, causal, 129)
+            check_frames(frames, LatentGrid((4, 8, 8), causal), 129)
 
 
 @pytest.mark.parametrize(
@@ -72,13 +73,13 @@ def test_numbers_of_frames():
 )
 def test_other_numbers_are_told_the_nearest(frames, causal, most, said):
     with pytest.raises(ConfigError, match=said):
-        check_frames(frames, 4, causal, most)
+        check_frames(frames, LatentGrid((4, 8, 8), causal), most)
 
 
 @pytest.mark.parametrize(
     "frames, causal, most, nearest",
     [
-        (0, True, None, "the nearest are 1 and 5"),
+        (0, True, None, "the nearest is 1"),
         (6, True, None, "the nearest are 5 and 9"),
         (128, True, 128, "128 frames: this autoencoder takes 4k . 1 frames; the nearest is 125"),
         (126, True, 125, "126 frames are more than the 125 that can be made: the nearest is 125"),
@@ -91,4 +92,4 @@ def test_other_numbers_are_told_the_nearest(frames, causal, most, said):
 )
 def test_the_nearest_numbers_at_the_limits(frames, causal, most, nearest):
     with pytest.raises(ConfigError, match=rf"{nearest} \(video.num_frames\)"):
-        check_frames(frames, 4, causal, most)
+        check_frames(frames, LatentGrid((4, 8, 8), causal), most)

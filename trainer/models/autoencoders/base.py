@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.models.autoencoders.tiling import Piece, Tiles, pieces, tiled
+from trainer.planning.latent_grid import LatentGrid
 
 LOG_VARIANCE = (-30.0, 20.0)
 """Where log variances end; latent diffusion's (CompVis/latent-diffusion, DiagonalGaussianDistribution), which
@@ -47,10 +48,8 @@ class Autoencoder(nn.Module):
         blocks: names of the classes whose activations `checkpoint_activations` computes again.
         embedded: file of the weights that come with datakit, if any do.
         channels: of latents.
-        compression: in time, height and width.
+        grid: the sizes of videos that it takes.
         scale, shift: latents are (raw − shift) · scale.
-        causal: the first frame has a latent of its own: videos of 4k + 1 frames, an image is one. Otherwise images, and
-            multiples of 4 frames from 8 on: one latent frame is an image.
     """
 
     kind: ClassVar[str]
@@ -63,8 +62,18 @@ class Autoencoder(nn.Module):
         self, config: Any, channels: int, compression: tuple[int, int, int], scale: float, shift: float, causal: bool
     ):
         super().__init__()
-        self.config, self.channels, self.compression = config, channels, compression
-        self.scale, self.shift, self.causal = scale, shift, causal
+        self.config, self.channels, self.grid = config, channels, LatentGrid(compression, causal)
+        self.scale, self.shift = scale, shift
+
+    @property
+    def compression(self) -> tuple[int, int, int]:
+        """In time, height and width."""
+        return self.grid.compression
+
+    @property
+    def causal(self) -> bool:
+        """Whether the first frame has a latent of its own, see `LatentGrid`."""
+        return self.grid.causal
 
     def moments(self, video: Tensor) -> Tensor:
         raise NotImplementedError
@@ -118,17 +127,12 @@ class Autoencoder(nn.Module):
         Raises:
             ValueError: sizes that do not fit; the message has the nearest that do.
         """
-        t, h, w = self.compression
-        if self.causal:
-            length = round((frames - 1) / t) + 1
-        else:
-            length = 1 if frames <= 1 else max(2, round(frames / t))
-        latent = tuple(max(1, size) for size in (length, round(height / h), round(width / w)))
-        fits = (self.frames_of(latent[0]), latent[1] * h, latent[2] * w)
+        latent = self.grid.nearest(frames, height, width)
+        fits = self.grid.size_of(latent)
         if fits != (frames, height, width):
-            lengths = f"{t}k + 1 frames" if self.causal else f"1 frame or a multiple of {t} from {2 * t} on"
+            _, h, w = self.compression
             raise ValueError(
-                f"{self.kind} takes {lengths}, height in multiples of {h} and width of {w}, not {frames} of "
+                f"{self.kind} takes {self.grid.rule}, height in multiples of {h} and width of {w}, not {frames} of "
                 f"{height}×{width}; "
                 f"the nearest is {fits[0]} of {fits[1]}×{fits[2]}"
             )
@@ -136,9 +140,7 @@ class Autoencoder(nn.Module):
 
     def frames_of(self, latent_frames: int) -> int:
         """Frames that so many latent frames decode to."""
-        if self.causal or latent_frames == 1:
-            return (latent_frames - 1) * self.compression[0] + 1
-        return latent_frames * self.compression[0]
+        return self.grid.frames_of(latent_frames)
 
     def _axes(self, latent: list[int] | torch.Size, tiles: Tiles, encoding: bool) -> list[list[Piece]]:
         sizes = [size // by for size, by in zip((tiles.frames, tiles.height, tiles.width), self.compression)]
