@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from datakit.config import Section, load
+from datakit.config import OneOf, Section, load
 from datakit.errors import ConfigError
 from pipelines.settings import LanguageModel
+from sampler.video_files import FORMATS
 from trainer.diffusion.conditioning import MODES
 from trainer.models.autoencoders.settings import AutoencoderSettings
 from trainer.planning.settings import Aspect, Resolution
@@ -147,7 +148,7 @@ class WorkSettings(Section):
 
 
 class OutputSettings(Section):
-    format: Literal["mp4", "lossless", "gif", "frames"] = "mp4"
+    format: Annotated[str, OneOf(lambda: tuple(FORMATS))] = "mp4"
     """mp4: H.264, 4:2:0, BT.709; lossless: RGB, FFV1 in Matroska; frames: a folder of PNGs. Only the first two can be
     scored."""
     crf: Annotated[int, Field(ge=0, le=51)] = 16

@@ -35,11 +35,10 @@ from datakit.web.guard import Guard, new_token
 from datakit.web.http_range import answer
 from sampler.evaluate.preference import Pair, Shown, Votes, make_pairs, tally, votes_of
 from sampler.evaluate.result_sets import SampleSet, read_sets
+from sampler.video_files import is_played
 
 HOST = "127.0.0.1"
 STATIC = ("prefer.css", "prefer.js")
-PLAYED = (".mp4",)
-"""What browsers play without help; samples in another form are encoded anew."""
 
 
 def serve(samples: Sequence[str], port: int = 0, seed: int = 0, author: str | None = None) -> None:
@@ -159,7 +158,7 @@ class _Api:
         from datakit.video.cut import cut
         from datakit.video.reader import VideoReader
 
-        if shown.file.lower().endswith(PLAYED):
+        if is_played(shown.file):
             return shown.file
         path = Path(self._folder.name) / f"{shown.sample_id}.mp4"
         with self._encoding:

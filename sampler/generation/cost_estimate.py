@@ -17,14 +17,13 @@ from sampler.generation.denoiser import guidance_of
 from sampler.generation.model_source import Checkpoint
 from sampler.generation.sample_spec import Sample
 from sampler.settings import SampleSettings
+from sampler.video_files import FORMATS
 from trainer.diffusion.conditioning import MODES
 from trainer.diffusion.rectified_flow import forwards
 from trainer.models.autoencoders.base import Autoencoder
 from trainer.models.common.text_encoders import MINILM_LENGTH, T5_LENGTH
 from trainer.training.metrics import peak_flops
 
-VIDEO_BITS = {"mp4": 0.25, "lossless": 12.0, "gif": 8.0, "frames": 16.0}
-"""Bits of a file for each pixel of a video, at most, of what models make (natural footage at crf 16: 0.1 to 0.2)."""
 SHARE_OF_PEAK = 0.5
 CPU_MATRIX, CPU_PROBE_S = 512, 0.1
 """The product of two such matrices, for so long, tells what a CPU can."""
@@ -107,7 +106,7 @@ def estimate(
         rate and flop / rate,
         min(sum(one[sample.shape] for sample in todo), most),
         one,
-        round(pixels * VIDEO_BITS[settings.output.format] / 8),
+        round(pixels * FORMATS[settings.output.format].bits / 8),
         _free(folder),
         str(folder),
     )

@@ -27,9 +27,9 @@ from sampler.generation.denoiser import Denoiser, texts
 from sampler.generation.model_cache import Models, out_of_memory_as
 from sampler.generation.model_source import Checkpoint
 from sampler.generation.sample_spec import FILES, PICTURES, Sample
-from sampler.generation.video_files import CATALOGUED, write, write_picture
 from sampler.prompts.references import Reference, content_hash, frames_of
 from sampler.settings import SampleSettings
+from sampler.video_files import FORMATS, write, write_picture
 from trainer.diffusion.conditioning import MODES, given_condition
 from trainer.diffusion.rectified_flow import Text
 from trainer.planning.buckets import area_of
@@ -258,7 +258,7 @@ class Worker:
             video = model.decode(latents, model.tiles)
         try:
             path = write(to_pixels(video[0]), self.folder / FILES / sample.name, sample.fps, own.format, own.crf)
-            facts = _measured(path) if own.format in CATALOGUED else (None, None)
+            facts = _measured(path) if FORMATS[own.format].catalogued else (None, None)
         except MediaError as e:
             return Failed(e.kind, e.message, stage="decode")
         return Written(str(path.relative_to(self.folder)), time.monotonic() - started, *facts)

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datakit.errors import CatalogError, ConfigError
+from sampler.video_files import FORMATS
 
 LONGEST_NAME = 255
 """Bytes of a file name that common file systems take."""
-SUFFIX = ".mp4"
+SUFFIX = FORMATS["mp4"].suffix
+"""Of the files that it reads."""
 LISTED = 3
 
 

@@ -21,10 +21,10 @@ from catalogs.browse.media import inside
 from datakit.errors import ConfigError, DatakitError
 from datakit.video.reader import VideoReader
 from sampler.generation.sample_spec import mode_of, shape_of
-from sampler.generation.video_files import write, write_picture
 from sampler.prompts.prompt import Prompt
 from sampler.prompts.references import Reference
 from sampler.settings import SampleSettings
+from sampler.video_files import is_played, write, write_picture
 from trainer.diffusion.conditioning import MODES, Given
 
 if TYPE_CHECKING:
@@ -38,8 +38,6 @@ SIDE = 256
 """Longer side of their pictures, pixels."""
 RESOLUTIONS = ["256px", "384px", "512px", "768px"]
 ASPECTS = ["16:9", "9:16", "4:3", "3:4", "1:1", "2.39:1"]
-PLAYED = ".mp4"
-"""What browsers play without help; samples in another form are encoded anew."""
 LETTERS = 60
 """Of a prompt, in the gallery."""
 TOLD_S = 0.2
@@ -215,16 +213,16 @@ class Shelf:
         return self.video(row), _about(row), *self.newest()
 
     def video(self, row: Mapping[str, Any]) -> str:
-        """A file that browsers play.
+        """A file that browsers play; samples in another form are encoded anew.
 
         Raises:
             DatakitError: there is none any more.
         """
         path = self._file(row)
-        if path.suffix == PLAYED:
+        if is_played(path):
             return str(path)
         with self._writing:
-            again = self.scratch / f"{row['sample_id']}{PLAYED}"
+            again = self.scratch / f"{row['sample_id']}.mp4"
             return str(again if again.exists() else write(_pixels(path), again.with_suffix(""), row["fps"]))
 
     def references(self, row: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from datakit.errors import ConfigError
 from datakit.weights.registry import MODELS
 from sampler.generation.video_size import check_frames, size_of
 from sampler.settings import PRESETS, SampleSettings, load_settings
+from trainer.planning.latent_grid import LatentGrid
 from trainer.settings import DiTSettings
 from trainer.settings import load_settings as load_training
 
@@ -43,7 +44,7 @@ def test_numbers_are_open_soras(name):
         found.video.mode == mode
         and size_of(found.video.resolution, found.video.aspect_ratio, (side * patch,) * 2) == size
     )
-    check_frames(found.video.num_frames, time, causal, 129)
+    check_frames(found.video.num_frames, LatentGrid((time, side, side), causal), 129)
     assert found.video.num_frames == (129 if causal else 128) and found.video.fps == 24
     own = found.sampling
     assert (own.steps, own.guidance, own.image_guidance) == (50, 7.5, 3.0)

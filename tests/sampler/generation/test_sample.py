@@ -28,10 +28,10 @@ from sampler.generation.model_source import open_checkpoint
 from sampler.generation.passes import Denoised, Worker, given_key
 from sampler.generation.run import sample
 from sampler.generation.sample_spec import FILES, expand
-from sampler.generation.video_files import write, write_picture
 from sampler.prompts.prompt import Prompt, check_references
 from sampler.prompts.references import Reference
 from sampler.settings import SamplingSettings
+from sampler.video_files import write, write_picture
 from support.mmdit_golden import GOLDEN, close, golden
 from support.tiny_sampling import prompts, save_model, settings
 from trainer.diffusion.conditioning import MODES
