@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, ErrorDetails, PydanticKnownError, PydanticUndefined
 from pydantic_core.core_schema import no_info_after_validator_function
 
-from datakit.errors import ConfigError
+from datakit.errors import ConfigError, either
 
 
 class Section(BaseModel):
@@ -51,11 +51,6 @@ class OneOf:
         if value not in known:
             raise PydanticKnownError("literal_error", {"expected": either([repr(name) for name in known])})
         return value
-
-
-def either(names: Sequence[str]) -> str:
-    """In words: a, b or c."""
-    return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else "".join(names)
 
 
 M = TypeVar("M", bound=BaseModel)

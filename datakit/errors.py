@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 
@@ -54,3 +55,8 @@ class MediaError(DatakitError):
 
     def __reduce__(self):  # crosses process boundaries
         return MediaError, (self.kind, self.message, self.stage)
+
+
+def either(names: Sequence[str]) -> str:
+    """What there is to choose from, in words: a, b or c."""
+    return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else "".join(names)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from datakit.config import Section
+from datakit.config import OneOf, Section
 from datakit.weights.registry import DEFAULT_FOLDER
+from pipelines.llm.engine import BACKENDS
 from pipelines.shots.options import DetectorName
 
 
@@ -110,7 +111,7 @@ class LanguageModel(ImageStage):
     )
     enabled: bool = False
     """whether this stage runs"""
-    backend: Literal["vllm", "openai", "transformers"] = "vllm"
+    backend: Annotated[str, OneOf(lambda: tuple(BACKENDS))] = "vllm"
     """in this process (vllm, transformers), or behind an endpoint (openai)"""
     model: str | None = Field(
         None, description="folder, or name that `datakit models` knows; openai: the endpoint's name for it"

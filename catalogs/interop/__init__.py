@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from catalogs.interop.formats import EXPORT_FORMATS, IMPORT_FORMATS
+
 if TYPE_CHECKING:
     from catalogs.interop.exchange.import_request import Imported
     from catalogs.interop.exporter import Exported
 
-EXPORT_FORMATS = ("open-sora-csv", "open-sora-parquet", "webdataset", "huggingface", "jsonl", "parquet", "lance")
+__all__ = ["EXPORT_FORMATS", "IMPORT_FORMATS", "export", "import_dataset"]
 
 KEPT = "status = 'kept'"
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from catalogs.interop import reimport
 from catalogs.interop.exchange.column_mapping import as_extra, discrepancies, sort_out
 from catalogs.interop.exchange.export_job import SUMMARY
-from catalogs.interop.exchange.import_request import IMPORT_FORMATS, Imported, Request
+from catalogs.interop.exchange.import_request import Imported, Request
 from catalogs.interop.exchange.source_row import Row
-from catalogs.interop.formats import huggingface, open_sora, tabular, webdataset
+from catalogs.interop.formats import FORMATS, IMPORT_FORMATS, huggingface, open_sora, tabular, webdataset
 from catalogs.interop.media.measure_worker import Measured, MeasureJob
 from catalogs.records.runs import RunRecord
 from catalogs.records.tombstones import Forgotten
@@ -29,7 +29,6 @@ from datakit.video.uri import VIDEO_SUFFIXES
 ROWS_A_COMMIT = 2000
 SMALL = 3 * ROWS_A_COMMIT
 """An import of more rows than this joins the small files of its commits."""
-OWN_FORMS = ("jsonl", "parquet", "lance")
 
 
 def run(request: Request) -> Imported:
@@ -39,7 +38,7 @@ def run(request: Request) -> Imported:
     src, form = _found(request)
     extract_to = _extract_folder(request) if form == "webdataset" else ""
     result = Imported(form)
-    if form in OWN_FORMS:
+    if FORMATS[form].ours:
         clips = tabular.read(src, form, request.limit)
         total = clips.height
     else:
@@ -51,7 +50,7 @@ def run(request: Request) -> Imported:
     record = RunRecord(catalog, "import", config)
     with record.running() as counts:
         registry = VideoRegistry(catalog, record.run_id)
-        if form in OWN_FORMS:
+        if FORMATS[form].ours:
             reimport.restore(registry, clips, src, request, result)
         else:
             rows = islice(_rows(src, form, request.media_root, extract_to), request.limit)
@@ -247,7 +246,7 @@ def _found(request: Request) -> tuple[str, str]:
 
 def _in_folder(folder: str, form: str) -> tuple[str, str]:
     """Our own exports to folders are one file in them, or a layout of their own."""
-    names = ("meta.csv", "meta.parquet", "clips.jsonl", "clips.parquet", "clips.lance")
+    names = [form.file for form in FORMATS.values() if form.file]
     inner = [
         os.path.join(folder, name) for name in names if _is_ours(folder) and os.path.exists(os.path.join(folder, name))
     ]

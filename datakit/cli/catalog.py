@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from catalogs.interop.formats import EXPORT_FORMATS, IMPORT_FORMATS
 from datakit.cli.options import (
     KEPT,
     CatalogApp,
@@ -305,9 +306,7 @@ def catalog_relink(
 @catalog_app.command("export")
 def catalog_export(
     catalog: CatalogArgument,
-    form: Annotated[
-        str, typer.Option("--format", help="open-sora-csv|-parquet, webdataset, huggingface, jsonl, parquet, lance.")
-    ],
+    form: Annotated[str, typer.Option("--format", help=f"{', '.join(EXPORT_FORMATS)}.")],
     out: Annotated[
         str, typer.Option("--out", help="Folder; or a file that the format is: x.csv, x.parquet, x.jsonl, x.lance.")
     ],
@@ -348,9 +347,7 @@ def catalog_export(
 def catalog_import(
     src: Annotated[str, typer.Argument(metavar="SRC", help="File, folder, or shards as name-{000..012}.tar.")],
     catalog: CatalogOption,
-    form: Annotated[
-        str, typer.Option("--format", help="auto, open-sora, webdataset, huggingface; our jsonl, parquet, lance.")
-    ] = "auto",
+    form: Annotated[str, typer.Option("--format", help=f"{', '.join(IMPORT_FORMATS)}.")] = "auto",
     media_root: Annotated[
         str | None, typer.Option("--media-root", help="Folder that relative paths start from.")
     ] = None,

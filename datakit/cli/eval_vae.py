@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from datakit.cli.options import KEPT, JsonOption, OptionalCatalog, SnapshotOption, WeightsOption, WhereKeptOption
-from datakit.config import either
 from datakit.dependencies import require
-from datakit.errors import ConfigError
+from datakit.errors import ConfigError, either
 from trainer.models.autoencoders.registry import AUTOENCODERS
 
 if TYPE_CHECKING:

@@ -68,6 +68,7 @@ class VideoWriter:
     ):
         self._container = av.open(str(path), "w", options=dict(encoding.muxer))
         stream = self._container.add_stream(encoding.codec, rate=Fraction(rate).limit_denominator(1001))
+        assert isinstance(stream, av.VideoStream), f"{encoding.codec} encodes no pictures"
         stream.width, stream.height = (width, height) if encoding.rgb else (width // 2 * 2, height // 2 * 2)
         stream.pix_fmt = "bgr0" if encoding.rgb else "yuv420p"
         stream.time_base = time_base

@@ -7,13 +7,13 @@ from typing import Any
 
 from datakit.errors import ConfigError, MissingDependency
 from datakit.weights.registry import DEFAULT_FOLDER, locate
-from pipelines.llm.engine import missing_backend
+from pipelines.llm.engine import BACKENDS, missing_backend
 from pipelines.settings import LanguageModel
 
 
 def is_local(section: LanguageModel) -> bool:
     """Whether the model runs in processes of ours, and not behind an endpoint."""
-    return section.backend != "openai"
+    return BACKENDS[section.backend].local
 
 
 def check_language_model(section: LanguageModel, name: str, folder: str = DEFAULT_FOLDER, what: str = "model") -> None:

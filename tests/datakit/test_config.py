@@ -6,7 +6,7 @@ from typing import Annotated
 import pytest
 
 from datakit import config
-from datakit.errors import ConfigError
+from datakit.errors import ConfigError, either
 from pipelines.settings import Settings
 from pipelines.stages.registry import STAGES, enabled_stages, fingerprint, missing_requirements
 
@@ -86,4 +86,4 @@ def test_one_of_names_that_something_else_knows():
         with pytest.raises(ConfigError, match=re.escape(words)):
             config.load(Pick, None, [f"name={value}"])
     assert Pick.model_json_schema()["properties"]["name"]["enum"] == ["a", "b", "c"]
-    assert [config.either(names[:n]) for n in range(4)] == ["", "a", "a or b", "a, b or c"]
+    assert [either(names[:n]) for n in range(4)] == ["", "a", "a or b", "a, b or c"]

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, field
 
 from datakit.errors import MediaError
 
-IMPORT_FORMATS = ("auto", "open-sora", "webdataset", "huggingface", "jsonl", "parquet", "lance")
-
 
 @dataclass(frozen=True)
 class Request:

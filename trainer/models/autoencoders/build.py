@@ -126,7 +126,7 @@ def _build(kind: str, weights: str | Path | None, sizes: dict[str, Any]) -> Auto
         raise ConfigError(f"the autoencoder {kind} has no size {unknown[0]!r}: it has {', '.join(known)}")
     sizes = {**(_recorded(weights, kind) if weights is not None else {}), **sizes}
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
-    return model_class(model_class.config_class(**values))
+    return model_class(model_class.config_class(**values))  # pyright: ignore[reportCallIssue]: a kind takes its config
 
 
 def _recorded(weights: str | Path, kind: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What trainer, planner, exporter and sampler ask of a diffusion transformer, whichever it is.
 
-A family of models is a package `trainer.models.NAME` with a module `architecture`, whose class is found by that name
+A family of models is a package in `trainer.models` with a module `architecture`, whose class is found by that name
 (`ARCHITECTURES`). Networks stay plain PyTorch: how ColossalAI splits one over processes is declared in
 `trainer.engine.policies`, under the same name. Importing this takes no torch.
 """

@@ -7,10 +7,12 @@ import importlib
 import importlib.util
 import pkgutil
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from datakit.config import OneOf, either
-from datakit.errors import ConfigError
+from datakit.errors import ConfigError, either
+
+if TYPE_CHECKING:
+    from datakit.config import OneOf
 
 T = TypeVar("T")
 
@@ -53,6 +55,8 @@ class Registry(Generic[T]):
     @property
     def choice(self) -> OneOf:
         """For the annotation of a setting: `Annotated[str, AUTOENCODERS.choice]`."""
+        from datakit.config import OneOf  # pydantic: the command line lists names without it
+
         return OneOf(self.names)
 
     def _has_module(self, found: pkgutil.ModuleInfo) -> bool:

@@ -116,7 +116,7 @@ class MMDiT(nn.Module):
                 module.kernel = kernel
 
     @property
-    def blocks(self) -> tuple[Block, ...]:
+    def blocks(self) -> tuple[nn.Module, ...]:
         return *self.double_blocks, *self.single_blocks
 
     def checkpoint_activations(self, double: int, single: int, keep_attention: bool = True) -> None:
