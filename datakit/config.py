@@ -84,6 +84,24 @@ def load(model: type[M], file: str | Path | Sequence[str | Path] | None = None, 
         raise ConfigError("; ".join(_explain(model, values, error) for error in e.errors())) from e
 
 
+def preset_file(folder: Path, name: str) -> Path:
+    """Settings that are shipped under a name, or a YAML file.
+
+    Args:
+        folder: of the shipped ones, `NAME.yaml`.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    path = folder / f"{name}.yaml"
+    if path.exists():
+        return path
+    if Path(name).suffix in (".yaml", ".yml"):
+        return Path(name)
+    shipped = ", ".join(sorted(preset.stem for preset in folder.glob("*.yaml")))
+    raise ConfigError(f"there is no preset {name}: there are {shipped}, or give a YAML file")
+
+
 @dataclass(frozen=True)
 class Setting:
     """One setting, as a user gives it.

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from datakit.config import OneOf, Section, load
-from datakit.errors import ConfigError
+from datakit.config import OneOf, Section, load, preset_file
 from pipelines.settings import LanguageModel
 from sampler.video_files import FORMATS
 from trainer.diffusion.conditioning import MODES
@@ -186,17 +185,5 @@ def load_settings(preset: str | None, file: str | Path | None = None, sets: Sequ
     Raises:
         ConfigError: no such preset, unknown keys, values that make no sense.
     """
-    files: list[Any] = [*([preset_file(preset)] if preset else []), *([file] if file else [])]
+    files: list[Any] = [*([preset_file(PRESETS, preset)] if preset else []), *([file] if file else [])]
     return load(SampleSettings, files, sets)
-
-
-def preset_file(name: str) -> Path:
-    path = PRESETS / f"{name}.yaml"
-    if path.exists():
-        return path
-    if Path(name).suffix in (".yaml", ".yml"):
-        return Path(name)
-    raise ConfigError(
-        f"there is no preset {name}: there are {', '.join(sorted(p.stem for p in PRESETS.glob('*.yaml')))}, or give "
-        f"a YAML file"
-    )

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from datakit.config import Section, load
-from datakit.errors import ConfigError
+from datakit.config import Section, load, preset_file
 from trainer.data.dataloader import LoaderOptions
 from trainer.diffusion.conditioning import MODES
 from trainer.engine.settings import EngineSettings, OptimizerSettings
@@ -53,9 +52,12 @@ class ValidationSettings(Section):
     """At most."""
 
 
-class PreviewSettings(Section):
+class Previews(Section):
     every: Annotated[int, Field(ge=0)] = 1000
     """Steps; 0: never."""
+
+
+class PreviewSettings(Previews):
     prompts: list[str] = []
     """Empty: captions of the plan."""
     count: Positive = 2
@@ -93,6 +95,7 @@ class RunSettings(Section):
     engine: EngineSettings = EngineSettings()
     loader: LoaderSettings = LoaderSettings()
     validation: ValidationSettings = ValidationSettings()
+    preview: Previews = Previews()
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
     watchdog_s: Annotated[float, Field(ge=0)] = 1800.0
@@ -131,16 +134,4 @@ def load_settings(kind: type[S], preset: str | None, file: str | Path | None = N
     Raises:
         ConfigError: no such preset, unknown keys, values that make no sense.
     """
-    return load(kind, [*([preset_file(preset)] if preset else []), *([file] if file else [])], sets)
-
-
-def preset_file(name: str) -> Path:
-    path = PRESETS / f"{name}.yaml"
-    if path.exists():
-        return path
-    if Path(name).suffix in (".yaml", ".yml"):
-        return Path(name)
-    raise ConfigError(
-        f"there is no preset {name}: there are {', '.join(sorted(p.stem for p in PRESETS.glob('*.yaml')))}, or give "
-        f"a YAML file"
-    )
+    return load(kind, [*([preset_file(PRESETS, preset)] if preset else []), *([file] if file else [])], sets)

@@ -69,9 +69,9 @@ def load_settings(preset: str | None, config: Path | None, sets: Sequence[str]) 
     """
     from pydantic import ConfigDict
 
-    from datakit.config import load
+    from datakit.config import load, preset_file
     from trainer.latents.encode import EncodeSettings
-    from trainer.settings import preset_file
+    from trainer.settings import PRESETS
 
     class Whole(EncodeSettings):
         model_config = ConfigDict(extra="ignore", frozen=True)
@@ -80,7 +80,7 @@ def load_settings(preset: str | None, config: Path | None, sets: Sequence[str]) 
     other = next((s for s in sets if s.partition(".")[0] not in sections), None)
     if other is not None:
         raise ConfigError(f"--set {other}: the sections are {', '.join(sections)}")
-    files = [*([preset_file(preset)] if preset is not None else []), *([config] if config is not None else [])]
+    files = [*([preset_file(PRESETS, preset)] if preset is not None else []), *([config] if config is not None else [])]
     whole = load(Whole, files, sets)
     return EncodeSettings(**{name: getattr(whole, name) for name in sections})
 

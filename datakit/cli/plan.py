@@ -66,12 +66,14 @@ def load_settings(preset: str | None, config: Path | None, sets: Sequence[str]) 
     Raises:
         ConfigError: no such preset or file; unknown keys; settings of other sections.
     """
-    from datakit.config import load
+    from datakit.config import load, preset_file
 
     other = next((s for s in sets if not s.startswith(f"{SECTION}.")), None)
     if other is not None:
         raise ConfigError(f"--set {other}: here it is {SECTION}.OPTION=value")
-    return load(_whole(), [*([_preset_file(preset)] if preset else []), *([config] if config else [])], sets).plan
+    return load(
+        _whole(), [*([preset_file(PRESETS, preset)] if preset else []), *([config] if config else [])], sets
+    ).plan
 
 
 def _whole() -> type:
@@ -85,10 +87,3 @@ def _whole() -> type:
         plan: PlanSettings = PlanSettings()
 
     return Whole
-
-
-def _preset_file(name: str) -> Path:
-    shipped = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-    if name not in shipped:
-        raise ConfigError(f"no preset {name!r}: there are {', '.join(shipped) or 'none'}")
-    return PRESETS / f"{name}.yaml"

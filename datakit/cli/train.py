@@ -68,17 +68,8 @@ def dit(
 ) -> None:
     """Train a video diffusion transformer (MMDiT) by rectified flow."""
     require("training", "train", "torch", "colossalai", "peft", "safetensors")
-    from trainer.settings import DiTSettings
-
-    chosen = _settings(DiTSettings, out, preset, config, settings or [], resume)
-    _start(
-        "trainer.dit.train:train_dit",
-        chosen,
-        _request(out, catalog, where, snapshot, mix, plan, resume, as_json),
-        nproc,
-        ray,
-        as_json,
-    )
+    request = _request(out, catalog, where, snapshot, mix, plan, resume, as_json)
+    _start("dit", request, preset, config, settings or [], nproc, ray, as_json)
 
 
 @train_app.command("vae")
@@ -99,17 +90,8 @@ def vae(
 ) -> None:
     """Train a video autoencoder: L1, perceptual distance, divergence, and a discriminator from a step on."""
     require("training", "train", "torch", "colossalai", "peft", "safetensors")
-    from trainer.vae.settings import VAESettings
-
-    chosen = _settings(VAESettings, out, preset, config, settings or [], resume)
-    _start(
-        "trainer.vae.train:train_vae",
-        chosen,
-        _request(out, catalog, where, snapshot, mix, plan, resume, as_json),
-        nproc,
-        ray,
-        as_json,
-    )
+    request = _request(out, catalog, where, snapshot, mix, plan, resume, as_json)
+    _start("vae", request, preset, config, settings or [], nproc, ray, as_json)
 
 
 @train_app.command("export")
@@ -189,11 +171,26 @@ def _request(
     }
 
 
-def _start(function: str, settings: Any, request: dict[str, Any], nproc: int, ray: str | None, as_json: bool) -> None:
-    """In this process, in several of this machine, or on a cluster."""
+def _start(
+    kind: str,
+    request: dict[str, Any],
+    preset: str | None,
+    config: Path | None,
+    sets: list[str],
+    nproc: int,
+    ray: str | None,
+    as_json: bool,
+) -> None:
+    """In this process, in several of this machine, or on a cluster.
+
+    Args:
+        kind: see `trainer.trainables.TRAINABLES`.
+    """
+    from trainer.trainables import TRAINABLES
     from trainer.training.launch import on_ray, on_this_machine, started_by_launcher
 
-    work = {"function": function, "settings": settings.model_dump(mode="json"), "request": request, "as_json": as_json}
+    settings = _settings(TRAINABLES[kind].settings, Path(request["out"]), preset, config, sets, request["resume"])
+    work = {"kind": kind, "settings": settings.model_dump(mode="json"), "request": request, "as_json": as_json}
     if ray is not None:
         on_ray(nproc, ray, work_on, {**work, "request": _absolute(request)}, Path(request["out"]))
     elif nproc > 1 and not started_by_launcher():
@@ -214,21 +211,15 @@ def work_on(work: dict[str, Any]) -> None:
     """What each process does.
 
     Args:
-        work: function (module:name), its settings, the request, whether to print JSON.
+        work: what is trained (`trainer.trainables`), its settings, the request, whether to print JSON.
     """
-    import importlib
-    import inspect
-    import typing
-
     import torch.distributed as dist
 
     from trainer.planning.mixture import read_mix, selected
+    from trainer.trainables import TRAINABLES
     from trainer.training.setup import Request
 
-    module, name = work["function"].split(":")
-    function = getattr(importlib.import_module(module), name)
-    kind = typing.get_type_hints(function)[list(inspect.signature(function).parameters)[1]]
-    asked = work["request"]
+    trainable, asked = TRAINABLES[work["kind"]], work["request"]
     members = read_mix(asked["mix"]) if asked["mix"] else []
     members = [selected(asked["catalog"], asked["where"], asked["snapshot"])] if asked["catalog"] else members
     request = Request(
@@ -238,7 +229,7 @@ def work_on(work: dict[str, Any]) -> None:
         asked["resume"],
         asked["quiet"],
     )
-    ended = function(request, kind.model_validate(work["settings"]))
+    ended = trainable.train(request, trainable.settings.model_validate(work["settings"]))
     if dist.get_rank() == 0:
         told = {"status": ended.status, "step": ended.step, "checkpoint": str(ended.checkpoint), **ended.values}
         print(json.dumps(told) if work["as_json"] else f"{ended.status} after {ended.step} steps: {ended.checkpoint}")

@@ -14,11 +14,12 @@ import torch.distributed as dist
 
 from support import bar_films
 from trainer.dit.task import DiTTask, architecture_for, build_frozen, build_model
-from trainer.dit.train import DiTJob
+from trainer.dit.train import DiTTraining
 from trainer.engine import Engine
 from trainer.settings import DiTSettings, load_settings
 from trainer.training.checkpoint import export
-from trainer.training.setup import Request, fit_to, prepare, train
+from trainer.training.loop import train
+from trainer.training.setup import Request, fit_to, prepare
 
 RUNS = {
     "ddp": ["engine={plugin: ddp, precision: fp32, ema: 0.9}"],
@@ -43,7 +44,7 @@ def train_and_tell(plan: Path, folder: Path, settings: DiTSettings) -> None:
     architecture = architecture_for(settings.model, autoencoder, encoder)
     model = build_model(settings.model, architecture, settings.seed)
     engine = Engine(model, settings.engine, settings.optimizer, prepared.device, architecture)
-    train(prepared, DiTJob(prepared, DiTTask(settings, autoencoder, encoder, prepared.device), engine))
+    train(prepared, DiTTraining(prepared, DiTTask(settings, autoencoder, encoder, prepared.device), engine))
     told = folder.with_name(f"{folder.name}-told")
     export(engine, told / "weights.safetensors", dtype=torch.float32)
     if settings.engine.ema:

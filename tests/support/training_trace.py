@@ -12,9 +12,9 @@ from unittest.mock import patch
 from torch import Tensor
 
 from trainer.data.dataloader import Batch
-from trainer.dit.train import DiTJob
 from trainer.engine import Engine
-from trainer.training.loop import Stepped
+from trainer.training.loop import Loop
+from trainer.training.task import Stepped
 
 INPUTS = ("img", "cond", "timesteps", "txt", "y_vec")
 """Of the model: noised latents, condition, time, and text as it was dropped or not. All that is drawn is in them."""
@@ -58,29 +58,37 @@ class Watch:
         self._calls: list[dict[str, Tensor]] = []
 
     def __enter__(self) -> Watch:
-        step, forward = DiTJob.step, Engine.forward
+        train_step, next_batches, forward = Loop.train_step, Loop._next_batches, Engine.forward
 
         def noting_forward(engine: Engine, *args: Any, **inputs: Any) -> Any:
             self._calls.append({name: inputs[name].detach().clone() for name in INPUTS})
             return forward(engine, *args, **inputs)
 
-        def noting_step(job: DiTJob, index: int, batches: list[Batch]) -> Stepped:
+        def noting_batches(loop: Loop) -> tuple[list[Batch], float]:
+            batches, waited_s = next_batches(loop)
             self._calls.clear()
-            stepped = step(job, index, batches)
-            self._note(index, batches, stepped)
+            self._batches = batches
+            return batches, waited_s
+
+        def noting_step(loop: Loop) -> Stepped:
+            index = loop.step
+            stepped = train_step(loop)
+            self._note(index, self._batches, stepped)
             self._after(index)
             return stepped
 
         self._patches = ExitStack()
         self._patches.enter_context(patch.object(Engine, "forward", noting_forward))
-        self._patches.enter_context(patch.object(DiTJob, "step", noting_step))
+        self._patches.enter_context(patch.object(Loop, "_next_batches", noting_batches))
+        self._patches.enter_context(patch.object(Loop, "train_step", noting_step))
         return self
 
     def __exit__(self, *exc: Any) -> None:
         self._patches.close()
 
     def _note(self, index: int, batches: list[Batch], stepped: Stepped) -> None:
-        losses = iter(zip(stepped.losses.tolist(), stepped.clips, strict=True))
+        of_samples = [loss for losses in stepped.losses for loss in losses.tolist()]
+        losses = iter(zip(of_samples, stepped.clips, strict=True))
         for batch, call in zip(batches, self._calls, strict=True):
             for i in range(len(batch.windows) if batch.weight else 0):
                 loss, clip = next(losses)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from datakit.errors import ConfigError
-from trainer.data.batch_sampler import Order
-from trainer.data.dataloader import Batch, Loader, Position, Replacement
+from trainer.data.dataloader import Batch, Replacement
 from trainer.dit.task import DiTTask, architecture_for, build_frozen, build_model
 from trainer.engine import Engine
 from trainer.engine.engine import together
@@ -20,11 +20,13 @@ from trainer.models.autoencoders.base import Autoencoder
 from trainer.models.autoencoders.build import autoencoder_hash
 from trainer.models.common.attention import describe
 from trainer.models.common.compile import check_gradients
-from trainer.planning.plan import Bucket, Plan
+from trainer.planning.plan import Bucket
 from trainer.settings import DiTSettings
-from trainer.training.loop import Ended, Stepped
+from trainer.training.collectives import share_out
+from trainer.training.loop import Ended, train
 from trainer.training.preview import write_video
-from trainer.training.setup import Latents, Prepared, Request, fit_to, prepare, share_out, train
+from trainer.training.setup import Latents, Prepared, Request, fit_to, prepare
+from trainer.training.task import Learned
 
 CHECKED_BLOCKS = 2
 """Of either kind, in the model whose compiled gradients are compared with eager ones."""
@@ -53,8 +55,7 @@ def train_dit(request: Request, settings: DiTSettings) -> Ended:
         dtype = torch.bfloat16 if settings.engine.precision == "bf16" else torch.float32
         print(describe(prepared.device, dtype, architecture.head_features), flush=True)
     engine = Engine(model, settings.engine, settings.optimizer, prepared.device, architecture)
-    job = DiTJob(prepared, task, engine)
-    return train(prepared, job, latents_of(prepared, autoencoder), flops_known=True)
+    return train(prepared, DiTTraining(prepared, task, engine), latents_of(prepared, autoencoder))
 
 
 def latents_of(prepared: Prepared, autoencoder: Autoencoder) -> Latents | None:
@@ -85,54 +86,29 @@ def latents_of(prepared: Prepared, autoencoder: Autoencoder) -> Latents | None:
     return Latents(prepared.folder / "latents.arrow", tuple(found[0]))
 
 
-class DiTJob:
-    """See `trainer.training.loop.Job`."""
+class DiTTraining:
+    """A DiT under an engine, see `trainer.training.task.Task`."""
 
     def __init__(self, prepared: Prepared, task: DiTTask, engine: Engine):
-        self.prepared, self.task, self.engine = prepared, task, engine
+        self.prepared, self.task, self.engine, self.settings = prepared, task, engine, task.settings
         self.engines: Mapping[str, Engine] = {"model": engine}
-        self.settings: DiTSettings = prepared.settings
-        ranks: list[int] = [0] * dist.get_world_size()
-        dist.all_gather_object(ranks, engine.rank)
-        self._speaks = ranks.index(engine.rank) == dist.get_rank()  # of the processes that share samples, one
 
-    def step(self, index: int, batches: list[Batch]) -> Stepped:
-        mean = torch.zeros((), device=self.prepared.device)
-        losses, clips, flops = [], [], 0.0
-        for i, batch in enumerate(batches):
-            sampled = self.task.sample(self.engine.forward, batch)
-            loss = sampled.losses.mean() * batch.weight
-            self.engine.backward(loss, last=i + 1 == len(batches))
-            if not batch.weight:
-                continue
-            if self.prepared.back and self._speaks:
-                self.prepared.back.add(index, batch, sampled.losses, sampled.times)
-            mean += loss.detach()
-            losses.append(sampled.losses.detach())
-            clips += batch.clip_ids
-            flops += len(batch.clip_ids) * self.task.architecture.flops(batch.bucket.tokens).training
-        norm = self.engine.step()
-        tokens = sum(b.bucket.tokens * len(b.clip_ids) for b in batches if b.weight)
-        found = torch.cat(losses) if losses else torch.zeros(0)
-        return Stepped({"loss": mean}, found, clips, norm, tokens, flops)
+    def learn(self, step: int, batch: Batch, last: bool) -> Learned:
+        sampled = self.task.sample(self.engine.forward, batch)
+        loss = sampled.losses.mean()
+        self.engine.backward(loss * batch.weight, last)
+        flops = len(batch.clip_ids) * self.task.architecture.flops(batch.bucket.tokens).training
+        return Learned(sampled.losses.detach(), {"loss": loss.detach()}, sampled.times, flops)
 
-    def validate(self) -> dict[str, float]:
-        """Mean loss over clips of the val split, whole and at every noise level."""
-        val, levels = self.prepared.val, self.settings.validation.levels
-        if val is None:
-            return {}
-        total, count = torch.zeros(len(levels), dtype=torch.float64), 0
-        for batch in self._validation(val):
-            found = self.task.validate(self.engine.forward, batch, levels)
-            if batch.weight:
-                total += found.double().sum(1).cpu()
-                count += found.shape[1]
-        everything = torch.cat((total, torch.tensor([count], dtype=torch.float64)))
-        dist.all_reduce(everything)
-        means = (everything[:-1] / everything[-1]).tolist()
-        return {"val_loss": sum(means) / len(means)} | {
-            f"val_loss_at_{level:g}": mean for level, mean in zip(levels, means)
-        }
+    def update(self, step: int) -> float:
+        return self.engine.step()
+
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss, whole and at every noise level."""
+        levels = self.settings.validation.levels
+        losses = self.task.validate(self.engine.forward, batch, levels)
+        at_levels = {f"loss_at_{level:g}": of_level for level, of_level in zip(levels, losses)}
+        return {"loss": losses.double().mean(0), **at_levels}
 
     def preview(self, folder: Path) -> None:
         """Each rank makes some, and all as many: sharded models need every rank in every forward."""
@@ -149,16 +125,6 @@ class DiTJob:
                 "".join(f"{number:02d} {words}\n" for number, words in enumerate(prompts))
             )
 
-    def _validation(self, val: Plan) -> Iterator[Batch]:
-        """This rank's micro-batches of the first steps that hold so many windows; every rank has as many."""
-        order, seen = Order(val, 0), 0
-        options = self.settings.loader.model_copy(update={"augment": "none", "flip": False, "workers": 0})
-        with Loader(val, order, self.engine.rank, self.engine.world, Position(0, 0), options) as loader:
-            for index in range(order.steps(0)):
-                if seen >= self.settings.validation.windows:
-                    return
-                yield from next(loader)[1]
-                seen += sum(len(b.windows) for b in order.step(0, index))
 
 
 def check_compiled(task: DiTTask, bucket: Bucket, device: torch.device) -> float:

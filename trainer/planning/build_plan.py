@@ -44,6 +44,10 @@ GEOMETRY = (
 """What decides the pixels of a window, besides how they are resized and converted."""
 
 
+class NothingToPlan(ConfigError):
+    """No clip of a selection can train."""
+
+
 def make_plan(
     selections: Selection | Member | Sequence[Selection | Member],
     settings: PlanSettings,
@@ -144,9 +148,9 @@ def _check(members: Sequence[Member], counted: Sequence[Counted]) -> None:
             continue
         where = f"{_address(member)} where {member.selection.where or 'anything'}"
         if c.clips.is_empty():
-            raise ConfigError(f"nothing to plan: no clip of {where} is selected")
+            raise NothingToPlan(f"nothing to plan: no clip of {where} is selected")
         why = "; ".join(f"{n}: {example}" for _, n, example in c.reasons()[:3])
-        raise ConfigError(f"nothing to plan: none of the {c.clips.height} clips of {where} can train ({why})")
+        raise NothingToPlan(f"nothing to plan: none of the {c.clips.height} clips of {where} can train ({why})")
 
 
 def _used(windows: pl.DataFrame, buckets: Sequence[Bucket]) -> tuple[pl.DataFrame, list[Bucket]]:

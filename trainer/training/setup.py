@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,19 +31,16 @@ from trainer.catalog_sync.forgotten_check import refuse_forgotten
 from trainer.catalog_sync.loss_book import WriteBack
 from trainer.catalog_sync.run_record import TrainingRecord
 from trainer.data.batch_sampler import Order
-from trainer.data.dataloader import Loader, Replacement
+from trainer.data.dataloader import Replacement
 from trainer.engine import join_processes
 from trainer.engine.engine import together
 from trainer.models.autoencoders.base import Autoencoder
-from trainer.planning.build_plan import make_plan
+from trainer.planning.build_plan import NothingToPlan, make_plan
 from trainer.planning.mixture import Member
 from trainer.planning.plan import Plan
 from trainer.planning.settings import MemorySettings, PlanSettings
 from trainer.settings import RunSettings
-from trainer.training.checkpoint import Checkpoints, Run, latest, resume
-from trainer.training.loop import Ended, Job, Loop
-from trainer.training.metrics import Log, Meter, peak_flops
-from trainer.training.watchdog import Watchdog
+from trainer.training.checkpoint import latest
 
 FORMAT = 1
 FIXED = ("seed", "plan", "model", "autoencoder", "text", "conditions", "dropout")
@@ -130,68 +127,6 @@ class Latents:
     broken: tuple[Replacement, ...] = ()
 
 
-def train(prepared: Prepared, job: Job, latents: Latents | None = None, flops_known: bool = False) -> Ended:
-    """From where the run is to its end. Raises what `Loop.run` raises."""
-    record = prepared.record
-    try:
-        ended = _train(prepared, job, latents, flops_known)
-    except BaseException as e:
-        if record:
-            record.fail(e)
-        raise
-    if record:
-        record.end(ended.status, {"steps": ended.step, **prepared.back.counts(), **ended.values})
-    return ended
-
-
-def _train(prepared: Prepared, job: Job, latents: Latents | None, flops_known: bool) -> Ended:
-    settings, folder, plan = prepared.settings, prepared.folder, prepared.plan
-    engine = next(iter(job.engines.values()))
-    found = resume(job.engines, folder / "checkpoints", plan.hash) if prepared.request.resume else None
-    start = found.step if found else 0
-    if found and prepared.back:
-        prepared.back.resume(latest(folder / "checkpoints"), found.loop.get("write_back"), start)
-    state = (
-        {**found.loop["position"], "replaced": found.loop["replaced"]}
-        if found
-        else {"epoch": 0, "step": 0, "replaced": []}
-    )
-    hashes = tuple(part.selection["content_hash"] for part in plan.parts)
-    checkpoints = Checkpoints(
-        folder / "checkpoints",
-        job.engines,
-        Run(plan.hash, hashes, settings.model_dump(mode="json")),
-        settings.checkpoint.keep,
-    )
-    log = (
-        Log(
-            folder,
-            settings.model_dump(mode="json"),
-            start,
-            settings.log.tensorboard,
-            settings.log.wandb,
-            prepared.request.quiet,
-        )
-        if prepared.main
-        else None
-    )
-    meter = Meter(peak_flops(prepared.device) if flops_known else None)
-    watchdog = Watchdog(folder, dist.get_rank(), settings.watchdog_s)
-    options = settings.loader.model_copy(
-        update={"missing": "raw" if settings.loader.latents == "if there" else "error"}
-    )
-    state["replaced"] = [*(asdict(r) for r in (latents.broken if latents else ())), *state["replaced"]]
-    try:
-        with Loader.resumed(
-            state, plan, prepared.order, engine.rank, engine.world, options, latents.index if latents else None
-        ) as loader:
-            return Loop(job, prepared, loader, checkpoints, log, meter, watchdog, start).run()
-    finally:
-        watchdog.close()
-        if log:
-            log.close()
-
-
 def fit_to(
     autoencoder: Autoencoder, patch: int, text_tokens: int, memory: Mapping[str, Any] | None = None
 ) -> Callable[[PlanSettings], PlanSettings]:
@@ -262,9 +197,7 @@ def _validation_plan(request: Request, plan: PlanSettings, settings: RunSettings
             plan.model_copy(update={"split": "val", "global_batch": None, "global_tokens": None}),
             folder,
         )
-    except ConfigError as e:
-        if "nothing to plan" not in str(e):
-            raise
+    except NothingToPlan:
         print("datakit: no clip of the val split can be used: training without validation", flush=True)
 
 
@@ -319,10 +252,3 @@ def _recorded(
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     with atomic_path(path) as aside:
         aside.write_text(json.dumps(values, indent=1, ensure_ascii=False))
-
-
-def share_out(items: Sequence[Any], rank: int, world: int) -> list[Any]:
-    """This rank's part, as long as every other's: short ones repeat their last."""
-    rounds = -(-len(items) // world)
-    mine = list(items[rank::world])
-    return mine + [mine[-1] if mine else items[0]] * (rounds - len(mine))

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from datakit.config import Section
 from trainer.engine.settings import OptimizerSettings
 from trainer.models.autoencoders.settings import Kind
-from trainer.settings import Positive, RunSettings
+from trainer.settings import Positive, Previews, RunSettings
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -55,9 +55,7 @@ class GanSettings(Section):
     optimizer: OptimizerSettings = OptimizerSettings(lr=1e-4)
 
 
-class VAEPreviewSettings(Section):
-    every: Annotated[int, Field(ge=0)] = 1000
-    """Steps; 0: never."""
+class VAEPreviewSettings(Previews):
     count: Positive = 4
     """Videos of a preview."""
 

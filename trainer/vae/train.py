@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from itertools import islice
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from trainer.data.batch_sampler import Order
-from trainer.data.dataloader import Batch, Loader, Position
+from trainer.data.dataloader import Batch
 from trainer.engine import Engine
 from trainer.models.autoencoders.base import Autoencoder
 from trainer.models.autoencoders.build import check_precision
-from trainer.planning.plan import Plan
 from trainer.planning.settings import PlanSettings
-from trainer.training.loop import Ended, Stepped
+from trainer.training.collectives import share_out
+from trainer.training.evaluation import first_batches
+from trainer.training.loop import Ended, train
 from trainer.training.preview import write_video
-from trainer.training.setup import Prepared, Request, fit_to, prepare, share_out, train
+from trainer.training.setup import Prepared, Request, fit_to, prepare
+from trainer.training.task import Learned
 from trainer.vae.settings import VAESettings
 from trainer.vae.task import VAETask, build_discriminator, build_distance, build_trained
 
@@ -47,7 +46,7 @@ def train_vae(request: Request, settings: VAESettings) -> Ended:
         engines["discriminator"] = Engine(
             discriminator.to(prepared.device), plain, settings.gan.optimizer, prepared.device
         )
-    return train(prepared, VAEJob(prepared, task, engines))
+    return train(prepared, VAETraining(prepared, task, engines))
 
 
 def fitted(autoencoder: Autoencoder):
@@ -60,8 +59,9 @@ def fitted(autoencoder: Autoencoder):
     return change
 
 
-class VAEJob:
-    """See `trainer.training.loop.Job`.
+class VAETraining:
+    """An autoencoder under an engine, and the discriminator that it is to deceive under another, see
+    `trainer.training.task.Task`.
 
     A step's gradients are those of all its micro-batches, for both networks: the discriminator judges reconstructions
     as they were when the autoencoder was judged by it, and both are updated at the end.
@@ -71,75 +71,42 @@ class VAEJob:
     """
 
     def __init__(self, prepared: Prepared, task: VAETask, engines: Mapping[str, Engine]):
-        self.prepared, self.task, self.engines = prepared, task, engines
-        self.engine, self.opponent = engines["autoencoder"], engines.get("discriminator")
-        self.settings: VAESettings = prepared.settings
+        self.prepared, self.task, self.engines, self.settings = prepared, task, engines, task.settings
+        self.engine = engines["autoencoder"]
 
-    def step(self, index: int, batches: list[Batch]) -> Stepped:
-        opponent = self.opponent if self.opponent is not None and index >= self.settings.gan.start else None
-        means: dict[str, Tensor] = {}
-        losses, clips = [], []
-        for i, batch in enumerate(batches):
-            last = i + 1 == len(batches)
-            sampled = self.task.sample(self.engine.forward, batch, opponent.module if opponent else None)
-            self.engine.backward(sampled.loss * batch.weight, last)
-            values = sampled.values
-            if opponent:
-                judged = self.task.judged(opponent.forward, sampled)
-                opponent.backward(judged * batch.weight, last)
-                values = values | {"loss_discriminator": judged.detach()}
-            for name, value in values.items():
-                means[name] = means.get(name, 0) + value * batch.weight
-            if batch.weight:
-                losses.append(sampled.losses)
-                clips += batch.clip_ids
-        norms = [engine.step() for engine in (self.engine, opponent) if engine is not None]
-        worst = next((norm for norm in norms if not math.isfinite(norm)), norms[0])
-        tokens = sum(b.bucket.tokens * len(b.clip_ids) for b in batches if b.weight)
-        return Stepped(means, torch.cat(losses) if losses else torch.zeros(0), clips, worst, tokens)
+    def learn(self, step: int, batch: Batch, last: bool) -> Learned:
+        opponent = self._opponent(step)
+        sampled = self.task.sample(self.engine.forward, batch, opponent.module if opponent else None)
+        self.engine.backward(sampled.loss * batch.weight, last)
+        values = sampled.values
+        if opponent:
+            judged = self.task.judged(opponent.forward, sampled)
+            opponent.backward(judged * batch.weight, last)
+            values = values | {"loss_discriminator": judged.detach()}
+        return Learned(sampled.losses, values)
 
-    def validate(self) -> dict[str, float]:
-        """Means over clips of the val split."""
-        if self.prepared.val is None:
-            return {}
-        sums: dict[str, Tensor] = {}
-        count = 0
-        for batch in self._batches(self.prepared.val, self.settings.validation.windows):
-            found = self.task.validate(self.engine.forward, batch)
-            for name, value in found.items():
-                sums[name] = sums.get(name, 0) + value.sum().cpu().double() * bool(batch.weight)
-            count += len(batch.windows) * bool(batch.weight)
-        everything = torch.stack([*sums.values(), torch.tensor(count, dtype=torch.float64)])
-        dist.all_reduce(everything)
-        return {f"val_{name}": float(value / everything[-1]) for name, value in zip(sums, everything)}
+    def update(self, step: int) -> float:
+        """The norm of the autoencoder's gradient, or the first that is not finite."""
+        norms = [engine.step() for engine in (self.engine, self._opponent(step)) if engine is not None]
+        return next((norm for norm in norms if not math.isfinite(norm)), norms[0])
+
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        return self.task.validate(self.engine.forward, batch)
 
     @torch.no_grad()
     def preview(self, folder: Path) -> None:
         """Originals, and reconstructions on their right. Each rank makes some, and all as many."""
-        plan = self.prepared.val or self.prepared.plan
-        options = self.settings.loader.model_copy(update={"augment": "none", "flip": False, "workers": 0})
-        order = Order(plan, 0)
-        made = []
-        with Loader(
-            plan, order, 0, 1, Position(0, 0), options
-        ) as loader:  # every rank reads the same, and makes its share
-            for _, batches in islice(loader, order.steps(0)):
-                made += [(batch, row) for batch in batches for row in range(len(batch.windows))]
-                if len(made) >= self.settings.preview.count:
-                    break
-        shown = [*enumerate(made[: self.settings.preview.count])]
+        plan, count = self.prepared.val or self.prepared.plan, self.settings.preview.count
+        # every rank reads the same, and makes its share
+        batches = first_batches(plan, count, self.settings.loader, 0, 1)
+        rows = [(batch, row) for batch in batches for row in range(len(batch.windows))]
+        shown = [*enumerate(rows[:count])]
         for number, (batch, row) in share_out(shown, self.engine.rank, self.engine.world):
             video = self.task.pixels(batch)[row : row + 1]
             pair = torch.cat((video, self.engine.forward(video)[0].float()), -1)
             write_video(pair[0], folder / f"{number:02d}-{batch.clip_ids[row]}.mp4", batch.fps[row])
 
-    def _batches(self, plan: Plan, windows: int) -> Iterator[Batch]:
-        """This rank's micro-batches of the first steps that hold so many windows; every rank has as many."""
-        order, seen = Order(plan, 0), 0
-        options = self.settings.loader.model_copy(update={"augment": "none", "flip": False, "workers": 0})
-        with Loader(plan, order, self.engine.rank, self.engine.world, Position(0, 0), options) as loader:
-            for index in range(order.steps(0)):
-                if seen >= windows:
-                    return
-                yield from next(loader)[1]
-                seen += sum(len(b.windows) for b in order.step(0, index))
+    def _opponent(self, step: int) -> Engine | None:
+        """The discriminator, from the step on that it takes part in."""
+        gan = self.settings.gan
+        return self.engines.get("discriminator") if gan is not None and step >= gan.start else None

@@ -623,7 +623,7 @@ def test_the_command_prints_what_it_planned(tmp_path):
         (["--mix", "m.yaml", "--where", "width > 3"], "leave --where and --snapshot out"),
         (["--catalog", "c", "--set", "windows=3"], "here it is plan.OPTION=value"),
         (["--catalog", "c", "--set", "plan.window=3"], "unknown setting plan.window: did you mean windows"),
-        (["--catalog", "c", "--preset", "nonesuch"], "no preset 'nonesuch': there are"),
+        (["--catalog", "c", "--preset", "nonesuch"], "no preset nonesuch: there are"),
         (["--catalog", "c", "--set", "plan.gpu=tpu"], "no GPU 'tpu'"),
         (["--catalog", "c", "--where", "widht > 3"], "did you mean width"),
         (["--catalog", "c", "--snapshot", "v9"], "no snapshot 'v9'"),
