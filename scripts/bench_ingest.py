@@ -36,7 +36,6 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 PARTS = ("pass", "wall", "ray", "ocr", "memory")
-GRID = {"motion": {"method": "dis"}, "motion_vmaf": {}, "letterbox": {}, "quality": {}, "phash": {}}
 POSITIONS = (0.1, 0.5, 0.9)
 
 
@@ -214,11 +213,14 @@ INSIDE = {"pass_cpu": pass_cpu, "peak_memory": peak_memory, "ocr_savings": ocr_s
 def _pass(video: Path, positions: tuple[float, ...]):
     import cv2
 
+    from pipelines.stages.registry import STAGES, on_grid
     from pipelines.video_tasks.analyse import analyse
     from pipelines.video_tasks.messages import PassJob
 
     cv2.setNumThreads(1)
-    yield from analyse(PassJob("bench", str(video), "0", video.stat().st_size, stages=GRID, positions=positions))
+    yield from analyse(
+        PassJob("bench", str(video), "0", video.stat().st_size, stages=on_grid(STAGES), positions=positions)
+    )
 
 
 def in_process(name: str, video: Path) -> Used:

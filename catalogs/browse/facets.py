@@ -11,7 +11,8 @@ import polars as pl
 from catalogs.browse.clip_index import DURATION, Index
 from catalogs.browse.snapshot_reader import FACTS, NUMBERS
 from catalogs.tables.arrow_types import view_schema
-from catalogs.tables.schema import TABLES, VIEW_ADDED, VIEW_FROM_VIDEOS, Column
+from catalogs.tables.schema import SCORES, TABLES, VIEW_ADDED, VIEW_FROM_VIDEOS
+from datakit.columns import Column
 
 BINS = 40
 OUTSIDE = 0.004
@@ -21,20 +22,7 @@ MOST_VALUES = 40
 TECHNICAL = frozenset({"stream", "start_pts", "end_pts", "start_s", "end_s"})
 SLIDERS = (
     DURATION,
-    "motion",
-    "motion_vmaf",
-    "jitter",
-    "aesthetic",
-    "quality",
-    "caption_match",
-    "nsfw",
-    "ocr_area",
-    "ocr_boxes",
-    "blur",
-    "brightness",
-    "contrast",
-    "saturation",
-    "interlaced",
+    *(c.name for c in SCORES if c.is_number and c.shown),
     "duplicate_similarity",
     "loss",
     "level",
@@ -43,7 +31,7 @@ CHECKBOXES = (
     "status",
     "mark",
     "kind",
-    "camera_motion",
+    *(c.name for c in SCORES if c.is_text and c.shown),
     "split",
     "duplicate_kind",
     "codec",
@@ -98,6 +86,7 @@ def described() -> list[dict]:
             "type": str(kind),
             "unit": about[name].unit,
             "meaning": about[name].meaning,
+            "good": about[name].good,
             "filled_by": about[name].filled_by,
             "sortable": not (kind.is_nested() or kind == pl.Binary),
             "nested": kind.is_nested() or kind == pl.Binary,

@@ -7,10 +7,11 @@ import polars as pl
 
 from catalogs.records.marks import MARKS
 from catalogs.tables.catalog import Catalog
+from catalogs.tables.schema import SCORES
 
 STATUSES = ("kept", "rejected", "pending", "quarantined")
 QUARANTINED = STATUSES.index("quarantined")
-CATEGORIES = ("camera_motion", "split", "shard", "time_base", "duplicate_kind")
+CATEGORIES = (*(c.name for c in SCORES if c.is_text), "split", "shard", "time_base", "duplicate_kind")
 NUMBERS = (
     "stream",
     "start_pts",
@@ -23,20 +24,7 @@ NUMBERS = (
     "height",
     "aspect_ratio",
     "resolution",
-    "motion",
-    "motion_vmaf",
-    "jitter",
-    "blur",
-    "brightness",
-    "contrast",
-    "saturation",
-    "interlaced",
-    "ocr_area",
-    "ocr_boxes",
-    "aesthetic",
-    "nsfw",
-    "quality",
-    "caption_match",
+    *(c.name for c in SCORES if c.is_number and c.shown),
     "duplicate_similarity",
 )
 FACTS = {

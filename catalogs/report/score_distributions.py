@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 
 from catalogs.report.thresholds import Threshold
-from catalogs.tables.schema import CLIPS, VIEW_ADDED, Column
+from catalogs.tables.schema import SCORES, VIEW_ADDED
+from datakit.columns import Column
 
 BINS = 48
 ROBUST = 0.001
@@ -22,27 +23,11 @@ WHOLE_ZERO_SHARE = 0.6
 """The same for counts, where 0 is as good a number as any."""
 LONGEST_STRETCH = 1.6
 """How far a linear axis grows, at most, to show a threshold."""
-NO_SCORES = ("ingest", "clips", "letterbox", "dedup")
-"""Stages whose numbers are positions and links."""
-GOOD = {
-    "aesthetic": 1,
-    "quality": 1,
-    "caption_match": 1,
-    "blur": 1,
-    "nsfw": -1,
-    "ocr_area": -1,
-    "ocr_boxes": -1,
-    "interlaced": -1,
-}
-"""Scores of which more (1) or less (-1) is better."""
 
 
 def score_columns() -> list[Column]:
-    """Every numeric score of the schema, and the training loss."""
-    import pyarrow.types as kinds
-
-    numeric = [c for c in CLIPS if kinds.is_floating(c.type) or kinds.is_integer(c.type)]
-    return [*(c for c in numeric if c.filled_by not in NO_SCORES), *(c for c in VIEW_ADDED if c.name == "loss")]
+    """Every numeric score that is shown, and the training loss."""
+    return [*(c for c in SCORES if c.is_number and c.shown), *(c for c in VIEW_ADDED if c.name == "loss")]
 
 
 @dataclass(frozen=True)
@@ -116,13 +101,13 @@ def distribution(
         return None
     numbers, kept = have[column.name].to_numpy(), have["kept"].to_numpy()
     low, median, high = (float(v) for v in np.quantile(numbers, [0.05, 0.5, 0.95]))
-    bins = binned(numbers, kept, [t.value for t in thresholds], whole=column.name == "ocr_boxes")
+    bins = binned(numbers, kept, [t.value for t in thresholds], whole=column.is_whole)
     sides = []
     for threshold in thresholds:
         passing = int(have.select(threshold.passes(values).sum()).item())
         sides.append(Side(threshold, passing, have.height - passing))
     lowest, highest = float(numbers.min()), float(numbers.max())
-    rows = picks(column.name, have, thresholds, thumbnails) if lowest < highest and thumbnails else []
+    rows = picks(column, have, thresholds, thumbnails) if lowest < highest and thumbnails else []
     return Distribution(
         column=column,
         measured=have.height,
@@ -188,13 +173,14 @@ def _edges(low: float, high: float, marks: Sequence[float], log: bool, whole: bo
     return np.linspace(low, high + pad, int(np.clip(np.sqrt(count) * 2, 12, BINS)) + 1)
 
 
-def picks(name: str, have: pl.DataFrame, thresholds: Sequence[Threshold], count: int) -> list[Picks]:
+def picks(column: Column, have: pl.DataFrame, thresholds: Sequence[Threshold], count: int) -> list[Picks]:
     """Rows of the contact sheet of a score: both ends, and around each threshold.
 
     Args:
         have: `clip_id` and the score, no nulls.
     """
-    upper, lower = {1: ("Best", "Worst"), -1: ("Worst", "Best"), 0: ("Highest", "Lowest")}[GOOD.get(name, 0)]
+    name = column.name
+    upper, lower = {1: ("Best", "Worst"), -1: ("Worst", "Best"), 0: ("Highest", "Lowest")}[column.good]
     ends = {upper: _end(name, upper, have, count, True), lower: _end(name, lower, have, count, False)}
     first, last = (lower, upper) if lower in ("Best", "Lowest") else (upper, lower)
     distinct = {(t.operator, t.value): t for t in thresholds if t.operator not in ("=", "<>")}

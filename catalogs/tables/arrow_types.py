@@ -89,9 +89,9 @@ def polars_schema(table: str) -> dict[str, pl.DataType | type[pl.DataType]]:
 @cache
 def view_schema() -> dict[str, pl.DataType | type[pl.DataType]]:
     """Column types of the view `clips`."""
-    own = {c.name: c.type for c in schema.CLIPS}
-    of_videos = {c.name: c.type for c in schema.VIDEOS if c.name in VIEW_FROM_VIDEOS}
-    added = {c.name: c.type for c in VIEW_ADDED}
+    own = {c.name: c.arrow for c in schema.CLIPS}
+    of_videos = {c.name: c.arrow for c in schema.VIDEOS if c.name in VIEW_FROM_VIDEOS}
+    added = {c.name: c.arrow for c in VIEW_ADDED}
     return {name: polars_type(kind) for name, kind in {**own, **of_videos, **added}.items()}
 
 

@@ -16,11 +16,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import unquote
 
 import polars as pl
-from deltalake import CommitProperties, DeltaTable, write_deltalake
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Field, Schema, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from catalogs.tables import schema
@@ -212,9 +213,7 @@ class Catalog:
         """Add rows in one commit. Missing columns are null, unknown ones an error."""
         table = as_arrow(name, rows)
         if table.num_rows:
-            _retry(
-                lambda: write_deltalake(self._writable(name), table, mode="append", commit_properties=self._signed())
-            )
+            _retry(lambda: self._write(name, table, "append"))
 
     def upsert(
         self,
@@ -252,14 +251,14 @@ class Catalog:
         how = Upsert(name, keys, only, when or {}, change, fill, revise)
 
         def merge(part: pl.DataFrame) -> int:
-            return how.execute(self._readable(self._writable(name), name), part, self._signed())
+            return how.execute(self._readable(self._complete(name), name), part, self._signed())
 
         return sum(_retry(partial(merge, part)) for part in how.commits(rows, at_once))
 
     def replace(self, name: str, rows: pl.DataFrame) -> None:
         """Put new rows in place of all of a table's."""
         table = as_arrow(name, rows)
-        _retry(lambda: write_deltalake(self._writable(name), table, mode="overwrite", commit_properties=self._signed()))
+        _retry(lambda: self._write(name, table, "overwrite"))
 
     def delete(self, name: str, predicate: str) -> int:
         """Remove rows by a SQL predicate; returns how many."""
@@ -331,6 +330,21 @@ class Catalog:
             raise CatalogError("this is a snapshot of the catalog, to read from: write to the catalog as it is now")
         return self.table(name)
 
+    def _write(self, name: str, rows: pa.Table, mode: Literal["append", "overwrite"]) -> None:
+        handle = self._complete(name)
+        unknown = {field.name for field in handle.schema().fields} - set(rows.column_names)  # of a score that is gone
+        how = "merge" if unknown else None
+        write_deltalake(handle, rows, mode=mode, schema_mode=how, commit_properties=self._signed())
+
+    def _complete(self, name: str) -> DeltaTable:
+        """The table to write to, with the columns that have been declared since it was made: a new score's."""
+        handle = self._writable(name)
+        missing = missing_fields(handle, name)
+        if not missing:
+            return handle
+        handle.alter.add_columns(missing, commit_properties=self._signed())
+        return self._writable(name)
+
     def _signed(self) -> CommitProperties:
         """What `datakit catalog history` shows of who wrote."""
         return CommitProperties(custom_metadata=self.signature)
@@ -361,6 +375,12 @@ def create_table(root: str, name: str, description: str) -> None:
         description=description,
         configuration=KEEP_HISTORY,
     )
+
+
+def missing_fields(table: DeltaTable, name: str) -> list[Field]:
+    """Columns of the schema that a table does not have (yet)."""
+    have = {field.name for field in table.schema().fields}
+    return [field for field in Schema.from_arrow(schema.arrow_schema(name)).fields if field.name not in have]
 
 
 def _first_line(error: Exception) -> str:

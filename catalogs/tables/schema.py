@@ -1,16 +1,18 @@
-"""Every column of every table: type, unit, meaning, and the stage that fills it.
+"""Every column of every table: type, unit, meaning, and the stage that fills it. Scores are declared by their stages.
 
 Delta has no float16 and no large unsigned integers; vectors are lists of float32, hashes binary, ids
 hex strings. Times are PTS integers in the stream's own `time_base`; seconds are derived from them. Bump
-`VERSION` with any change.
+`VERSION` with any change here; a new score needs none, for catalogs take a column that they lack with the first write.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import pyarrow as pa
+
+from datakit.columns import Column
+from datakit.scores import score_columns
 
 VERSION = 5
 
@@ -21,17 +23,6 @@ CUT = pa.struct([("frame", I8), ("pts", I8), ("score", F4)])
 ERROR = pa.struct([("stage", S), ("kind", S), ("message", S)])
 STAGE_VERSION = pa.struct([("stage", S), ("fingerprint", S)])
 CHECKPOINT = pa.struct([("path", S), ("step", I8), ("created_at", TIME)])
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """`unit` is empty for names and identifiers; `filled_by` is a stage or the pipeline itself."""
-
-    name: str
-    type: pa.DataType
-    unit: str
-    meaning: str
-    filled_by: str = "ingest"
 
 
 VIDEOS = (
@@ -76,6 +67,9 @@ VIDEOS = (
     Column("finished_at", TIME, "UTC", "when"),
 )
 
+SCORES = score_columns()
+"""What stages fill; see `pipelines.stages.base` for how one declares its columns."""
+
 CLIPS = (
     Column("clip_id", S, "", "hash of video_id, stream, start_pts, end_pts"),
     Column("video_id", S, "", "the video it is a part of"),
@@ -99,37 +93,7 @@ CLIPS = (
     ),
     Column("lost_start", I4, "frames", "of the span missing at the start of `path` (stream copy only)", "clips"),
     Column("lost_end", I4, "frames", "of the span missing at the end of `path` (stream copy only)", "clips"),
-    Column("crop_x", I4, "px", "picture inside black borders: left", "letterbox"),
-    Column("crop_y", I4, "px", "picture inside black borders: top", "letterbox"),
-    Column("crop_width", I4, "px", "picture inside black borders", "letterbox"),
-    Column("crop_height", I4, "px", "picture inside black borders", "letterbox"),
-    Column("motion", F4, "% of diagonal / s", "mean optical-flow length over pairs at least 40 ms apart", "motion"),
-    Column("motion_vmaf", F4, "luma codes / (1/24 s)", "VMAF motion feature at 360 lines", "motion_vmaf"),
-    Column("camera_motion", S, "", "static, pan left/right, tilt up/down, zoom in/out, roll, complex", "motion"),
-    Column("jitter", F4, "0..255", "mean frame-to-frame change of the content detector inside the clip", "jitter"),
-    Column(
-        "blur", F4, "codes²", "variance of the Laplacian at 360 lines, median over 5 frames (low: blurred)", "quality"
-    ),
-    Column("brightness", F4, "0..1", "mean luma", "quality"),
-    Column("contrast", F4, "0..1", "standard deviation of luma", "quality"),
-    Column("saturation", F4, "0..1", "mean HSV saturation", "quality"),
-    Column("interlaced", F4, "0..1", "share of frames whose lines alternate between fields", "quality"),
-    Column("ocr_area", F4, "0..1", "union of text boxes (confidence ≥ 0.7) over picture area, mean over frames", "ocr"),
-    Column("ocr_boxes", I4, "boxes", "most text boxes seen in a frame", "ocr"),
-    Column("aesthetic", F4, "about 1..10", "LAION predictor on CLIP embeddings, mean over frames", "aesthetic"),
-    Column("nsfw", F4, "0..1", "highest Open NSFW probability over frames", "nsfw"),
-    Column(
-        "quality", F4, "0..1", "technical quality: 1 − BRISQUE/100, mean over frames (high: good)", "technical_quality"
-    ),
-    Column("caption_match", F4, "−1..1", "CLIP cosine of caption and frames", "caption_match"),
-    Column("phash", pa.binary(), "", "perceptual hashes: 8 bytes for every grid frame that shows something", "phash"),
-    Column(
-        "content_hash",
-        pa.binary(),
-        "",
-        "hash of the grid frames' pictures: equal for the same pictures in another file",
-        "phash",
-    ),
+    *SCORES,
     Column("duplicate_group", S, "", "near-duplicates share it; a clip without any has its own", "dedup"),
     Column("duplicate_of", S, "", "clip_id of the better clip that this one repeats (null: none)", "dedup"),
     Column("duplicate_kind", S, "", "exact, perceptual or semantic: why duplicate_of", "dedup"),
@@ -405,7 +369,7 @@ VIEW_ADDED = (
 
 def arrow_schema(table: str) -> pa.Schema:
     """The Arrow schema of a table."""
-    return pa.schema([pa.field(c.name, c.type) for c in TABLES[table]])
+    return pa.schema([pa.field(c.name, c.arrow) for c in TABLES[table]])
 
 
 def filler(column: str) -> str | None:

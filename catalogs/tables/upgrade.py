@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import json
 
-from deltalake import DeltaTable, Field, Schema
+from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
 from catalogs.tables import schema
-from catalogs.tables.catalog import KEEP_HISTORY, create_table
+from catalogs.tables.catalog import KEEP_HISTORY, create_table, missing_fields
 from datakit.errors import CatalogError
 
 
@@ -29,8 +29,6 @@ def upgrade(root: str) -> list[str]:
         raise CatalogError(
             f"the catalog at {root} has schema version {found}, this datakit only knows {schema.VERSION}"
         )
-    if found == schema.VERSION:
-        return []
     text = json.dumps({**description, "schema": schema.VERSION})
     added: list[str] = []
     for name in (*(t for t in schema.TABLES if t != "videos"), "videos"):  # videos last: it says "complete"
@@ -44,9 +42,7 @@ def bring_up_to_date(root: str, name: str, description: str) -> list[str]:
         create_table(root, name, description)
         return [f"table {name}"]
     table = DeltaTable(f"{root}/{name}")
-    have = {field.name for field in table.schema().fields}
-    wanted = Schema.from_arrow(schema.arrow_schema(name))
-    missing: list[Field] = [field for field in wanted.fields if field.name not in have]
+    missing = missing_fields(table, name)
     if missing:
         table.alter.add_columns(missing)
     about = table.metadata()

@@ -20,6 +20,7 @@ from datakit.cli.options import CatalogApp, JsonOption, Root
 from datakit.cli.plan import plan
 from datakit.cli.run import run_app
 from datakit.cli.sample import sample_app
+from datakit.cli.scores import scores
 from datakit.cli.settings import settings
 from datakit.cli.train import train_app
 from datakit.errors import DatakitError
@@ -44,6 +45,7 @@ app.add_typer(sample_app, name="sample")
 app.add_typer(eval_app, name="eval")
 app.command("plan")(plan)
 app.command("settings")(settings)
+app.command("scores")(scores)
 eval_app.command("vae")(vae)
 eval_app.command("samples")(samples)
 eval_app.command("prefer")(prefer)

@@ -21,6 +21,8 @@ WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".gguf")
 CONFIG_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".yaml")
 """With the weights, these say what a model computes: configuration, chat template, tokenizer."""
 NON_COMMERCIAL = "non-commercial"
+EFFICIENTNET = "efficientnet-lite0"
+"""The one model that embeds pictures and is not open_clip's: its weights come with a package."""
 
 
 @dataclass(frozen=True)

@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from catalogs.tables.arrow_types import polars_type
 from catalogs.tables.catalog import Catalog
+from datakit.config import Section
 from datakit.dependencies import install_command
 from datakit.errors import ConfigError, MissingDependency
-from datakit.weights.registry import locate
+from datakit.weights.registry import EFFICIENTNET, locate
 from pipelines.catalog_sync.score_writer import KEY, write_columns
 from pipelines.settings import Settings
-from pipelines.stages.registry import EFFICIENTNET, STAGES, content_of, fingerprint
-
-HEADS = {
-    "v1": {
-        "ViT-B-32/openai": "sa_0_4_vit_b_32_linear",
-        "ViT-B-16/openai": "sa_0_4_vit_b_16_linear",
-        "ViT-L-14/openai": "sa_0_4_vit_l_14_linear",
-    },
-    "v2": {"ViT-L-14/openai": "sac+logos+ava1-l14-linearMSE"},
-}
-"""LAION's aesthetic heads by the CLIP whose embeddings they take: v1 linear (github.com/LAION-AI/aesthetic-predictor),
-v2 a stack of linear layers (github.com/christophschuhmann/improved-aesthetic-predictor)."""
+from pipelines.stages.registry import STAGES, content_of, fingerprint, on_embeddings
 
 log = logging.getLogger("datakit")
 
@@ -42,13 +33,13 @@ def resolve(settings: Settings, names: list[str]) -> Settings:
         ConfigError: weights or a library are missing; the line says which, where they were looked for, and how
             to bring them.
     """
-    if not {"embed", "aesthetic", "caption_match"} & set(names):
+    wants_clip = derived(names)
+    if not wants_clip and "embed" not in names:
         return settings
-    wants_clip = {"aesthetic", "caption_match"} & set(names)
     model, weights = _embedder(settings, sorted(wants_clip))
-    updates = {"embed": settings.embed.model_copy(update={"model": model, "weights": weights})}
-    if "aesthetic" in names:
-        updates["aesthetic"] = settings.aesthetic.model_copy(update={"head": _head(settings, model)})
+    updates: dict[str, Section] = {"embed": settings.embed.model_copy(update={"model": model, "weights": weights})}
+    for name, stage in on_embeddings(names).items():
+        updates[name] = stage.resolved(getattr(settings, name), model, settings.models.folder)
     return settings.model_copy(update=updates)
 
 
@@ -90,80 +81,29 @@ def _need(module: str, extra: str) -> None:
         raise ConfigError(f"stage embed needs {module}: {install_command(extra)}")
 
 
-def _head(settings: Settings, model: str) -> str:
-    """File of the aesthetic head for the embeddings of `model`."""
-    wanted = settings.aesthetic.head
-    if wanted == "auto":
-        wanted = next((version for version in ("v2", "v1") if model in HEADS[version]), "v1")
-    if wanted in HEADS:
-        if model not in HEADS[wanted]:
-            raise ConfigError(
-                f"LAION has no aesthetic head {wanted} for {model}: there are {', '.join(HEADS[wanted])}; a head of "
-                f"your own: "
-                "--set aesthetic.head=FILE"
-            )
-        wanted = HEADS[wanted][model]
-    try:
-        return str(locate(wanted, settings.models.folder))
-    except MissingDependency as e:
-        raise ConfigError(f"stage aesthetic cannot run: {e}") from e
-
-
 def embedding_identity(settings: Settings) -> tuple[str, str, str]:
     """Model, weights hash and fingerprint of the embeddings that these (resolved) settings make."""
     return settings.embed.model, content_of(settings.embed.weights) or "", fingerprint("embed", settings)
 
 
-def load_head(path: str) -> tuple[np.ndarray, float]:
-    """An aesthetic head as one linear map: weight float64 [d] and bias.
-
-    The v2 predictor is a stack of linear layers with nothing but dropout between them, so it is one, too.
-
-    Raises:
-        ConfigError: the file is no such head.
-    """
-    import torch
-
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    names = [name.removesuffix("weight") for name in state if name.endswith("weight")]
-    weight, bias = None, 0.0
-    for name in sorted(names, key=lambda n: [int(part) if part.isdigit() else -1 for part in n.split(".")]):
-        matrix, offset = (state[name + part].double().numpy() for part in ("weight", "bias"))
-        weight, bias = (matrix, offset) if weight is None else (matrix @ weight, matrix @ bias + offset)
-    if weight is None or weight.shape[0] != 1:
-        raise ConfigError(f"{path} is not an aesthetic head: linear layers that end in one number were expected")
-    return weight[0], float(bias[0])
-
-
-def aesthetic_of(vectors: np.ndarray, norms: np.ndarray, head: tuple[np.ndarray, float]) -> np.ndarray:
-    """Mean over frames of the head's rating, float64 [n]: what is linear in unit vectors is linear in their mean.
-
-    Args:
-        vectors: float32 [n, d], of unit length; norms: [n], the lengths of the means.
-    """
-    weight, bias = head
-    return norms * (vectors @ weight) + bias
-
-
-def fill_aesthetic(catalog: Catalog, settings: Settings, condition: pl.Expr, redo: bool = False) -> int:
-    """Rate the clips that match, are embedded and not rated yet; how many.
+def fill_from_embeddings(
+    catalog: Catalog, settings: Settings, stage: str, condition: pl.Expr, redo: bool = False
+) -> int:
+    """Run a stage that looks at embeddings over the clips that match, are embedded and have not been through it; how
+    many.
 
     Raises:
-        ConfigError: the head is for vectors of another length.
+        ConfigError: its settings are for other embeddings.
     """
-    head = load_head(settings.aesthetic.head)
-    mark = fingerprint("aesthetic", settings)
+    declared = on_embeddings([stage])[stage]
+    rater = declared(**declared.arguments(getattr(settings, stage)))
+    mark = fingerprint(stage, settings)
     rated = 0
-    for rows in embedded(catalog, settings, condition & (pl.lit(redo) | ~done("aesthetic", mark))):
-        vectors = np.stack(rows["vector"].to_numpy())
-        if vectors.shape[1] != len(head[0]):
-            raise ConfigError(
-                f"{settings.aesthetic.head} is for embeddings of length {len(head[0])}, those of "
-                f"{settings.embed.model} have {vectors.shape[1]}"
-            )
-        scores = aesthetic_of(vectors, rows["norm"].to_numpy(), head)
-        made = rows.select(KEY).with_columns(aesthetic=pl.Series(scores, dtype=pl.Float32), errors=pl.lit([]))
-        write_columns(catalog, made.to_dicts(), {"aesthetic": mark})
+    for rows in embedded(catalog, settings, condition & (pl.lit(redo) | ~done(stage, mark))):
+        scores = rater.rate(np.stack(list(rows["vector"].to_numpy())), rows["norm"].to_numpy(), settings.embed.model)
+        columns = [pl.Series(c.name, scores[c.name], dtype=polars_type(c.arrow)) for c in declared.columns]
+        made = rows.select(KEY).with_columns(*columns, errors=pl.lit([]))
+        write_columns(catalog, made.to_dicts(), {stage: mark})
         rated += rows.height
     return rated
 
@@ -192,6 +132,6 @@ def mark_of(stage: str) -> pl.Expr:
     return pl.col("stage_versions").list.eval(own).list.drop_nulls().list.first()
 
 
-def derived(names: list[str]) -> list[str]:
+def derived(names: Iterable[str]) -> list[str]:
     """Those of the stages that look at embeddings instead of pictures."""
     return [name for name in names if STAGES[name].needs in ("embeddings", "captions")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -12,7 +14,8 @@ from pipelines.executor.actors import EngineWorker
 from pipelines.executor.flow import Flow, StagePool
 from pipelines.executor.session import RaySession
 from pipelines.settings import LanguageModel, Settings
-from pipelines.stages.registry import STAGES, options_of
+from pipelines.stages.base import GridStages
+from pipelines.stages.registry import STAGES, on_grid
 from pipelines.video_tasks.messages import CLIPS_A_BATCH
 
 ROWS_ONLY = ToolSpec("pipelines.video_tasks.passthrough:pass_on")
@@ -53,17 +56,14 @@ def image_pools(names: list[str], settings: Settings, gpus: float) -> list[Stage
         gpus: of the cluster.
     """
     pools = []
-    for name in names:
-        info = STAGES[name]
-        if info.needs == "images":
-            section = getattr(settings, name)
-            options = {k: getattr(section, k) for k in (*info.options, *info.runtime_options)}
-            threads = getattr(section, "threads", 1)
-            num_gpus = gpus_of(section.num_gpus, gpus)
-            big = num_gpus > 0 or bool(info.weights)  # a model of any size; the danger lies in decoders
-            spec = worker_limits(settings, info.target, options, big, threads)
-            columns = (*info.columns, *info.result)
-            pools.append(StagePool(name, spec, columns, section.num_cpus, num_gpus, section.workers, threads=threads))
+    for name in (name for name in names if STAGES[name].needs == "images"):
+        stage, section = STAGES[name], getattr(settings, name)
+        threads = getattr(section, "threads", 1)
+        num_gpus = gpus_of(section.num_gpus, gpus)
+        big = num_gpus > 0 or bool(stage.weights)  # a model of any size; the danger lies in decoders
+        spec = worker_limits(settings, stage.target(), stage.arguments(section), big, threads)
+        columns = (*stage.column_names(), *stage.result)
+        pools.append(StagePool(name, spec, columns, section.num_cpus, num_gpus, section.workers, threads=threads))
     return pools
 
 
@@ -103,9 +103,10 @@ def gpus_of(num_gpus: float | None, gpus: float, per_actor: float = 1.0) -> floa
     return float(per_actor) if gpus else 0.0
 
 
-def grid_stages(names: list[str], settings: Settings) -> dict[str, dict]:
-    """The stages among `names` that look at grid frames, with their options."""
-    return {name: options_of(name, settings) for name in names if STAGES[name].needs == "grid"}
+def grid_stages(names: Iterable[str], settings: Settings) -> GridStages:
+    """What makes the grid stages among `names` in the process that decodes, in the order in which a clip's columns are
+    made."""
+    return {name: partial(stage, **stage.arguments(getattr(settings, name))) for name, stage in on_grid(names).items()}
 
 
 def image_positions(names: list[str], settings: Settings) -> tuple[float, ...]:

@@ -63,7 +63,7 @@ def _pool(settings: Settings, gpus: float) -> StagePool:
         "batch": embed.batch,
     }
     num_gpus = gpus_of(own.num_gpus, gpus)
-    spec = ToolSpec(STAGES[STAGE].target, options, None, settings.runner.stall_s, threads=own.threads)
+    spec = ToolSpec(STAGES[STAGE].target(), options, None, settings.runner.stall_s, threads=own.threads)
     return StagePool(STAGE, spec, (STAGE,), own.num_cpus, num_gpus, own.workers, pictures=False, threads=own.threads)
 
 

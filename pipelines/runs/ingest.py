@@ -23,7 +23,7 @@ from catalogs.records.video_registry import Video
 from catalogs.tables.catalog import Catalog
 from datakit.errors import ConfigError, MediaError
 from datakit.process.messages import ToolSpec
-from pipelines.catalog_sync.embeddings import derived, fill_aesthetic, resolve
+from pipelines.catalog_sync.embeddings import derived, fill_from_embeddings, resolve
 from pipelines.catalog_sync.video_ledger import Ledger, VideoTask
 from pipelines.executor.flow import Outcome
 from pipelines.executor.flow_setup import grid_stages, image_positions, make_flow, worker_limits
@@ -36,7 +36,7 @@ from pipelines.runs.score import fill
 from pipelines.settings import Settings
 from pipelines.shots.options import DetectorOptions
 from pipelines.sources import Listing, Source, check, sources
-from pipelines.stages.registry import STAGES, enabled_stages, missing_requirements
+from pipelines.stages.registry import STAGES, enabled_stages, missing_requirements, on_embeddings
 from pipelines.video_tasks.messages import Advance, PassJob
 
 WAVE = 1000
@@ -346,8 +346,8 @@ class IngestRun:
         self.progress.phase = "scoring"
         names = [n for n in enabled_stages(self.settings) if n not in ("shots", "caption_match")]
         seen = pl.col("video_id").is_in(list(self.ledger.seen))
-        if "aesthetic" in names:
-            fill_aesthetic(self.catalog, self.settings, seen)
+        for stage in on_embeddings(names):
+            fill_from_embeddings(self.catalog, self.settings, stage, seen)
         if self.ledger.counts.done_before:
             self.record.spend(fill(session, self.catalog, self.settings, names, seen).cpu_s)
             if self.retry_failed:

@@ -18,7 +18,13 @@ from catalogs.tables.catalog import Catalog
 from datakit.errors import ConfigError
 from datakit.process.messages import ToolSpec
 from datakit.source import present
-from pipelines.catalog_sync.embeddings import derived, done, embedding_identity, fill_aesthetic, resolve
+from pipelines.catalog_sync.embeddings import (
+    derived,
+    done,
+    embedding_identity,
+    fill_from_embeddings,
+    resolve,
+)
 from pipelines.catalog_sync.score_writer import (
     embedding_rows,
     failed_rows,
@@ -33,7 +39,7 @@ from pipelines.executor.session import RaySession
 from pipelines.recipes.decide import redecide
 from pipelines.runs.caption_match import fill_caption_match
 from pipelines.settings import Settings
-from pipelines.stages.registry import STAGES, enabled_stages, fingerprint, missing_requirements
+from pipelines.stages.registry import STAGES, enabled_stages, fingerprint, missing_requirements, on_embeddings
 from pipelines.video_tasks.messages import CLIP_FACTS, ClipSpan, ScoreJob
 
 CLIPS_A_COMMIT = 5000
@@ -138,8 +144,8 @@ def fill(
     for (lacking,), clips in todo.group_by("lacking", maintain_order=True):
         stages = [name for name in looking if name in lacking.split()]
         _look(session, catalog, settings, stages, clips, filled, lambda done: on_progress(done, todo.height))
-    if "aesthetic" in later:
-        filled.rated["aesthetic"] = fill_aesthetic(catalog, settings, condition, redo)
+    for stage in on_embeddings(later):
+        filled.rated[stage] = fill_from_embeddings(catalog, settings, stage, condition, redo)
     if "caption_match" in later:
         filled.rated["caption_match"], cpu_s = fill_caption_match(session, catalog, settings, condition, redo)
         add_up(filled.cpu_s, cpu_s)
@@ -179,7 +185,7 @@ class _Writer:
     def __init__(self, catalog: Catalog, settings: Settings, names: list[str]):
         self._catalog, self._settings, self._names = catalog, settings, names
         self._marks = {name: fingerprint(name, settings) for name in names}
-        self._columns = [c for name in names for c in (*STAGES[name].columns, *STAGES[name].result)]
+        self._columns = [c for name in names for c in (*STAGES[name].column_names(), *STAGES[name].result)]
         self._rows: list[dict] = []
         self._failed: list[dict] = []
         self._committed_at = time.monotonic()

@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as transforms
 
-from pipelines.stages.registry import EFFICIENTNET
+from datakit.weights.registry import EFFICIENTNET
 
 
 class Encoder(Protocol):

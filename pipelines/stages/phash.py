@@ -15,12 +15,16 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
+from datakit.columns import Column
 from datakit.hashing import hash_bytes
-from datakit.video.frame import Picture, fit
+from pipelines.stages.base import FrameStage
+
+if TYPE_CHECKING:
+    from datakit.video.frame import Picture
 
 THUMBNAIL_SIDE = 96
 """Longer side, in pixels, of what is kept of a frame until its clip, and so the crop box, is known."""
@@ -43,11 +47,25 @@ class FrameHash:
     height: int
 
 
-class PHash:
-    """`phash`, `content_hash`. A clip in which nothing can be seen has an empty `phash`."""
+class PHash(FrameStage):
+    """Perceptual hashes and a hash of the pictures, for `run dedup`.
+
+    A clip in which nothing can be seen has an empty `phash`.
+    """
 
     name = "phash"
-    columns = ("phash", "content_hash")
+    version = "1"
+    order = 70
+    columns = (
+        Column("phash", "binary", "", "perceptual hashes: 8 bytes for every grid frame that shows something"),
+        Column(
+            "content_hash",
+            "binary",
+            "",
+            "hash of the grid frames' pictures: equal for the same pictures in another file",
+        ),
+    )
+    upstream = ("letterbox",)
     uses = ("crop_x", "crop_y", "crop_width", "crop_height")
 
     def frame(self, picture: Picture) -> FrameHash:
@@ -106,6 +124,10 @@ def _hash(frame: FrameHash, box: tuple[int, int, int, int] | None) -> bytes:
 
 def _thumbnail(luma: np.ndarray) -> np.ndarray:
     """Scaled down by means over areas, in two steps because halving is cheap."""
+    import cv2
+
+    from datakit.video.frame import fit
+
     h, w = luma.shape
     size = fit(w, h, THUMBNAIL_SIDE)
     if size[0] <= w // 2:

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
-from datakit.video.frame import Picture
+from datakit.columns import Column
+from pipelines.stages.base import FrameStage
+
+if TYPE_CHECKING:
+    from datakit.video.frame import Picture
 
 BLUR_FRAMES = 5
 """Open-Sora 2.0 (arXiv:2503.09642, §2): sharpness over five frames; the median is their majority vote."""
@@ -31,13 +35,29 @@ class FrameQuality:
     combed: bool
 
 
-class Quality:
-    """`blur, brightness, contrast, saturation, interlaced`. See `catalogs.tables.schema` for the units."""
+class Quality(FrameStage):
+    """Sharpness, light, colour and combing, at fixed working sizes."""
 
     name = "quality"
-    columns = ("blur", "brightness", "contrast", "saturation", "interlaced")
+    version = "1"
+    order = 60
+    columns = (
+        Column(
+            "blur",
+            "float32",
+            "codes²",
+            "variance of the Laplacian at 360 lines, median over 5 frames (low: blurred)",
+            good=1,
+        ),
+        Column("brightness", "float32", "0..1", "mean luma"),
+        Column("contrast", "float32", "0..1", "standard deviation of luma"),
+        Column("saturation", "float32", "0..1", "mean HSV saturation"),
+        Column("interlaced", "float32", "0..1", "share of frames whose lines alternate between fields", good=-1),
+    )
 
     def frame(self, picture: Picture) -> FrameQuality:
+        import cv2
+
         luma = picture.luma()
         laplacian = cv2.Laplacian(luma, cv2.CV_16S)
         bgr, _ = picture.detector_view()
@@ -53,7 +73,7 @@ class Quality:
 
     def summarise(self, frames: Sequence[FrameQuality]) -> dict[str, object]:
         if not frames:
-            return dict.fromkeys(self.columns)
+            return self.nothing()
         spread = np.linspace(0, len(frames) - 1, min(BLUR_FRAMES, len(frames))).round().astype(int)
         return {
             "blur": float(np.median([frames[i].blur for i in spread])),
@@ -70,6 +90,8 @@ def is_combed(luma: np.ndarray) -> bool:
     Args:
         luma: full-size luma plane [h, w]; the middle quarter of its columns is looked at.
     """
+    import cv2
+
     height, width = luma.shape
     if height < 64:
         return False

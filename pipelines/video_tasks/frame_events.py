@@ -23,6 +23,7 @@ from datakit.video.frame import Picture
 from datakit.video.reader import GRID_S, Damage, VideoReader
 from pipelines.shots.detectors import ContentMeter
 from pipelines.shots.types import FrameNote
+from pipelines.stages.base import GridStages
 from pipelines.video_tasks.grid import FrameSample, GridProbe, PairSample, grid_slot
 
 SEGMENT_S = 20.0
@@ -57,7 +58,7 @@ class FrameJob:
     """Which frames to measure, and how.
 
     Attributes:
-        stages: grid stages, name -> options.
+        stages: what to measure at the grid.
         with_images: whether grid samples carry pictures.
         thumbnails: whether notes carry the 48x27 pictures that TransNetV2 looks at.
         first_pts: timestamp of the video's first frame: the origin of the grid.
@@ -65,7 +66,7 @@ class FrameJob:
     """
 
     uri: str
-    stages: dict[str, dict]
+    stages: GridStages
     with_images: bool
     thumbnails: bool
     first_pts: int

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -20,45 +20,7 @@ from datakit.errors import ErrorKind, MediaError
 from datakit.identity import Span
 from datakit.video.frame import IMAGE_SIDE, Picture
 from datakit.video.reader import GRID_S, PAIR_GAP_S
-from pipelines.stages.letterbox import Letterbox
-from pipelines.stages.motion import Motion, MotionVmaf
-from pipelines.stages.phash import PHash
-from pipelines.stages.quality import Quality
-
-
-class FrameStage(Protocol):
-    """A measurement on single grid frames.
-
-    One that builds on columns of the clip (its class attribute `uses` names them) gets them as keyword
-    arguments of `summarise`: as measured just now by stages before it in `GRID_STAGES`, else as the
-    catalog has them, else None.
-    """
-
-    name: str
-    columns: tuple[str, ...]
-
-    def frame(self, picture: Picture) -> Any: ...
-    def summarise(self, frames: Sequence[Any]) -> dict[str, object]: ...
-
-
-class PairStage(Protocol):
-    """A measurement on a grid frame and the first frame at least 40 ms later."""
-
-    name: str
-    columns: tuple[str, ...]
-
-    def pair(self, first: Picture, second: Picture, seconds: float) -> Any: ...
-    def summarise(self, pairs: Sequence[Any]) -> dict[str, object]: ...
-
-
-GRID_STAGES = {
-    "motion": lambda options: Motion(options.get("method", "dis")),
-    "motion_vmaf": lambda options: MotionVmaf(),
-    "letterbox": lambda options: Letterbox(),
-    "quality": lambda options: Quality(),
-    "phash": lambda options: PHash(),
-}
-"""In the order in which a clip's columns are made."""
+from pipelines.stages.base import FrameStage, GridStage, GridStages, PairStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +65,14 @@ class GridProbe:
     """Feed it every frame in order; it gives samples.
 
     Args:
-        stages: name -> options, of `GRID_STAGES`.
+        stages: what to measure.
         start_pts: timestamp of the video's first frame.
         time_base: seconds per pts unit.
         with_images: whether samples carry pictures.
     """
 
-    def __init__(self, stages: dict[str, dict], start_pts: int, time_base: Fraction, with_images: bool):
-        made = {name: GRID_STAGES[name](options) for name, options in stages.items()}
-        self._frame_stages: dict[str, FrameStage] = {n: s for n, s in made.items() if hasattr(s, "frame")}
-        self._pair_stages: dict[str, PairStage] = {n: s for n, s in made.items() if hasattr(s, "pair")}
+    def __init__(self, stages: GridStages, start_pts: int, time_base: Fraction, with_images: bool):
+        self._frame_stages, self._pair_stages = _made(stages)
         self._start = start_pts
         self._step = GRID_S / time_base
         self._gap = PAIR_GAP_S / time_base
@@ -120,7 +80,7 @@ class GridProbe:
         self._with_images = with_images
         self._last_slot = -1
         self._waiting: list[Picture] = []
-        self.cpu_s: dict[str, float] = dict.fromkeys(made, 0.0)
+        self.cpu_s: dict[str, float] = dict.fromkeys(stages, 0.0)
 
     def grid_time(self, pts: int) -> int:
         """The grid time at or before `pts`, as pts: reading from there on (after `jump`), the probe sees
@@ -184,10 +144,8 @@ class GridSummary:
         positions: where in a clip (0..1) image stages look; empty when there are none.
     """
 
-    def __init__(self, stages: dict[str, dict], positions: Sequence[float] = ()):
-        made = {name: GRID_STAGES[name](stages[name]) for name in GRID_STAGES if name in stages}
-        self._frame_stages = {n: s for n, s in made.items() if hasattr(s, "frame")}
-        self._pair_stages = {n: s for n, s in made.items() if hasattr(s, "pair")}
+    def __init__(self, stages: GridStages, positions: Sequence[float] = ()):
+        self._frame_stages, self._pair_stages = _made(stages)
         self._positions = tuple(positions)
         self._frames: deque[FrameSample] = deque()
         self._pairs: deque[PairSample] = deque()
@@ -205,7 +163,7 @@ class GridSummary:
         pairs = [s for s in self._pairs if s.pts in span and s.partner_pts in span]
         measured = Measured({}, [], self._choose_images(frames, span))
         for name, stage in self._frame_stages.items():
-            known = {column: measured.columns.get(column, facts.get(column)) for column in getattr(stage, "uses", ())}
+            known = {column: measured.columns.get(column, facts.get(column)) for column in stage.uses}
             self._summarise(name, stage, [s.values[name] for s in frames], measured, known)
         for name, stage in self._pair_stages.items():
             self._summarise(name, stage, [s.values[name] for s in pairs], measured, {})
@@ -218,7 +176,7 @@ class GridSummary:
                 samples.popleft()
 
     def _summarise(
-        self, name: str, stage: FrameStage | PairStage, values: list, measured: Measured, known: dict[str, object]
+        self, name: str, stage: GridStage, values: list, measured: Measured, known: dict[str, object]
     ) -> None:
         failed = next((v for v in values if isinstance(v, Exception)), None)
         if failed is None:
@@ -228,7 +186,7 @@ class GridSummary:
             except Exception as e:  # reported as the clip's error
                 failed = e
         measured.errors.append(stage_error(name, failed))
-        measured.columns.update(dict.fromkeys(stage.columns))
+        measured.columns.update(stage.nothing())
 
     def _choose_images(self, frames: list[FrameSample], span: Span) -> list[np.ndarray]:
         chosen: dict[int, np.ndarray] = {}
@@ -237,6 +195,13 @@ class GridSummary:
             nearest = min(frames, key=lambda s: abs(s.pts - target))
             chosen[nearest.pts] = nearest.image
         return [chosen[pts] for pts in sorted(chosen)]
+
+
+def _made(stages: GridStages) -> tuple[dict[str, FrameStage], dict[str, PairStage]]:
+    """The stages on frames, and those on pairs."""
+    made = {name: make() for name, make in stages.items()}
+    frames = {name: stage for name, stage in made.items() if isinstance(stage, FrameStage)}
+    return frames, {name: stage for name, stage in made.items() if isinstance(stage, PairStage)}
 
 
 def stage_error(stage: str, error: Exception) -> dict[str, str]:

@@ -14,6 +14,8 @@ from pipelines.shots.options import DetectorOptions
 if TYPE_CHECKING:
     import numpy as np
 
+    from pipelines.stages.base import GridStages
+
 
 @dataclass(frozen=True)
 class PassJob:
@@ -28,7 +30,7 @@ class PassJob:
     max_s: float = 8.0
     trim_frames: int = 0
     fade_level: float = 12.0
-    stages: dict[str, dict] = field(default_factory=dict)  # grid stages: name -> options
+    stages: GridStages = field(default_factory=dict)
     positions: tuple[float, ...] = ()  # where image stages look in a clip; empty: no pictures wanted
     threads: int = 1  # more: a long video is measured by that many helper processes
     limits: ToolSpec = ToolSpec("")  # memory and patience of a helper
@@ -88,7 +90,7 @@ class ScoreJob:
     stream: int
     first_pts: int
     clips: tuple[ClipSpan, ...]
-    stages: dict[str, dict] = field(default_factory=dict)
+    stages: GridStages = field(default_factory=dict)
     jitter: bool = False
     positions: tuple[float, ...] = ()
 

@@ -10,7 +10,7 @@ import polars as pl
 
 from catalogs.report.score_distributions import binned, score_columns
 from catalogs.tables.catalog import Catalog
-from catalogs.tables.schema import Column
+from datakit.columns import Column
 from pipelines.catalog_sync.embeddings import mark_of
 from pipelines.stages.registry import STAGES
 from sampler.evaluate.distances import Measured, against_floor, kolmogorov_smirnov, wasserstein
@@ -56,7 +56,7 @@ class ScoreComparison:
         axis."""
         real = self.real[:MOST_DRAWN]
         every = np.concatenate([real, *(s.values for s in self.sets)])
-        bins = binned(every, np.zeros(len(every), bool), [], whole=self.column.name == "ocr_boxes")
+        bins = binned(every, np.zeros(len(every), bool), [], whole=self.column.is_whole)
         edges = np.array(bins["edges"])
         shares = [_shares(values, edges, bins["log"]) for values in (real, *(s.values for s in self.sets))]
         return {"log": bins["log"], "edges": bins["edges"], "real": shares[0], "sets": shares[1:]}
@@ -157,4 +157,4 @@ def _shares(values: np.ndarray, edges: np.ndarray, log: bool) -> list[float]:
 
 def stages_not_run(planned: Sequence[Planned]) -> list[tuple[str, str]]:
     """Stages of the training clips that could not be repeated here, and why."""
-    return [(p.stage, p.problem) for p in planned if p.settings is None and any(STAGES[p.stage].columns)]
+    return [(p.stage, p.problem) for p in planned if p.settings is None and STAGES[p.stage].columns]

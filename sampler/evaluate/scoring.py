@@ -17,17 +17,18 @@ from pydantic import ValidationError
 
 from catalogs.tables.catalog import Catalog
 from datakit.errors import ConfigError
-from pipelines.catalog_sync.embeddings import mark_of, resolve
+from datakit.weights.registry import EFFICIENTNET
+from pipelines.catalog_sync.embeddings import derived, mark_of, resolve
 from pipelines.executor.session import RaySession
 from pipelines.runs.score import scorable, score
 from pipelines.settings import Settings
-from pipelines.stages.registry import EFFICIENTNET, STAGES, fingerprint
+from pipelines.stages.registry import STAGES, fingerprint
 
 EVERYTHING = "num_frames > 0"
 """A condition that all clips meet; `embed` then takes those that no recipe keeps, too."""
 LEFT_OUT = ("shots", "phash")
 """Stages without scores."""
-FROM_EMBEDDINGS = ("aesthetic", "caption_match")
+FROM_EMBEDDINGS = tuple(derived(STAGES))
 EMBEDDING = ("embed", *FROM_EMBEDDINGS)
 Progress = Callable[[str, int, int], None]
 

@@ -9,6 +9,7 @@ from unittest import mock
 
 import numpy as np
 
+from pipelines.stages.ocr import Ocr
 from pipelines.video_tasks.messages import ClipBatch, FileJob, PassJob, VideoFacts
 
 
@@ -85,10 +86,9 @@ def faulty_files(job: FileJob) -> Iterator[ClipBatch | VideoFacts]:
         yield item
 
 
-class FaultyStage:
+class FaultyStage(Ocr):
     """An image stage; a clip whose pictures are mostly red has a fault, by how red it is."""
 
-    name = "ocr"
     FAULTS = {200: "segv", 160: "loop", 120: "memory", 80: "raise"}
 
     def __init__(self, side: int = 640, batch: int = 8):
@@ -106,10 +106,8 @@ class FaultyStage:
         return results
 
 
-class WrongStage:
+class WrongStage(Ocr):
     """An image stage that loses a row."""
-
-    name = "ocr"
 
     def __init__(self, side: int = 640, batch: int = 8):
         pass

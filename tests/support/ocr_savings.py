@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from pipelines.stages.letterbox import Letterbox
 from pipelines.stages.ocr import Ocr, crop, first_of_kind
 from pipelines.video_tasks.analyse import analyse
 from pipelines.video_tasks.messages import ClipBatch, PassJob
@@ -19,7 +20,7 @@ def savings(ocr: Ocr, paths: Iterable) -> tuple[int, int]:
     """
     skipped = compared = 0
     for path in paths:
-        job = PassJob("v", str(path), "0", 0, stages={"letterbox": {}}, positions=(0.1, 0.5, 0.9))
+        job = PassJob("v", str(path), "0", 0, stages={"letterbox": Letterbox}, positions=(0.1, 0.5, 0.9))
         for batch in (b for b in analyse(job) if isinstance(b, ClipBatch)):
             saving = ocr.run(batch.rows, batch.images)
             for row, clip, saved in zip(batch.rows, batch.images, saving):

@@ -126,7 +126,6 @@ class DiTTraining:
             )
 
 
-
 def check_compiled(task: DiTTask, bucket: Bucket, device: torch.device) -> float:
     """Whether a few blocks of the model's sizes, compiled, have eager's gradients at a bucket's shape (`WrongGradients`
     if not)."""

@@ -41,7 +41,7 @@ def show_catalog(catalog: Catalog, as_json: bool) -> None:
         name: [
             {
                 "column": c.name,
-                "type": str(c.type),
+                "type": str(c.arrow),
                 "unit": c.unit,
                 "meaning": c.meaning,
                 "filled_by": c.filled_by,

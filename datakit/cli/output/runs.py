@@ -111,7 +111,7 @@ def show_plan(settings: Settings, sources: Sequence[str], catalog: str, as_json:
         {
             "stage": name,
             "needs": STAGES[name].needs,
-            "columns": list(STAGES[name].columns),
+            "columns": list(STAGES[name].column_names()),
             "fingerprint": fingerprint(name, settings),
             "missing": missing_requirements(name, settings),
         }

@@ -32,8 +32,8 @@ def test_a_new_catalog_has_the_whole_schema(catalog):
 
 
 def test_the_schema_names_the_stage_of_every_score():
-    for name, info in STAGES.items():
-        assert set(c.name for c in schema.CLIPS if c.filled_by == name) == set(info.columns), name
+    for name, stage in STAGES.items():
+        assert set(c.name for c in schema.CLIPS if c.filled_by == name) == set(stage.column_names()), name
 
 
 def test_no_catalog_is_an_error_that_says_how_to_make_one(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from deltalake import DeltaTable, write_deltalake
@@ -11,8 +12,11 @@ from catalogs.tables import schema
 from catalogs.tables.arrow_types import as_arrow
 from catalogs.tables.catalog import Catalog, create_table
 from catalogs.tables.upgrade import upgrade
+from datakit.columns import Column
 from datakit.errors import CatalogError
 from datakit.identity import clip_id
+from pipelines.catalog_sync.score_writer import write_columns
+from support.catalog_rows import V, clip, video
 
 NEW = {
     "clips": {"content_hash", "duplicate_kind", "duplicate_similarity"},
@@ -110,3 +114,55 @@ def test_what_cannot_be_upgraded_is_said(tmp_path):
     create_table(str(tmp_path), "videos", json.dumps({"schema": 99}))
     with pytest.raises(CatalogError, match="schema version 99"):
         upgrade(str(tmp_path))
+
+
+NOVEL = Column("novel", "float32", "0..1", "a score that there was not when the catalog was made", "novelty")
+
+
+@pytest.fixture
+def without_novel(tmp_path, monkeypatch) -> Catalog:
+    """A catalog of the present version, made before a score was declared that there is now."""
+    catalog = Catalog.create(tmp_path / "c")
+    catalog.append("videos", [video()])
+    catalog.append("clips", [clip()])
+    monkeypatch.setitem(schema.TABLES, "clips", (*schema.TABLES["clips"], NOVEL))
+    return catalog
+
+
+def columns_of(catalog: Catalog) -> set[str]:
+    return {field.name for field in catalog.table("clips").schema().fields}
+
+
+def test_a_new_score_is_null_in_a_catalog_until_the_first_write_brings_its_column(without_novel):
+    catalog = Catalog(without_novel.root)
+    assert catalog.scan("clips").select("novel").collect()["novel"].to_list() == [None]
+    row = {"clip_id": clip()["clip_id"], "run_id": "r", "shard": V[0], "errors": [], "novel": 0.5}
+    write_columns(catalog, [row], {"novelty": "f"})
+    assert catalog.scan("clips").select("novel").collect()["novel"].to_list() == [0.5]
+    assert "novel" in columns_of(catalog) and upgrade(catalog.root) == []
+
+
+def test_upgrade_brings_a_new_score_s_column_too(without_novel):
+    assert any("clips.novel is missing" in line for line in problems(without_novel, sources=False))
+    assert upgrade(without_novel.root) == ["column clips.novel"]
+    assert "novel" in columns_of(without_novel) and not list(problems(without_novel, sources=False))
+
+
+def test_writers_that_bring_the_same_column_at_once_all_land(without_novel):
+    rows = [clip(start=1000 + i * 100, novel=i / 10) for i in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda row: Catalog(without_novel.root).append("clips", [row]), rows))
+    found = without_novel.scan("clips").select("start_pts", "novel").collect()
+    assert found["start_pts"].sort().to_list() == sorted([clip()["start_pts"], *(row["start_pts"] for row in rows)])
+    assert found["novel"].drop_nulls().len() == len(rows)
+
+
+def test_a_score_that_is_gone_leaves_its_numbers_and_stops_no_writer(without_novel, monkeypatch):
+    without_novel.append("clips", [clip(start=500, novel=0.25)])
+    monkeypatch.setitem(schema.TABLES, "clips", tuple(c for c in schema.TABLES["clips"] if c is not NOVEL))
+    without_novel.append("clips", [clip(start=900)])
+    row = {"clip_id": clip()["clip_id"], "run_id": "r", "shard": V[0], "errors": [], "motion": 2.0}
+    write_columns(without_novel, [row], {"motion": "f"})
+    found = without_novel.scan("clips").sort("start_pts").select("motion", "novel").collect()
+    assert found["motion"].to_list()[0] == 2.0 and found["novel"].drop_nulls().to_list() == [0.25]
+    assert found.height == 3

@@ -18,7 +18,7 @@ from pipelines.runs.ingest import ingest
 from pipelines.settings import Settings
 from pipelines.stages.registry import STAGES
 from support.drawn_videos import encode, shots
-from support.faulty_stages import STAGE_CODE
+from support.faulty_stages import STAGE_CODE, FaultyStage, WrongStage
 
 QUICK = ("recipe=technical", "runner.stall_s=6", "runner.memory_gb=2")
 KINDS = {"segv": "crash", "loop": "timeout", "memory": "out_of_memory", "raise": "stage"}
@@ -74,7 +74,7 @@ def test_faults_in_an_actor(tmp_path, ray_address, monkeypatch, attempts):
         red[..., 0] = level
         encode(folder / f"{name}.mp4", [np.roll(f, level, 1) for f in still] + [red] * 50, 25, pix_fmt="yuv420p")
     videos_named(tmp_path / "more", ["a"])
-    monkeypatch.setitem(STAGES, "ocr", replace(STAGES["ocr"], target="support.faulty_stages:FaultyStage"))
+    monkeypatch.setitem(STAGES, "ocr", FaultyStage)
     report = ingest([str(folder), str(tmp_path / "more")], str(tmp_path / "c"), settings(*QUICK), ray_address)
     catalog = Catalog(str(tmp_path / "c"))
     clips = catalog.clips().sort("uri", "start_frame").collect()
@@ -99,7 +99,7 @@ def test_faults_in_an_actor(tmp_path, ray_address, monkeypatch, attempts):
 
 def test_a_stage_that_loses_rows_is_found_out(tmp_path, ray_address, monkeypatch):
     videos_named(tmp_path / "in", ["a"])
-    monkeypatch.setitem(STAGES, "ocr", replace(STAGES["ocr"], target="support.faulty_stages:WrongStage"))
+    monkeypatch.setitem(STAGES, "ocr", WrongStage)
     report = ingest([str(tmp_path / "in")], str(tmp_path / "c"), settings(*QUICK), ray_address)
     assert (report.funnel.clips, report.funnel.quarantined) == (3, 3)
     errors = Catalog(str(tmp_path / "c")).clips().collect()["errors"][0]
@@ -121,7 +121,7 @@ def test_faults_in_each_stage_of_the_pass(tmp_path, ray_address, monkeypatch):
     for name in grid:
         own = clips.filter(pl.col("uri").str.ends_with(f"/{name}.mp4"))
         assert own["status"].to_list() == ["quarantined"] * 3 and own["reasons"].to_list() == [[name]] * 3
-        assert own.select(pl.col(c).null_count() for c in STAGES[name].columns).row(0) == (3,) * len(
+        assert own.select(pl.col(c).null_count() for c in STAGES[name].column_names()).row(0) == (3,) * len(
             STAGES[name].columns
         )
     assert report.funnel.clip_errors == dict.fromkeys(grid, 3) and report.funnel.videos_quarantined == 2

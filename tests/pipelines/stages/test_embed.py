@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from collections import Counter
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,15 +15,17 @@ from catalogs.tables.catalog import Catalog
 from datakit import config
 from datakit.errors import ConfigError
 from datakit.video.reader import VideoReader
-from pipelines.catalog_sync.embeddings import aesthetic_of, load_head, resolve
+from pipelines.catalog_sync.embeddings import resolve
 from pipelines.recipes.decide import redecide
 from pipelines.runs.caption import caption_id
 from pipelines.runs.ingest import ingest
 from pipelines.runs.score import score
 from pipelines.settings import Settings
+from pipelines.stages.aesthetic import aesthetic_of, load_head
 from pipelines.stages.embed import mean_of
 from pipelines.stages.image_encoders import make_encoder
 from pipelines.stages.registry import STAGES
+from support.counting_stage import CountingEmbed
 from support.drawn_videos import encode, shots
 from support.tiny_clip import build as build_tiny_clip
 
@@ -147,7 +148,7 @@ def test_an_image_pass_does_each_frame_once_and_a_rerun_none(
     ingest([str(two_hundred)], root, settings(), ray_address)
     clips = Catalog(root).clips().collect()
     assert clips.height == 200
-    monkeypatch.setitem(STAGES, "embed", replace(STAGES["embed"], target="support.counting_stage:CountingEmbed"))
+    monkeypatch.setitem(STAGES, "embed", CountingEmbed)
     chosen = settings(f"embed.model={tiny_clip}", f"aesthetic.head={head_for(tmp_path, 32)}")
     done = score(root, chosen, ["embed", "aesthetic"], "num_frames > 0", ray=ray_address)
     assert (done["clips"], done["rated"]["aesthetic"], done["clips_with_errors"]) == (200, 200, 0)

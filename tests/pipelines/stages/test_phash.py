@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipelines.stages.phash import LEAST_CONTRAST, picture_hash
+from pipelines.stages.phash import LEAST_CONTRAST, PHash, picture_hash
 from pipelines.video_tasks.grid import GridSummary
 from support.drawn_videos import encode, moving, texture
 from support.one_clip import measure
@@ -76,7 +76,10 @@ def samples(path):
 
     with VideoReader(str(path)) as reader:
         pictures = list(reader.frames())
-        probe, summary = GridProbe({"phash": {}}, pictures[0].pts, reader.time_base, False), GridSummary({"phash": {}})
+        probe, summary = (
+            GridProbe({"phash": PHash}, pictures[0].pts, reader.time_base, False),
+            GridSummary({"phash": PHash}),
+        )
         for picture in pictures:
             for sample in probe.push(picture):
                 summary.add(sample)
@@ -106,5 +109,5 @@ def test_a_clip_without_a_grid_frame_has_been_looked_at_all_the_same():
 
     from datakit.identity import Span
 
-    columns = GridSummary({"phash": {}}).measure(Span(0, 5, Fraction(1, 25))).columns
+    columns = GridSummary({"phash": PHash}).measure(Span(0, 5, Fraction(1, 25))).columns
     assert columns == {"phash": b"", "content_hash": None}

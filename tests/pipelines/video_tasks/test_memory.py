@@ -7,9 +7,10 @@ from support.drawn_videos import encode, moving
 
 SCRIPT = """
 import resource, sys
+from pipelines.stages.registry import STAGES
 from pipelines.video_tasks.messages import PassJob
 from pipelines.video_tasks.analyse import analyse
-stages = {"motion": {"method": "dis"}, "motion_vmaf": {}, "letterbox": {}, "quality": {}}
+stages = {name: STAGES[name] for name in ("motion", "motion_vmaf", "letterbox", "quality")}
 job = PassJob("v", sys.argv[1], "0", 0, stages=stages, positions=(0.1, 0.5, 0.9))
 clips = sum(len(item.rows) for item in analyse(job) if hasattr(item, "rows"))
 print(clips, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)

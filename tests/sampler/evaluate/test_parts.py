@@ -10,10 +10,10 @@ import pytest
 from catalogs.tables.catalog import Catalog
 from datakit import config
 from datakit.errors import CatalogError
+from datakit.weights.registry import EFFICIENTNET
 from pipelines.recipes.decide import decide_and_record
 from pipelines.recipes.recipe import load_recipe
 from pipelines.settings import Settings
-from pipelines.stages.registry import EFFICIENTNET
 from sampler.evaluate import features
 from sampler.evaluate.baselines import cut_to, mean_picture
 from sampler.evaluate.captions import enter_prompts
