@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -27,6 +28,45 @@ os.environ.pop(
     "PYTHONDONTWRITEBYTECODE", None
 )  # else each of some hundred processes compiles the libraries that it imports anew:
 sys.dont_write_bytecode = False  # 22 CPU seconds for vLLM instead of 11 where nothing is compiled yet
+
+
+SLOW_FIXTURES = {"browser", "film", "ray_cluster", "smollm2", "tiny_vlm", "vllm_server"}
+"""Whoever takes one of these is slow, through other fixtures as well."""
+SLOW_FILE = "\npytestmark = pytest.mark.slow\n"
+"""The line that makes all tests of a file slow."""
+
+
+def quick(config) -> bool:
+    """Whether scripts/test.sh runs with --quick."""
+    return config.option.markexpr == "not slow"
+
+
+def pytest_ignore_collect(collection_path: Path, config) -> bool | None:
+    """Of files whose tests are all slow a quick run does not even run the imports."""
+    is_slow = quick(config) and collection_path.suffix == ".py" and SLOW_FILE in collection_path.read_text()
+    return is_slow or None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """A quick run goes without torch, and without the files that import it, where it is not installed."""
+    report = yield
+    cause = report.call.excinfo and report.call.excinfo.value.__cause__
+    if quick(collector.config) and isinstance(cause, ModuleNotFoundError) and cause.name == "torch":
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 0, "torch is not installed")
+    return report
+
+
+def pytest_report_header(config) -> str | None:
+    without = quick(config) and importlib.util.find_spec("torch") is None
+    return "torch is not installed: files that import it are left out" if without else None
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest itself looks at the marks
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if SLOW_FIXTURES.intersection(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_runtest_logreport(report):
@@ -84,6 +124,19 @@ def titles(film, tmp_path_factory) -> Path:
     return part_of(film, 480, 100, tmp_path_factory.mktemp("titles") / "titles.mp4")
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium; scripts/install_chromium.sh installs one."""
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium", "chromium-browser", "google-chrome")
+    executable = next(filter(None, map(shutil.which, names)))
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
+
+
 @pytest.fixture(scope="session")
 def ray_cluster():
     """A Ray that outlives single runs, so that tests do not start one each."""
@@ -97,9 +150,14 @@ def ray_cluster():
     cluster.shutdown()
 
 
-@pytest.fixture(scope="session")
-def ray_address(ray_cluster) -> str:
-    return ray_cluster.address
+@pytest.fixture(scope="module")
+def ray_address(ray_cluster):
+    """The address of a Ray that this process has joined: runs find it joined and leave it so. Each that joins by itself
+    is a job of its own, whose workers start anew and import everything again: a few CPU seconds a run."""
+    from pipelines.executor.session import RaySession
+
+    with RaySession(ray_cluster.address):
+        yield ray_cluster.address
 
 
 @pytest.fixture(scope="session")

@@ -207,6 +207,7 @@ def is_there(reference: str) -> bool:
     return not names or (module.exists() and re.search(rf"\b{names[0]}\b", module.read_text()) is not None)
 
 
+@pytest.mark.slow
 @pages
 def test_python_imports(page):
     for block in fences(page.read_text(), "python"):

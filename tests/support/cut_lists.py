@@ -11,6 +11,9 @@ from datakit.video.reader import VideoReader
 from pipelines.shots.detectors import ContentMeter, make_detector
 from pipelines.shots.options import DetectorOptions
 
+DISTRIBUTION = "scenedetect-headless"
+"""Where PySceneDetect comes from."""
+
 
 def cuts_of(path, options: DetectorOptions) -> list[int]:
     with VideoReader(str(path)) as reader:

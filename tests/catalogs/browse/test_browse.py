@@ -19,7 +19,6 @@ import numpy as np
 import polars as pl
 import pytest
 import uvicorn
-from playwright.sync_api import sync_playwright
 from starlette.testclient import TestClient
 
 from catalogs.browse import make_app
@@ -604,16 +603,14 @@ def caption_all(catalog: Catalog, text: str) -> None:
     )
 
 
-def test_a_browser_filters_plays_and_marks(catalog):
+def test_a_browser_filters_plays_and_marks(browser, catalog):
     caption_all(catalog, "<script>document.title='pwned'</script><img src=x onerror=alert(1)> bicycle")
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
     where = "uri LIKE '%bikes.mp4'"
-    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     wanted = catalog.clips().filter(pl.sql_expr(where)).sort("start_s").collect()
     troubles: list[str] = []
-    with served(make_app(catalog, port=port), listening), sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+    with served(make_app(catalog, port=port), listening):
         page = browser.new_context(viewport={"width": 1400, "height": 900}).new_page()
         page.on("console", lambda m: troubles.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda e: troubles.append(str(e)))
@@ -725,7 +722,7 @@ def test_a_browser_filters_plays_and_marks(catalog):
             page.click("dialog .primary")
         assert pl.read_csv(download.value.path()).height == 1
         assert page.title() != "pwned"
-        browser.close()
+        page.context.close()
     assert [t for t in troubles if "400 (Bad Request)" not in t] == []  # the wrong condition above
     known = (
         catalog.clips(columns=["clip_id", "mark", "comment", "status"])

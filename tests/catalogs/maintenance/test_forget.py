@@ -31,6 +31,8 @@ from datakit.errors import CatalogError
 from pipelines.catalog_sync.score_writer import write_columns
 from support.catalog_rows import clip, video
 
+pytestmark = pytest.mark.slow
+
 IDS = [f"{n:x}" * 32 for n in range(4)]
 GONE = IDS[1]
 CLIPS = 5

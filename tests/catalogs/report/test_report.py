@@ -4,14 +4,12 @@ the network."""
 import base64
 import json
 import re
-import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from catalogs.query.selection import Selection
 from catalogs.report import Rule, plain_rules, report
@@ -26,7 +24,6 @@ from pipelines.recipes.recipe import load_recipe, shipped_recipes
 from support.browser import until
 
 EVIL = "<script>alert('x')</script>\"&"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "/usr/bin/chromium")
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 RULES = (
     Rule("motion", None, "kind = 'image' or motion between 0.3 and 120"),
@@ -376,14 +373,6 @@ def test_a_picture_that_is_not_ready_in_time_has_a_place(demo):
     ids = [c["clip_id"] for c in demo.clips(columns=["clip_id"]).collect().to_dicts()]
     late = pictures(Selection(demo, None, None, ("clip_id",)), ids, 64, 0.0)
     assert len(late) == 13 and all(p.jpeg is None and p.problem for p in late.values())
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 def opened(browser, path: Path, scheme: str, width: int = 1200):

@@ -70,6 +70,7 @@ def _fill(root: str, column: str, stage: str, ids: list[str], barrier) -> None:
     write_columns(catalog, rows, {stage: f"{stage}-fingerprint"})
 
 
+@pytest.mark.slow
 def test_two_writers_filling_different_columns_of_one_shard_both_land(catalog):
     rows = [clip(start=i * 100) for i in range(300)]
     catalog.append("videos", [video(clip_count=300)])

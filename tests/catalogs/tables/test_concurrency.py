@@ -28,6 +28,8 @@ from pipelines.recipes.recipe import load_recipe
 from pipelines.runs.caption import Captioned, _Writer
 from support.catalog_rows import clip, video
 
+pytestmark = pytest.mark.slow
+
 VIDEOS = [f"{n:x}{m}" + "0" * 30 for n in range(16) for m in range(2)]
 CLIPS = 10
 ROUNDS = 4

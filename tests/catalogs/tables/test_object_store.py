@@ -11,6 +11,8 @@ import time
 import polars as pl
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "key",
     "AWS_SECRET_ACCESS_KEY": "secret",

@@ -78,6 +78,7 @@ def test_known_copies_are_grouped_whatever_the_order():
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_perceptual_candidates_miss_next_to_nothing():
     """Against a comparison of all with all."""
     rng = np.random.default_rng(2)
@@ -88,6 +89,7 @@ def test_perceptual_candidates_miss_next_to_nothing():
     assert len(every) > 900 and found <= every and len(found) >= 0.99 * len(every)
 
 
+@pytest.mark.slow
 def test_semantic_candidates_miss_next_to_nothing_among_ten_thousand():
     rng = np.random.default_rng(3)
     centres = rng.normal(size=(50, 128)) * 0.8
@@ -104,6 +106,7 @@ def test_semantic_candidates_miss_next_to_nothing_among_ten_thousand():
     assert sum(together[a] == together[b] for a, b in near) >= 0.995 * len(near)
 
 
+@pytest.mark.slow
 def test_a_title_card_in_thousands_of_clips_costs_little_and_joins_nothing():
     rng = np.random.default_rng(4)
     hashes = sequences(rng, 6000)
@@ -118,6 +121,7 @@ def test_a_title_card_in_thousands_of_clips_costs_little_and_joins_nothing():
     assert pairs(links) == {(i, 5000 + i) for i in range(100)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["perceptual", "semantic"])
 def test_thousands_of_copies_of_one_clip_become_one_star(kind):
     rng = np.random.default_rng(5)

@@ -1,6 +1,7 @@
 """The same command on a cluster of two nodes, submitted by address: the same catalog."""
 
 import numpy as np
+import pytest
 import ray
 
 from catalogs.maintenance.validate import problems
@@ -10,6 +11,8 @@ from pipelines.runs.ingest import ingest
 from pipelines.settings import Settings
 from support.compare_catalogs import differences
 from support.drawn_videos import encode, shots
+
+pytestmark = pytest.mark.slow
 
 
 def test_two_nodes_give_the_catalog_of_one(tmp_path, footage, ray_cluster):

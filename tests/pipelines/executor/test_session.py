@@ -2,7 +2,11 @@
 
 import os
 
+import pytest
+
 from pipelines.executor.session import AUTH_MODE, RaySession
+
+pytestmark = pytest.mark.slow
 
 
 def ask(address: str) -> int:
@@ -17,8 +21,8 @@ def ask(address: str) -> int:
         return session.ray.get(Actor.remote().answer.remote())
 
 
-def test_a_ray_that_was_started_here_is_no_hindrance_to_joining_one(ray_address):
+def test_a_ray_that_was_started_here_is_no_hindrance_to_joining_one(ray_cluster):
     """Ray protects one that it starts by a token, and goes on asking for it in this process; the cluster has none."""
     before = os.environ.get(AUTH_MODE)
-    assert [ask(address) for address in ("local", ray_address, "local", ray_address)] == [42] * 4
+    assert [ask(address) for address in ("local", ray_cluster.address, "local", ray_cluster.address)] == [42] * 4
     assert os.environ.get(AUTH_MODE) == before

@@ -21,6 +21,8 @@ from support import vlm, wall_videos
 from support.caption_endpoint import running
 from support.wall_videos import CLIPS, EVERYWHERE, captions, settings
 
+pytestmark = pytest.mark.slow
+
 TOKENS = 64
 SAME = (
     "caption.dtype=float32",

@@ -24,6 +24,8 @@ from support import wall_videos
 from support.caption_endpoint import WORDS, describe, running
 from support.wall_videos import CLIPS, EVERYWHERE, captions, settings, start
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> Path:

@@ -25,6 +25,8 @@ from support.compare_catalogs import differences
 from support.long_footage import part_of
 from support.video_copies import KINDS, clips_of, make_copies, remux, same_footage, score_of
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 name: plain
 description: Clips of two seconds, each once.

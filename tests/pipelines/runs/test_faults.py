@@ -20,6 +20,8 @@ from pipelines.stages.registry import STAGES
 from support.drawn_videos import encode, shots
 from support.faulty_stages import STAGE_CODE, FaultyStage, WrongStage
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("recipe=technical", "runner.stall_s=6", "runner.memory_gb=2")
 KINDS = {"segv": "crash", "loop": "timeout", "memory": "out_of_memory", "raise": "stage"}
 

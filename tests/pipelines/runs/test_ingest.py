@@ -22,6 +22,8 @@ from support.compare_catalogs import assert_same_scores, differences
 from support.drawn_videos import encode, moving, shots, texture
 from support.long_footage import part_of
 
+pytestmark = pytest.mark.slow
+
 
 def settings(*sets: str) -> Settings:
     return config.load(Settings, None, list(sets))

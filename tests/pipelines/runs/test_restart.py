@@ -18,6 +18,8 @@ from pipelines.settings import Settings
 from support.compare_catalogs import differences
 from support.drawn_videos import encode, shots
 
+pytestmark = pytest.mark.slow
+
 SETS = ("ocr.enabled=false", "recipe=technical", "runner.commit_s=0.3")
 KILLS = 10
 

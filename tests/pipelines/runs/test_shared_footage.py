@@ -19,6 +19,8 @@ from support.long_footage import SHARED_VIDEOS
 from support.ocr_savings import savings
 from support.one_clip import measure
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def shared_videos():

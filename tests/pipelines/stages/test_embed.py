@@ -29,6 +29,8 @@ from support.counting_stage import CountingEmbed
 from support.drawn_videos import encode, shots
 from support.tiny_clip import build as build_tiny_clip
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).parents[2] / "data" / "aesthetic"
 RATED = {  # LAION's published heads over the embeddings of pictures that it rates 0 to 9
     ("vit_b_32", "sa_0_4_vit_b_32_linear.pth"): (-1.470, 11.006),

@@ -14,7 +14,10 @@ from pipelines.stages.motion import Motion
 from support.drawn_videos import encode, moving, texture
 from support.one_clip import measure
 
-FORMATS = {"240p24": (240, 426, 24), "720p30": (720, 1280, 30), "1080p60": (1080, 1920, 60)}
+LARGE = "1080p60"
+"""Takes seconds a video."""
+EACH = ["240p24", "720p30", pytest.param(LARGE, marks=pytest.mark.slow)]
+FORMATS = {"240p24": (240, 426, 24), "720p30": (720, 1280, 30), LARGE: (1080, 1920, 60)}
 DIAGONAL = math.hypot(240, 426) / 240  # in frame heights
 
 
@@ -31,13 +34,14 @@ def pan(percent_per_s: float, angle: float = 0.0):
     return lambda t: [[1, 0, speed * math.cos(angle) * t], [0, 1, speed * math.sin(angle) * t]]
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("percent", [5.0, 25.0])
 def test_motion_is_the_known_translation(tmp_path, name, percent):
     measured = measure(make(tmp_path, name, pan(percent, 0.5)), ["motion"])
     assert measured.columns["motion"] == pytest.approx(percent, rel=0.1)
 
 
+@pytest.mark.slow
 def test_motion_and_motion_vmaf_agree_across_sizes_and_rates(tmp_path):
     scores = [measure(make(tmp_path, name, pan(15.0, 1.0)), ["motion", "motion_vmaf"]).columns for name in FORMATS]
     for column in ("motion", "motion_vmaf"):
@@ -72,7 +76,12 @@ MOVES = {
 
 
 @pytest.mark.parametrize(
-    "name, label", [*(("240p24", label) for label in MOVES), ("720p30", "pan right"), ("1080p60", "zoom in")]
+    "name, label",
+    [
+        *(("240p24", label) for label in MOVES),
+        ("720p30", "pan right"),
+        pytest.param(LARGE, "zoom in", marks=pytest.mark.slow),
+    ],
 )
 def test_camera_moves_are_named(tmp_path, name, label):
     assert measure(make(tmp_path, name, MOVES[label]), ["motion"]).columns["camera_motion"] == label
@@ -132,7 +141,7 @@ def with_bars(frames: list[np.ndarray], top: int, bottom: int, left: int, right:
     return out
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize(
     "share", [(0.12, 0.12, 0, 0), (0, 0, 0.15, 0.15), (0.1, 0.2, 0.05, 0.1)], ids=["letterbox", "pillarbox", "both"]
 )
@@ -175,7 +184,7 @@ def test_bars_that_come_and_go_are_no_border(tmp_path):
     assert c["crop_height"] == 240
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", EACH)
 def test_brightness_contrast_and_saturation_of_known_colours(tmp_path, name):
     height, width, fps = FORMATS[name]
     frame = np.zeros((height, width, 3), np.uint8)
@@ -189,6 +198,7 @@ def test_brightness_contrast_and_saturation_of_known_colours(tmp_path, name):
     assert c["interlaced"] == 0
 
 
+@pytest.mark.slow
 def test_blur_falls_with_blurring_and_not_with_size(tmp_path):
     values = {}
     for name in ("720p30", "1080p60"):

@@ -3,7 +3,11 @@
 import subprocess
 import sys
 
+import pytest
+
 from support.drawn_videos import encode, moving
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = """
 import resource, sys

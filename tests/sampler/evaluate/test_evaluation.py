@@ -9,7 +9,6 @@ from urllib.parse import unquote
 import numpy as np
 import polars as pl
 import pytest
-from playwright.sync_api import sync_playwright
 from typer.testing import CliRunner
 
 from catalogs.tables.catalog import Catalog
@@ -29,6 +28,8 @@ from support.browser import until
 from support.drawn_videos import texture
 from support.sample_catalogs import FRAMES, HEIGHT, WIDTH, import_all, result_catalog, sample, with_split, write
 from support.tiny_clip import build as build_tiny_clip
+
+pytestmark = pytest.mark.slow
 
 NOWHERE = "127.0.0.1:1"
 """A Ray that nobody reaches: who asks for it fails."""
@@ -303,15 +304,6 @@ def test_the_command_says_what_it_found(found, training, root, tmp_path):
     assert any(re.match(r"blur +step-1000 +median .* KS 1\.000 \(floor", line) for line in lines)
     assert "step-1000 against step-2000: 0 wins, 3 losses, 0 ties; win rate 0% [0%, 56%]" in lines
     assert re.fullmatch(r"\S+e\.html: [\d.]+ MiB", lines[-1])
-
-
-@pytest.fixture(scope="module")
-def browser():
-    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
-    with sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
 
 
 def opened(browser, path: Path):

@@ -213,6 +213,7 @@ def test_sets_are_checkpoints_with_names_that_tell_them_apart(tmp_path):
     assert all(s.videos.is_empty() for s in both)
 
 
+@pytest.mark.slow
 def test_the_package_features_stand_in_where_there_are_no_weights(tmp_path, caplog):
     chosen = config.load(Settings, None, [f"models.folder={tmp_path}"])
     plan = plan_embedding(chosen, [])

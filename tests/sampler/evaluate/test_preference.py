@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from playwright.sync_api import sync_playwright
 from starlette.testclient import TestClient
 
 from datakit.errors import CatalogError, ConfigError
@@ -224,15 +223,13 @@ def served(app, listening):
         thread.join(10)
 
 
-def test_a_browser_votes_by_keys_and_goes_on_where_it_stopped(copied):
-    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+def test_a_browser_votes_by_keys_and_goes_on_where_it_stopped(browser, copied):
     sets = read_sets(copied)
     pairs, votes = make_pairs(sets, 0), votes_of(sets)
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
     troubles: list[str] = []
-    with served(make_app(pairs, votes, "ann", port), listening), sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+    with served(make_app(pairs, votes, "ann", port), listening):
         page = browser.new_context(viewport={"width": 1300, "height": 850}).new_page()
         page.on("console", lambda m: troubles.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda e: troubles.append(str(e)))
@@ -263,7 +260,7 @@ def test_a_browser_votes_by_keys_and_goes_on_where_it_stopped(copied):
         at(4)
         assert page.is_visible("#end") and not page.is_visible("#work")
         assert page.evaluate("document.documentElement.scrollWidth") <= 1300
-        browser.close()
+        page.context.close()
     assert troubles == []
     choices = {vote.pair: vote.choice for vote in votes_of(sets).all()}
     assert [choices[pair.pair_id] for pair in pairs] == ["left", "tie", "right", "tie"]

@@ -41,6 +41,8 @@ from trainer.models.mmdit.architecture import MMDiTArchitecture
 from trainer.models.mmdit.checkpoint_io import export_open_sora, load_mmdit
 from trainer.models.mmdit.model import MMDiT
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 
 

@@ -18,6 +18,8 @@ from pipelines.settings import LanguageModel
 from sampler.prompts.llm_rewrite import AGAIN, check_language_model, motion_in, motion_scores, refine_prompts
 from support.faulty_endpoint import FaultyEndpoint, colour_of
 
+pytestmark = pytest.mark.slow
+
 LONG = "A brown dog runs along a wide sandy beach at dawn while low waves roll in and the camera follows beside it."
 
 

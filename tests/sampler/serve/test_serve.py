@@ -17,7 +17,7 @@ import cv2
 import httpx
 import numpy as np
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
 from catalogs.tables.catalog import Catalog
 from datakit.errors import ConfigError
@@ -30,6 +30,8 @@ from sampler.prompts.prompt import Prompt
 from sampler.prompts.references import Reference, content_hash
 from sampler.serve.studio import REFERENCES, Studio
 from support.tiny_sampling import SETS, prompts, save_model, settings
+
+pytestmark = pytest.mark.slow
 
 WAIT_MS = 60_000
 PROMPT = "a red <b>ball</b> rolls"
@@ -114,14 +116,12 @@ def choose_mode(page: Page, mode: str) -> None:
     page.click(f"#mode [role=option]:text-is('{mode}')")
 
 
-def test_the_page(weights, picture, tmp_path):
+def test_the_page(browser, weights, picture, tmp_path):
     """In a browser: a video from words, one from a picture, what cannot be made, the gallery, and Ctrl-C while there is
     work."""
     out = tmp_path / "out"
-    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     asked, troubles = [], []
-    with serving(weights, out) as (process, address), sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+    with serving(weights, out) as (process, address):
         page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
         page.set_default_timeout(WAIT_MS)
         page.on("request", lambda request: asked.append(request.url))
@@ -196,7 +196,7 @@ def test_the_page(weights, picture, tmp_path):
         page.wait_for_selector("text=/step \\d+ of 100000/")
         process.send_signal(signal.SIGINT)
         said, complaints = process.communicate(timeout=60)
-        browser.close()
+        page.context.close()
     assert process.returncode == 0 and complaints == "", complaints
     assert all(url.startswith((address, "data:", "blob:")) for url in asked), "no other host is asked for anything"
     assert [r["status"] for r in sorted(rows(out, "runs"), key=lambda r: r["started_at"])] == [

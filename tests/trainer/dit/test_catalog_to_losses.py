@@ -31,6 +31,8 @@ from trainer.planning.mixture import selected
 from trainer.settings import DiTSettings, load_settings
 from trainer.training.setup import Request, fit_to
 
+pytestmark = pytest.mark.slow
+
 PLANTED = {4: 3, 13: 3, 19: 1, 31: 2, 43: 0}
 """Clips, by number in the order of the films, that a careless captioner took for another scene: of which scene it
 wrote."""

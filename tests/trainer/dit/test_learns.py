@@ -26,6 +26,8 @@ from trainer.planning.plan import WINDOWS, Part, Plan, write_plan
 from trainer.settings import DiTSettings, load_settings
 from trainer.training.setup import Request
 
+pytestmark = pytest.mark.slow
+
 HEIGHT, WIDTH, FRAMES, STRIDE, FPS = 48, 80, 17, 2, 12.0
 STREET, MEADOW = "people ride bicycles through a street in a city", "a big white rabbit on a green meadow, animated"
 FILMS = {"bikes.mp4": STREET, "bigbuckbunny.mp4": MEADOW}

@@ -25,6 +25,8 @@ from trainer.settings import DiTSettings, load_settings
 from trainer.training.loop import NotFinite
 from trainer.training.setup import Request
 
+pytestmark = pytest.mark.slow
+
 CLIPS = 5
 SIZE = 32, 48
 MODEL = [

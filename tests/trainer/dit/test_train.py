@@ -30,6 +30,8 @@ from trainer.planning.plan import WINDOWS, Part, Plan, write_plan
 from trainer.settings import DiTSettings, load_settings
 from trainer.training.setup import Request
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("square", "wide", "image", "square", "square", "wide", "square")
 SIZES = {"square": (64, 64), "wide": (54, 96), "image": (64, 64)}
 STEPS = 4

@@ -19,6 +19,8 @@ from pydantic import ValidationError
 
 from trainer.engine import EngineSettings, OptimizerSettings
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).parents[2] / "support" / "engine_worker.py"
 LIMIT_S = 120
 """From one engine that the processes make to the next; a hang ends here."""

@@ -31,6 +31,8 @@ from trainer.training.setup import Request
 from trainer.vae.settings import VAESettings
 from trainer.vae.train import train_vae
 
+pytestmark = pytest.mark.slow
+
 TOGETHER = ("ddp", "zero2", "tp", "gemini")
 
 

@@ -53,6 +53,8 @@ from trainer.planning.mixture import COLUMNS
 from trainer.planning.plan import Plan
 from trainer.planning.settings import PlanSettings
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"widths": [8, 8, 8], "latent_channels": 4}
 LENGTHS = {"a": 30, "b": 30, "c": 30, "d": 30, "e": 7, "f": 1}
 """Frames: two windows of nine each, one of five, and an image."""

@@ -16,6 +16,8 @@ from trainer.models.mmdit.architecture import MMDiTArchitecture
 from trainer.models.mmdit.flops import forward_flops
 from trainer.models.mmdit.model import MMDiT, MMDiTConfig
 
+pytestmark = pytest.mark.slow
+
 CONFIG = MMDiTConfig(
     in_channels=16,
     vec_in_dim=8,

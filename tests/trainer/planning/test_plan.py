@@ -12,7 +12,6 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import typer
-from playwright.sync_api import sync_playwright
 from typer.testing import CliRunner
 
 from catalogs.interop import import_dataset
@@ -32,8 +31,6 @@ from trainer.planning.build_plan import make_plan
 from trainer.planning.frame_rate import choose_frames
 from trainer.planning.mixture import Member, read_mix
 from trainer.planning.plan import ROWS, WINDOWS, Bucket, Part, Plan, plan_hash, write_plan
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "/usr/bin/chromium")
 
 
 def where_to(plan: Plan) -> dict[int, list[tuple[str, int, int, float]] | str]:
@@ -690,7 +687,7 @@ def plan_window(row: dict):
     return type("Window", (), {name: row[name] for name in ("first", "frames", "stride", "fps")})
 
 
-def test_the_picture_opens_without_a_network(tmp_path):
+def test_the_picture_opens_without_a_network(browser, tmp_path):
     films = [
         *(film(i, num_frames=17 + 8 * (i % 3)) for i in range(9)),
         film(9, width=360, height=640),
@@ -699,24 +696,19 @@ def test_the_picture_opens_without_a_network(tmp_path):
     catalog(tmp_path / "c", films)
     (tmp_path / "mix.yaml").write_text("parts:\n- {catalog: c, name: '<b>&'}\n- {catalog: c, name: again, repeat: 2}\n")
     make_plan(read_mix(tmp_path / "mix.yaml"), settings(), tmp_path / "plan")
-    with sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        tab = chromium.new_context(viewport={"width": 1000, "height": 800}).new_page()
-        trouble = []
-        tab.on(
-            "console", lambda message: trouble.append(message.text) if message.type in ("error", "warning") else None
-        )
-        tab.on("pageerror", lambda error: trouble.append(str(error)))
-        tab.on(
-            "request",
-            lambda request: trouble.append(request.url) if not request.url.startswith(("file:", "data:")) else None,
-        )
-        tab.goto((tmp_path / "plan" / "plan.html").as_uri())
-        until(tab, "document.documentElement.dataset.drawn !== undefined")
-        text = tab.inner_text("main")
-        drawn = tab.evaluate(
-            "[...document.querySelectorAll('.plot')].map((p) => p.querySelectorAll('.bars path, .hm image').length)"
-        )
-        chromium.close()
+    tab = browser.new_context(viewport={"width": 1000, "height": 800}).new_page()
+    trouble = []
+    tab.on("console", lambda message: trouble.append(message.text) if message.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: trouble.append(str(error)))
+    tab.on(
+        "request",
+        lambda request: trouble.append(request.url) if not request.url.startswith(("file:", "data:")) else None,
+    )
+    tab.goto((tmp_path / "plan" / "plan.html").as_uri())
+    until(tab, "document.documentElement.dataset.drawn !== undefined")
+    text = tab.inner_text("main")
+    drawn = tab.evaluate(
+        "[...document.querySelectorAll('.plot')].map((p) => p.querySelectorAll('.bars path, .hm image').length)"
+    )
     assert trouble == [] and len(drawn) == 3 and all(drawn)
     assert "<b>&" in text and "too short" in text and "192x336x33" in text and "20 of" not in text

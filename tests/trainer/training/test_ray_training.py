@@ -15,6 +15,8 @@ from datakit.errors import ConfigError, DatakitError
 from support import bar_films, failing_ranks
 from trainer.training.launch import on_ray, on_this_machine
 
+pytestmark = pytest.mark.slow
+
 
 def test_two_workers_of_a_cluster_train_as_two_processes_of_this_machine(ray_address, tmp_path, monkeypatch):
     """All paths are relative to the folder that the user is in. What rank 0 says is shown."""

@@ -29,6 +29,8 @@ from support.drawn_videos import encode
 from support.plan_folders import bucket, window
 from trainer.planning.plan import WINDOWS, Part, Plan, write_plan
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).parents[2] / "support" / "resume_worker.py"
 LIMIT_S = 240
 """From one run of the processes to the next; a hang ends here."""

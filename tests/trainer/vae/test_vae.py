@@ -46,6 +46,8 @@ from trainer.vae.settings import VAESettings
 from trainer.vae.task import build_discriminator, build_trained, divergence, draw, has_spread, last_layer
 from trainer.vae.train import fitted, train_vae
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 SIZES = {
     "tiny": {"widths": [16, 32, 32]},
