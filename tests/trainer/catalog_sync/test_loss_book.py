@@ -368,20 +368,20 @@ def train(
 def _dying(catalogs: dict[str, Catalog], back: WriteBack, target: Path) -> None:
     """Killed between the commits of two catalogs; with one catalog, right after what it read."""
     last = list(catalogs.values())[-1]
-    update = last.update
+    upsert = last.upsert
 
-    def killed(name, make):
-        def read_and_die(table):
-            make(table)
+    def killed(name, rows, revise, **options):
+        def read_and_die(rows, table):
+            revise(rows, table)
             raise Killed
 
-        return update(name, read_and_die)
+        return upsert(name, rows, revise=read_and_die, **options)
 
-    last.update = killed
+    last.upsert = killed
     try:
         back.commit(target)
     finally:
-        del last.update
+        del last.upsert
 
 
 def table(catalog: Catalog) -> pl.DataFrame:
