@@ -38,6 +38,7 @@ def _write(job: FileJob, clip: ClipSpan, reader: VideoReader) -> dict[str, objec
     row: dict[str, object] = {"path": relative, "lost_start": 0, "lost_end": 0, "errors": []}
     folder = Path(tempfile.gettempdir()) if is_remote(job.root) else Path(job.root, relative).parent
     folder.mkdir(parents=True, exist_ok=True)
+    # The same name for every try, so that one writes over what a killed one left: nothing of a clip lies elsewhere.
     part = folder / f".{clip.clip_id}.part{suffix}"
     try:
         if job.mode == "cut":
