@@ -150,14 +150,9 @@ def ray_cluster():
     cluster.shutdown()
 
 
-@pytest.fixture(scope="module")
-def ray_address(ray_cluster):
-    """The address of a Ray that this process has joined: runs find it joined and leave it so. Each that joins by itself
-    is a job of its own, whose workers start anew and import everything again: a few CPU seconds a run."""
-    from pipelines.executor.session import RaySession
-
-    with RaySession(ray_cluster.address):
-        yield ray_cluster.address
+@pytest.fixture(scope="session")
+def ray_address(ray_cluster) -> str:
+    return ray_cluster.address
 
 
 @pytest.fixture(scope="session")

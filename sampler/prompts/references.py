@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
-from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from datakit.source import identify, look_at
 from datakit.video.metadata import Rhythm
 from datakit.video.probe import VideoInfo, describe
 from datakit.video.reader import VideoReader
-from datakit.video.sparse_reader import ChosenFrames, Scaler
+from datakit.video.sparse_reader import Box, ChosenFrames, Scaler
 from trainer.data.sample_reader import SLACK_S, crop_box
 from trainer.planning.frame_rate import Rate, choose_frames, frame_rate, frames_needed
 
@@ -97,31 +96,13 @@ def check(reference: Reference, count: int, fps: float, end: bool = False) -> fl
     return _read(reference, fps, end, np.empty((3, count, CHECK_SIDE, CHECK_SIDE), np.uint8))
 
 
-class _Inside(NamedTuple):
-    """Part of a picture, as `crop_box` reads it off a training window."""
-
-    crop_x: int
-    crop_y: int
-    crop_width: int
-    crop_height: int
-
-
-class _Frames(NamedTuple):
-    """Frames wanted, as `choose_frames` reads them off a training window."""
-
-    first: int
-    frames: int
-    stride: int
-    fps: float
-
-
 def _read(reference: Reference, fps: float, end: bool, out: np.ndarray) -> float:
     """Fill `out`, uint8 [3, count, height, width]; the rate, see `check`."""
     count, height, width = out.shape[1:]
     with VideoReader(reference.uri, _stream(reference)) as reader:
         first = next(reader.frames())
         info = describe(reader, first, None)
-        inside = _Inside(*(reference.crop or (0, 0, info.width, info.height)))
+        inside = Box(*(reference.crop or (0, 0, info.width, info.height)))
         scaler = Scaler(crop_box(inside, height / width), height, width)
         if info.kind == "image":
             if count > 1:
@@ -218,11 +199,11 @@ def _rate(reference: Reference, pts: Sequence[int], span: Span | None, base: Fra
 def _chosen(times: Sequence[int | Fraction], count: int, rate: Rate, end: bool) -> list[int]:
     """Indices of the frames. The last frames are the first of the video run backwards, so that its very last is one of
     them."""
-    wanted = _Frames(0, count, rate.stride, rate.fps)
     if not end:
-        return choose_frames(times, wanted)
+        return choose_frames(times, 0, count, rate.stride, rate.fps)
     backwards = [times[-1] - time for time in reversed(times)]
-    return [len(times) - 1 - index for index in reversed(choose_frames(backwards, wanted))]
+    chosen = choose_frames(backwards, 0, count, rate.stride, rate.fps)
+    return [len(times) - 1 - index for index in reversed(chosen)]
 
 
 def _stream(reference: Reference) -> int | None:

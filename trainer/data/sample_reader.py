@@ -62,6 +62,11 @@ class Window:
     def address(self) -> str:
         return self.path or self.uri
 
+    @property
+    def inside(self) -> Box:
+        """The picture inside its borders."""
+        return Box(self.crop_x, self.crop_y, self.crop_width, self.crop_height)
+
     @classmethod
     def of(cls, plan: Plan, index: int) -> Window:
         return cls(**plan.rows([index], [f.name for f in fields(cls)])[0])
@@ -214,7 +219,7 @@ def read_frames(window: Window, seed: int | None, out: np.ndarray) -> None:
     """
     across, down = (0.5, 0.5) if seed is None else (draw(seed, "crop across"), draw(seed, "crop down"))
     height, width = out.shape[2:]
-    scaler = Scaler(crop_box(window, height / width, across, down), height, width)
+    scaler = Scaler(crop_box(window.inside, height / width, across, down), height, width)
     enough_s = _enough_s(window)
     try:
         _read_until(enough_s, window, scaler, out)
@@ -224,21 +229,17 @@ def read_frames(window: Window, seed: int | None, out: np.ndarray) -> None:
         _read_until(None, window, scaler, out)
 
 
-def crop_box(window: Window, aspect: float, across: float = 0.5, down: float = 0.5) -> Box:
-    """The largest part of the picture inside its borders that has an aspect ratio.
+def crop_box(inside: Box, aspect: float, across: float = 0.5, down: float = 0.5) -> Box:
+    """The largest part of a box that has an aspect ratio.
 
     Args:
+        inside: the picture inside its borders.
         aspect: height over width.
         across, down: where, 0 to 1: 0 is left and top.
     """
-    width = min(window.crop_width, window.crop_height / aspect)
+    width = min(inside.width, inside.height / aspect)
     height = width * aspect
-    return Box(
-        window.crop_x + across * (window.crop_width - width),
-        window.crop_y + down * (window.crop_height - height),
-        width,
-        height,
-    )
+    return Box(inside.x + across * (inside.width - width), inside.y + down * (inside.height - height), width, height)
 
 
 def describe(plan: Plan, row: int) -> str:
@@ -262,7 +263,8 @@ def _read_until(seconds: float | None, window: Window, scaler: Scaler, out: np.n
         until = None if seconds is None else (span.start_pts if span else 0) + ceil(seconds / base)
 
         def choose(pts: Sequence[int]) -> list[int]:
-            return choose_frames(pts if window.stride else [p * base for p in pts], window)
+            times = pts if window.stride else [p * base for p in pts]
+            return choose_frames(times, window.first, window.frames, window.stride, window.fps)
 
         for place, picture in reader.chosen(span, choose, until):
             _check_size(window, picture)

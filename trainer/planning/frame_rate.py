@@ -29,7 +29,6 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol
 
 import numpy as np
 
@@ -47,15 +46,6 @@ READ_ERROR = 1
 class Rate:
     """How frames are taken: every `stride`-th, or by timestamps (0); and the frames per second that this gives."""
 
-    stride: int
-    fps: float
-
-
-class Window(Protocol):
-    """A row of the plan's windows, as far as choosing frames goes."""
-
-    first: int
-    frames: int
     stride: int
     fps: float
 
@@ -112,41 +102,43 @@ def frames_needed(frames: int, strides: np.ndarray, fps: np.ndarray, native_fps:
     return np.where(strides > 0, (frames - 1) * strides + 1, by_time)
 
 
-def choose_frames(times: Sequence[Fraction | float], window: Window) -> list[int]:
+def choose_frames(times: Sequence[Fraction | float], first: int, frames: int, stride: int, fps: float) -> list[int]:
     """Which frames of a clip are those of a window.
 
     Args:
         times: of the clip's frames from its first on, rising, in seconds (PTS · time base, exact as Fractions). Where
             the window goes by stride only their number counts; else they must reach to the end of the clip, or an
             interval past the window's end.
-        window: `first` and the result are indices into `times`.
+        first: index into `times` of the window's first frame.
+        frames: of the window.
+        stride, fps: see `Rate`.
 
     Returns:
-        `window.frames` rising indices, no frame twice.
+        so many rising indices into `times`, no frame twice.
 
     Raises:
         MediaError: the clip has fewer frames than the catalog says, or (by timestamps) there is no frame left
             within an interval of where one is needed.
     """
-    last = window.first + (window.frames - 1) * max(window.stride, 1)
+    last = first + (frames - 1) * max(stride, 1)
     if last >= len(times):
         raise MediaError(
             ErrorKind.TRUNCATED, f"the clip has {len(times)} frames, the window needs frame {last}", "frames"
         )
-    if window.stride > 0 or window.frames == 1:
-        return list(range(window.first, last + 1, max(window.stride, 1)))
-    interval = 1 / Fraction(window.fps).limit_denominator(1000)
-    start = times[window.first]
+    if stride > 0 or frames == 1:
+        return list(range(first, last + 1, max(stride, 1)))
+    interval = 1 / Fraction(fps).limit_denominator(1000)
+    start = times[first]
     chosen: list[int] = []
-    for n in range(window.frames):
+    for n in range(frames):
         ideal = start + n * interval
-        lowest = chosen[-1] + 1 if chosen else window.first
-        index = min(max(_nearest(times, ideal), lowest), len(times) - (window.frames - n))
+        lowest = chosen[-1] + 1 if chosen else first
+        index = min(max(_nearest(times, ideal), lowest), len(times) - (frames - n))
         if abs(times[index] - ideal) > READ_ERROR * interval:
             raise MediaError(
                 ErrorKind.DECODE,
                 (
-                    f"frames come too unevenly for {window.fps:g} frames/s: the nearest left at {float(ideal):.3f} s "
+                    f"frames come too unevenly for {fps:g} frames/s: the nearest left at {float(ideal):.3f} s "
                     f"is "
                     f"{float(abs(times[index] - ideal)) * 1000:.0f} ms away"
                 ),

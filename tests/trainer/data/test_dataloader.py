@@ -183,7 +183,8 @@ def bordered(tmp_path_factory) -> dict:
 def test_crops_lie_inside_the_borders(bordered, tmp_path):
     tall, wide = bucket(1, 1, 32, 24), bucket(1, 1, 32, 64)
     plan = plan_of(tmp_path / "plan", [bordered | {"bucket": i, "clip_id": str(i)} for i in range(2)], [tall, wide])
-    assert crop_box(Window.of(plan, 0), 32 / 24) == crop_box(Window.of(plan, 0), 32 / 24, 0.5, 0.5)
+    inside = Window.of(plan, 0).inside
+    assert crop_box(inside, 32 / 24) == crop_box(inside, 32 / 24, 0.5, 0.5)
 
     def edges(index: int, seed: int, augment: bool = True, flip: bool = False) -> tuple[int, ...]:
         """Red at the left and right, green at the top and bottom."""

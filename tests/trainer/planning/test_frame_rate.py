@@ -1,6 +1,5 @@
 """Which frames a window takes: exact lists for known rates, bounds for all of them."""
 
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -10,14 +9,6 @@ from datakit.errors import MediaError
 from trainer.planning.frame_rate import choose_frames, frame_rate, frame_rates, frames_needed
 
 NTSC = Fraction(1000, 1001)
-
-
-@dataclass(frozen=True)
-class Window:
-    first: int
-    frames: int
-    stride: int
-    fps: float
 
 
 def times(rate, count: int, base: Fraction | None = None) -> list[Fraction]:
@@ -30,7 +21,7 @@ def chosen(
     rate, frames: int = 9, target: float = 24, count: int = 200, base: Fraction | None = None, **options
 ) -> tuple[list[int], float]:
     found = frame_rate(float(rate), target, **options)
-    return choose_frames(times(rate, count, base), Window(0, frames, found.stride, found.fps)), found.fps
+    return choose_frames(times(rate, count, base), 0, frames, found.stride, found.fps), found.fps
 
 
 EVERY, SECOND, FIFTH = list(range(9)), list(range(0, 18, 2)), list(range(0, 45, 5))
@@ -105,7 +96,7 @@ def test_a_variable_rate_goes_by_timestamp(mean, fps):
 def test_a_variable_rate_on_real_times():
     """A phone's 30 frames/s without frames 5 and 11, at a target of 24."""
     moments = [Fraction(i, 30) for i in range(40) if i not in (5, 11)]
-    indices = choose_frames(moments, Window(0, 13, 0, 24.0))
+    indices = choose_frames(moments, 0, 13, 0, 24.0)
     assert [moments[i] * 30 for i in indices] == [0, 1, 2, 4, 6, 7, 8, 9, 10, 12, 13, 14, 15]
     late = [abs(moments[i] - Fraction(n, 24)) * 1000 for n, i in enumerate(indices)]
     assert max(late) == Fraction(100, 3) and sorted(late)[-2] <= 25  # ms: the missing frame 5 would have been exact
@@ -114,26 +105,26 @@ def test_a_variable_rate_on_real_times():
 def test_jitter_does_not_repeat_a_frame():
     rng = np.random.default_rng(0)
     moments = [Fraction(i, 24) + Fraction(int(rng.integers(-10, 11)), 1000) for i in range(100)]
-    assert choose_frames(moments, Window(0, 100, 0, 24.0)) == list(range(100))
+    assert choose_frames(moments, 0, 100, 0, 24.0) == list(range(100))
 
 
 def test_a_gap_that_no_frame_fills_is_told():
     moments = [Fraction(i, 30) for i in range(60) if not 20 <= i < 40]
     with pytest.raises(MediaError, match=r"too unevenly for 24 frames/s: the nearest left at 0\.\d+ s is \d+ ms away"):
-        choose_frames(moments, Window(0, 30, 0, 24.0))
+        choose_frames(moments, 0, 30, 0, 24.0)
 
 
 def test_a_clip_with_fewer_frames_than_its_row_says():
     with pytest.raises(MediaError, match="the clip has 16 frames, the window needs frame 16") as told:
-        choose_frames(times(24, 16), Window(0, 17, 1, 24.0))
+        choose_frames(times(24, 16), 0, 17, 1, 24.0)
     assert told.value.kind == "truncated"
     with pytest.raises(MediaError, match="needs frame 30"):
-        choose_frames(times(24, 20), Window(10, 11, 2, 12.0))
+        choose_frames(times(24, 20), 10, 11, 2, 12.0)
 
 
 def test_a_picture_is_one_frame():
-    assert choose_frames([Fraction(0)], Window(0, 1, 1, 0.0)) == [0]
-    assert choose_frames(times(24, 50), Window(31, 1, 1, 0.0)) == [31]
+    assert choose_frames([Fraction(0)], 0, 1, 1, 0.0) == [0]
+    assert choose_frames(times(24, 50), 31, 1, 1, 0.0) == [31]
 
 
 @pytest.mark.parametrize("time_error", [0.0, 0.1, 0.25, 0.5])
@@ -146,7 +137,7 @@ def test_every_rate_keeps_the_promises(time_error):
     needed = frames_needed(33, strides, fps, rates)
     for rate, stride, stated, need in zip(rates, strides, fps, needed):
         moments = [i / rate for i in range(int(need))]
-        indices = choose_frames(moments, Window(0, 33, int(stride), float(stated)))
+        indices = choose_frames(moments, 0, 33, int(stride), float(stated))
         assert len(indices) == 33 and all(a < b for a, b in zip(indices, indices[1:])) and indices[-1] == need - 1
         off = [abs(moments[i] - n / stated) for n, i in enumerate(indices)]
         if stride:
@@ -201,20 +192,20 @@ def test_frames_needed():
 
 def test_two_frames_by_timestamp():
     """41.7 ms on, frames lie at 33.3 and 50 ms: as near as each other, the earlier is taken."""
-    assert choose_frames(times(60, 20), Window(0, 2, 0, 24.0)) == [0, 2]
-    assert choose_frames(times(60, 20), Window(5, 2, 0, 24.0)) == [5, 7]
-    assert choose_frames(times(24, 20), Window(3, 1, 0, 24.0)) == [3]
+    assert choose_frames(times(60, 20), 0, 2, 0, 24.0) == [0, 2]
+    assert choose_frames(times(60, 20), 5, 2, 0, 24.0) == [5, 7]
+    assert choose_frames(times(24, 20), 3, 1, 0, 24.0) == [3]
 
 
 def test_enough_frames_are_left_for_the_rest_of_the_window():
     """The third moment is nearest to the last frame, which the fourth needs."""
     moments = [Fraction(n, 1000) for n in (0, 20, 45, 125)]
-    assert choose_frames(moments, Window(0, 4, 0, 24.0)) == [0, 1, 2, 3]
+    assert choose_frames(moments, 0, 4, 0, 24.0) == [0, 1, 2, 3]
     with pytest.raises(MediaError, match="the clip has 4 frames, the window needs frame 4"):
-        choose_frames(moments, Window(0, 5, 0, 24.0))
+        choose_frames(moments, 0, 5, 0, 24.0)
 
 
 def test_a_frame_may_be_an_interval_late_and_not_later():
-    assert choose_frames([Fraction(0), Fraction(2, 24)], Window(0, 2, 0, 24.0)) == [0, 1]
+    assert choose_frames([Fraction(0), Fraction(2, 24)], 0, 2, 0, 24.0) == [0, 1]
     with pytest.raises(MediaError, match="the nearest left at 0.042 s is 46 ms away"):
-        choose_frames([Fraction(0), Fraction(21, 240)], Window(0, 2, 0, 24.0))
+        choose_frames([Fraction(0), Fraction(21, 240)], 0, 2, 0, 24.0)

@@ -671,7 +671,7 @@ def test_the_planned_frames_are_there_in_real_files(tmp_path):
         with VideoReader(row["uri"], row["stream"]) as reader:
             pictures = list(reader.frames())
         moments = [(p.pts - pictures[0].pts) * Fraction(row["time_base"]) for p in pictures]
-        picked = choose_frames(moments, plan_window(row))
+        picked = choose_frames(moments, row["first"], row["frames"], row["stride"], row["fps"])
         greys = [round((float(pictures[i].rgb().mean()) - 20) / 3) for i in picked]
         assert greys == picked  # frame n of the file shows n
         shown[Path(row["uri"]).stem] = (picked, row["fps"], moments)
@@ -681,10 +681,6 @@ def test_the_planned_frames_are_there_in_real_files(tmp_path):
     assert shown["60"][0] == list(range(13, 46, 2)) and shown["60"][1] == 30.0
     picked, fps, moments = shown["vfr"]
     assert fps == 24.0 and all(abs(moments[i] - n / fps) <= 1 / fps for n, i in enumerate(picked))
-
-
-def plan_window(row: dict):
-    return type("Window", (), {name: row[name] for name in ("first", "frames", "stride", "fps")})
 
 
 def test_the_picture_opens_without_a_network(browser, tmp_path):
