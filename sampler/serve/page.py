@@ -28,7 +28,7 @@ from sampler.video_files import is_played, write, write_picture
 from trainer.diffusion.conditioning import MODES, Given
 
 if TYPE_CHECKING:
-    from sampler.generation.run import Sampled
+    from sampler.generation.run_passes import Sampled
     from sampler.serve.studio import Studio, Work
 
 log = logging.getLogger("datakit")

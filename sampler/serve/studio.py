@@ -15,10 +15,9 @@ import shutil
 import socket
 import tempfile
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,21 +26,18 @@ import uvicorn
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from catalogs.records.runs import RunRecord
 from catalogs.tables.catalog import Catalog
 from datakit.atomic import atomic_path
 from datakit.cli.output.sample import PASSES
 from datakit.errors import ConfigError
-from datakit.process.messages import Failed
 from datakit.web.guard import Guard
-from pipelines.recipes.recipe import load_recipe
 from sampler.generation.artifact_store import Store
 from sampler.generation.cost_estimate import estimate
 from sampler.generation.model_source import open_checkpoint
-from sampler.generation.passes import Worker, picture_of
-from sampler.generation.prompt_completion import worded
-from sampler.generation.result_catalog import RECIPE, Results
-from sampler.generation.run import STATUS, Sampled, checked_samples, lists_of
+from sampler.generation.passes import Worker
+from sampler.generation.result_catalog import Results
+from sampler.generation.run import checked_samples
+from sampler.generation.run_passes import Making, Perform, Sampled, lists_of, recorded, run_passes
 from sampler.generation.sample_spec import FILES, Sample
 from sampler.prompts.prompt import Prompt
 from sampler.prompts.references import Reference, content_hash
@@ -263,81 +259,53 @@ class Studio:
             self._make(work, todo, known, done)
         return done
 
-    def _make(self, work: Work, todo: list[Sample], known: dict[str, dict[str, Any]], done: Sampled) -> None:
-        """What `sampler.generation.run` does, sample by sample: the first is there soon, and nobody waits for many."""
-        settings, recipe = work.settings, load_recipe(RECIPE)
-        record = RunRecord(
-            self.results.catalog,
-            "sample",
-            {
-                **settings.model_dump(mode="json"),
-                "checkpoint": self.checkpoint.name,
-                "checkpoint_hash": self.checkpoint.hash,
-                "recipe": recipe.label,
-                "recipe_rules": recipe.file.model_dump(),
-            },
-        )
-        with record.running() as counts:
-            if settings.prompt.refine or settings.prompt.motion == "auto":
-                work.tell(Event("asking the language model", 0, 1))
-            todo = worded(todo, known, settings, self.ray)
-            self.results.enter(todo, settings, self.checkpoint, record.run_id)
+    def _make(self, request: Work, todo: list[Sample], known: dict[str, dict[str, Any]], done: Sampled) -> None:
+        """Sample by sample: the first is there soon, and nobody waits for many."""
+        settings = request.settings
+        if settings.prompt.refine or settings.prompt.motion == "auto":
+            request.tell(Event("asking the language model", 0, 1))
+
+        def one_after_another(todo: list[Sample], run_id: str) -> None:
             self._worker.settings = settings
+            together = settings.work.batch or 1
             at = 0
-            for together in lists_of(todo, settings.work.batch or 1):
-                self._passes(
-                    _Told(work, at, len(todo), settings.sampling.steps, self._stopping), together, record.run_id, done
-                )
-                at += len(together)
-            self.results.decide()
-            done.wall_s = time.monotonic() - record.started
-            counts.update(asdict(done))
-            record.spend(done.seconds)
-        if not settings.work.keep:
-            self._store.clear()
+            for samples in lists_of(todo, together):
+                teller = _Teller(request, at, len(todo), settings.sampling.steps, self._stopping)
+                made = run_passes(making, samples, together, run_id, self._perform(teller), teller.passes)
+                for sample in made:
+                    teller.made(sample)
+                at += len(samples)
 
-    def _passes(self, told: _Told, samples: list[Sample], run_id: str, done: Sampled) -> None:
-        """All passes over samples that are denoised together; what became of them is in the catalog after each."""
-        unpainted = [s for s in samples if s.painted and not picture_of(self.results.folder, s).exists()]
-        lost = self._commit("paint", unpainted, told, run_id, done) if unpainted else set()
-        for name in ("encode", "denoise", "decode"):
-            if samples := [s for s in samples if s not in lost]:
-                lost |= self._commit(name, samples, told, run_id, done)
-        for sample in samples:
-            if sample not in lost:
-                told.made(sample)
+        making = Making(self.results, self.checkpoint, settings, self._store, done)
+        recorded(making, todo, known, self.ray, one_after_another)
 
-    def _commit(self, name: str, samples: list[Sample], told: _Told, run_id: str, done: Sampled) -> set[Sample]:
-        """One pass over samples. Gives those that failed."""
-        told.begins(name)
-        found = self._worker.denoise(samples, told.step) if name == "denoise" else getattr(self._worker, name)(samples)
-        answers = list(zip(samples, found, strict=True))
-        for sample, answer in answers:
-            if isinstance(answer, Failed):
-                done.fail(sample, answer)
-            else:
-                done.spend(name, answer.seconds)
-                done.done += name == "decode"
-        if name == "decode":
-            self.results.written(answers, run_id)
-        else:
-            self.results.passed(STATUS[name], answers)
-        return {sample for sample, answer in answers if isinstance(answer, Failed)}
+    def _perform(self, teller: _Teller) -> Perform:
+        """Passes by the worker that stays; denoising tells its steps."""
+
+        def perform(name: str, lists: Iterable[list[Sample]]) -> Iterator[tuple[list[Sample], list[Any]]]:
+            for samples in lists:
+                if name == "denoise":
+                    yield samples, self._worker.denoise(samples, teller.step)
+                else:
+                    yield samples, getattr(self._worker, name)(samples)
+
+        return perform
 
 
 @dataclass
-class _Told:
+class _Teller:
     """Says how far a request is: samples from `at` on, of `of`, `steps` each. Ends it when the page is to close."""
 
-    work: Work
+    request: Work
     at: int
     of: int
     steps: int
     stopping: threading.Event
     _step: int = 0
 
-    def begins(self, name: str) -> None:
-        self._say(PASSES[name])
+    def passes(self, name: str, count: int, of: int) -> None:
+        if not count:
+            self._say(PASSES[name])
 
     def step(self, step: int, forwards: int) -> None:
         self._step = step + 1
@@ -350,7 +318,7 @@ class _Told:
         if self.stopping.is_set():
             raise _Stopped("the page was closed")
         which = f"video {self.at + 1} of {self.of}: " if self.of > 1 else ""
-        self.work.tell(Event(which + text, self.at * self.steps + self._step, self.of * self.steps, made))
+        self.request.tell(Event(which + text, self.at * self.steps + self._step, self.of * self.steps, made))
 
 
 class _Server(uvicorn.Server):

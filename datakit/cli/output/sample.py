@@ -18,7 +18,8 @@ from sampler.generation.cost_estimate import Estimate
 from sampler.generation.sample_spec import FILES
 
 if TYPE_CHECKING:
-    from sampler.generation.run import Progress, Sampled
+    from sampler.generation.run import Progress
+    from sampler.generation.run_passes import Sampled
 
 PASSES = {
     "paint": "painting first frames",

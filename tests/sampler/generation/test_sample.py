@@ -268,12 +268,13 @@ KILL = """
 import os, signal, sys
 from support.tiny_sampling import prompts, settings
 from sampler.generation import run as batch
-commit = batch._Run._commit
+from sampler.generation.run_passes import Passes
+commit = Passes._commit
 def commit_or_die(self, name, answers):
     if name == sys.argv[4]:
         os.kill(os.getpid(), signal.SIGKILL)
     return commit(self, name, answers)
-batch._Run._commit = commit_or_die
+Passes._commit = commit_or_die
 batch.sample(prompts(2), sys.argv[1], sys.argv[2], settings(*sys.argv[5:]), sys.argv[3])
 """
 
