@@ -218,6 +218,13 @@ def test_python_imports(page):
                     assert hasattr(module, alias.name), f"{page.name}: no {alias.name} in {node.module}"
 
 
+def test_the_table_of_scores_is_what_the_stages_say(capsys):
+    """A score that is new need not be in it: `datakit scores` has it."""
+    app(["scores", "--markdown"], standalone_mode=False)
+    rows = re.findall(r"^\| `.*$", (ROOT / "docs" / "scores.md").read_text(), re.M)
+    assert rows and set(rows) <= set(capsys.readouterr().out.splitlines())
+
+
 def test_readme_is_short_and_shows_the_two_commands():
     text = (ROOT / "README.md").read_text()
     assert text.count("\n") <= README_LINES
