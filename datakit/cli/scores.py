@@ -39,7 +39,7 @@ def _described(stage: type[Stage]) -> dict[str, Any]:
         "about": stage.summary(),
         "looks_at": stage.needs,
         "by_default": _runs_by_default(stage),
-        "extras": sorted({extra for _, extra in stage.requires}),
+        "extras": _extras(stage),
         "columns": [
             {"column": c.name, "type": c.type, "unit": c.unit, "meaning": c.meaning, "good": c.good, "shown": c.shown}
             for c in stage.columns
@@ -51,6 +51,11 @@ def _runs_by_default(stage: type[Stage]) -> bool:
     return stage.Settings is None or getattr(stage.Settings(), "enabled", True)
 
 
+def _extras(stage: type[Stage]) -> list[str]:
+    """Those that it needs under its default settings."""
+    return sorted({extra for _, extra in stage.required(stage.Settings() if stage.Settings else None)})
+
+
 def markdown_table(stages: Iterable[type[Stage]]) -> str:
     """Rows of docs/scores.md: stage, columns, and what the stage says of itself."""
     return "\n".join(["| stage | columns of `clips` | how |", "|---|---|---|", *map(_markdown_row, stages)])
@@ -59,7 +64,7 @@ def markdown_table(stages: Iterable[type[Stage]]) -> str:
 def _markdown_row(stage: type[Stage]) -> str:
     off = "" if _runs_by_default(stage) else " *"
     columns = ", ".join(f"`{name}`" for name in stage.column_names())
-    extras = "".join(f" (extra `{extra}`)" for extra in sorted({extra for _, extra in stage.requires}))
+    extras = "".join(f" (extra `{extra}`)" for extra in _extras(stage))
     return f"| `{stage.name}`{off} | {columns} | {stage.summary().rstrip('.')}{extras} |"
 
 

