@@ -212,9 +212,10 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def _assign(values: dict[str, Any], path: list[str], value: Any, assignment: str) -> None:
     for key in path[:-1]:
-        values = values.setdefault(key, {})
-        if not isinstance(values, dict):
+        inner: Any = values.setdefault(key, {})
+        if not isinstance(inner, dict):
             raise ConfigError(f"--set {assignment}: {key} is not a section")
+        values = inner
     values[path[-1]] = value
 
 

@@ -76,7 +76,7 @@ def _entries(registry: VideoRegistry, rows_of: dict[str, list[dict]], request: R
                 ErrorKind.SOURCE_CHANGED, f"{source.uri} is not the video {video} that the clips are of", "import"
             )
         first = rows_of[video][0]
-        attributes = {
+        attributes: dict[str, object] = {
             name: first.get(name) for name in ("license", "source_url", "attribution", "source_caption", "extra")
         }
         entries[video] = Video(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
@@ -30,7 +31,7 @@ def relink(catalog: Catalog, old: str, new: str) -> Relinked:
     """
     old, new = (prefix if is_remote(prefix) else os.path.abspath(prefix) for prefix in (old, new))
     videos = catalog.scan("videos").select("video_id", "uris").collect()
-    fresh: dict[str, dict[str, dict]] = {}
+    fresh: dict[str, dict[str, Any]] = {}
     failed: list[str] = []
     for identity, uris in videos.iter_rows():
         for address in uris:
@@ -69,7 +70,7 @@ def _look(uri: str, expected: str) -> tuple[dict | None, str]:
     return {"uri": uri, "size": size, "etag": etag}, ""
 
 
-def _write(catalog: Catalog, fresh: dict[str, dict[str, dict]]) -> None:
+def _write(catalog: Catalog, fresh: dict[str, dict[str, Any]]) -> None:
     def with_addresses(rows: pl.DataFrame, table: pl.LazyFrame) -> pl.DataFrame:
         now = table.join(rows.lazy(), on="video_id", how="semi").select("video_id", "uris").collect()
         moved = [

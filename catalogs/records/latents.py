@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -104,7 +104,7 @@ class Latents:
         )  # two of one number conflict
         try:
             handle.create_write_transaction(
-                files, "append", arrow_schema(TABLE), PARTITIONED[TABLE], commit_properties=about
+                [*files], "append", arrow_schema(TABLE), PARTITIONED[TABLE], commit_properties=about
             )
         except CommitFailedError:  # another errors may come after the commit: such files stay until a vacuum
             for file in files:
@@ -187,7 +187,7 @@ def windows_of(address: str, columns: Sequence[str]) -> pl.DataFrame:
 
 
 @contextmanager
-def _opened(address: str, columns: Sequence[str]) -> Iterator[BinaryIO]:
+def _opened(address: str, columns: Sequence[str]) -> Iterator[Any]:
     """A Parquet file; of one in an object store only these columns are fetched."""
     if not is_remote(address):
         with open(address, "rb") as file:

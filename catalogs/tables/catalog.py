@@ -147,6 +147,7 @@ class Catalog:
         """
         if self._pinned is not None:
             return self._pinned
+        found: dict[str, int] = {}
         for _ in range(ATTEMPTS):
             tags = self.table("tags")
             tagged = self.scan("tags", tags.version()).filter(pl.col("name") == RESTORING).select("versions").collect()
@@ -296,7 +297,7 @@ class Catalog:
             their paths, and their bytes (0 in object stores).
         """
         handle = self._writable(name)
-        how = {
+        how: dict[str, Any] = {
             "retention_hours": round(keep_days * 24),
             "enforce_retention_duration": False,
             "keep_versions": list(keep_versions),
@@ -359,7 +360,7 @@ class _Table(DeltaTable):
         address = super().table_uri
         return unquote(address) if address.startswith("file://") else address
 
-    def file_uris(self, *arguments, **options) -> list[str]:
+    def file_uris(self, *arguments: Any, **options: Any) -> list[str]:
         paths = super().file_uris(*arguments, **options)
         return [unquote(path) for path in paths] if super().table_uri.startswith("file://") else paths
 
@@ -389,6 +390,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _retry(action: Callable[[], T]) -> T:
+    last: Exception | None = None
     for attempt in range(ATTEMPTS):
         try:
             return action()

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import unquote
 
 import pyarrow.parquet as pq
@@ -74,7 +75,7 @@ class Log:
     def path(self, version: int) -> str:
         return f"{self.folder}/{version:020d}.json"
 
-    def actions(self, version: int) -> list[dict]:
+    def actions(self, version: int) -> list[dict[str, Any]]:
         """Raises:
         ValueError: the entry is torn or empty.
         FileNotFoundError: it is not there.
@@ -135,7 +136,7 @@ class Log:
         return files
 
 
-def replay(files: dict[str, int], actions: list[dict]) -> None:
+def replay(files: dict[str, int], actions: list[dict[str, Any]]) -> None:
     """Bring the files of a table from one version to the next."""
     for action in actions:
         if "remove" in action:

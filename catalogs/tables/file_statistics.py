@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -10,10 +11,10 @@ LONGEST_STATISTIC = 64
 """Characters; longer texts get no minimum and maximum in the log."""
 
 
-def statistics_of(about: pq.FileMetaData) -> dict:
+def statistics_of(about: pq.FileMetaData) -> dict[str, Any]:
     """Delta's statistics of a file: of numbers, truth values and short texts."""
-    lows: dict[str, object] = {}
-    highs: dict[str, object] = {}
+    lows: dict[str, Any] = {}
+    highs: dict[str, Any] = {}
     nulls: dict[str, int] = {}
     unknown: set[str] = set()
     for g in range(about.num_row_groups):

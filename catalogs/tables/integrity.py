@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -53,7 +53,7 @@ class Damage:
 
 
 @contextmanager
-def explained(catalog: Catalog) -> Iterator[None]:
+def explained(catalog: Catalog) -> Generator[None]:
     """Around what reads: an error that a missing or torn file is to blame for becomes a CatalogError that names the
     file and the way back; others go on unchanged."""
     try:
@@ -278,10 +278,11 @@ def _at_one_moment(history: dict[str, dict[int, tuple[int, bool]]]) -> dict[str,
     moments = sorted({moment for versions in history.values() for moment, _ in versions.values()}, reverse=True)
     for now in moments:
         at = {
-            name: max((v for v, (moment, _) in versions.items() if moment <= now), default=None)
+            name: max(v for v, (moment, _) in versions.items() if moment <= now)
             for name, versions in history.items()
+            if any(moment <= now for moment, _ in versions.values())
         }
-        if all(version is not None and history[name][version][1] for name, version in at.items()):
+        if len(at) == len(history) and all(history[name][version][1] for name, version in at.items()):
             return at
     return None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from datakit.errors import CatalogError, MissingDependency
 
@@ -133,9 +133,9 @@ def _file_system(root: str):
         raise CatalogError(f"cannot look at files of {root}: {e}") from e
 
 
-def _modified(info: dict) -> float:
+def _modified(info: dict[str, Any]) -> float:
     """Object stores call it differently; 0 where none is known."""
-    moment = info.get("LastModified") or info.get("last_modified") or info.get("updated") or info.get("mtime")
+    moment: Any = info.get("LastModified") or info.get("last_modified") or info.get("updated") or info.get("mtime")
     return (
         moment.timestamp()
         if hasattr(moment, "timestamp")

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -88,7 +88,7 @@ def vae(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     check_precision(precision, device.type)
     model = load_autoencoder(AutoencoderSettings(kind=autoencoder, weights=weights))
-    distance = build_perceptual(perceptual, perceptual_weights or ()) if perceptual != "none" else None
+    distance = build_perceptual(cast(Any, perceptual), perceptual_weights or ()) if perceptual != "none" else None
     lengths = frames or [33 if model.causal else 32]
     with _folder(out) as folder:
         plan = _plan(
@@ -156,7 +156,7 @@ def _plan(
         captions="optional",
         split=split if catalog else "train",
     )
-    member = selected(catalog, where, snapshot) if catalog else Member("files", FileSelection(files or []))
+    member = selected(catalog, where, snapshot) if catalog else Member("files", cast(Any, FileSelection(files or [])))
     return make_plan(member, settings, folder, overwrite=True)
 
 

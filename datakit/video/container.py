@@ -64,7 +64,8 @@ def video_stream(container: av.container.InputContainer) -> av.video.stream.Vide
     if not moving:
         kinds = sorted({s.type for s in container.streams}) or ["nothing"]
         raise MediaError(ErrorKind.NO_VIDEO, f"no video stream (the file holds: {', '.join(kinds)})")
-    decodable = [s for s in moving if s.codec_context is not None]
+    # PyAV has none where FFmpeg has no decoder; its stubs do not say so
+    decodable = [s for s in moving if s.codec_context is not None]  # pyright: ignore[reportUnnecessaryComparison]
     if not decodable:
         raise MediaError(ErrorKind.UNSUPPORTED, f"no decoder for video stream {moving[0].index}")
     return max(

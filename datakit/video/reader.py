@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, Self
 
 import av
 import av.error
@@ -63,7 +63,7 @@ class VideoReader:
     threads: int = 1
     damage: list[Damage] = field(default_factory=list)
 
-    def __enter__(self) -> VideoReader:
+    def __enter__(self) -> Self:
         self._opened = open_container(self.uri)
         self.container = self._opened.__enter__()
         try:
@@ -144,7 +144,9 @@ class VideoReader:
             return video_stream(self.container)
         if self.stream_index >= len(self.container.streams):
             raise MediaError(ErrorKind.SOURCE_CHANGED, f"stream {self.stream_index} is gone")
-        return self.container.streams[self.stream_index]
+        stream = self.container.streams[self.stream_index]
+        assert isinstance(stream, av.VideoStream), "clips are of video streams"
+        return stream
 
     def _from(self, pts: int) -> Iterator[Picture]:
         """Frames from a key frame at or before `pts`; from the beginning where seeking fails or overshoots."""

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import av
 import av.error
@@ -182,7 +182,7 @@ class Scaler:
             self._graph = self._build(geometry, frame.format)
             self._made_for = geometry, frame.format.name
         self._graph.push(frame.reformat(format=geometry.twin) if geometry.twin else frame)
-        rgb = self._convert(self._graph.pull(), geometry)
+        rgb = self._convert(cast(av.VideoFrame, self._graph.pull()), geometry)
         if geometry.rotation:
             out[:] = np.rot90(rgb, geometry.rotation // 90).transpose(2, 0, 1)
         else:

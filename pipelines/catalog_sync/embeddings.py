@@ -108,7 +108,9 @@ def fill_from_embeddings(
     return rated
 
 
-def embedded(catalog: Catalog, settings: Settings, condition: pl.Expr, *columns: str) -> Iterator[pl.DataFrame]:
+def embedded(
+    catalog: Catalog, settings: Settings, condition: pl.Expr, *columns: str | pl.Expr
+) -> Iterator[pl.DataFrame]:
     """Clips that match with their embeddings by the present model, shard by shard: the key, `video_id`, `vector`,
     `norm` and further columns of the view."""
     mark = fingerprint("embed", settings)

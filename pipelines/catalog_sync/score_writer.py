@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import polars as pl
@@ -28,6 +28,7 @@ def scored_rows(outcome: Outcome, clips: list[dict], columns: Sequence[str]) -> 
 
 def failed_rows(outcome: Outcome, clips: list[dict], stage: str) -> list[dict]:
     """A video that could not be processed is an error on each of its clips: rows for `write_errors`."""
+    assert outcome.failure is not None, "of an outcome that failed"
     errors = [{"stage": stage, "kind": str(outcome.failure.kind), "message": outcome.failure.message}]
     return [{**{name: clip[name] for name in KEY}, "errors": errors} for clip in clips]
 
@@ -38,7 +39,7 @@ def write_errors(catalog: Catalog, rows: list[dict], stages: Sequence[str]) -> N
     write_columns(catalog, rows, dict.fromkeys(stages))
 
 
-def write_columns(catalog: Catalog, rows: list[dict], fingerprints: dict[str, str | None]) -> None:
+def write_columns(catalog: Catalog, rows: list[dict], fingerprints: Mapping[str, str | None]) -> None:
     """Merge filled columns into `clips`, shard by shard.
 
     Other writers may fill other columns of the same clips meanwhile: the lists of stage versions and of
@@ -85,7 +86,7 @@ def write_embeddings(catalog: Catalog, rows: list[dict]) -> None:
     catalog.upsert("embeddings", full_rows("embeddings", rows))
 
 
-def _with_lists(fingerprints: dict[str, str | None], rows: pl.DataFrame, table: pl.LazyFrame) -> pl.DataFrame:
+def _with_lists(fingerprints: Mapping[str, str | None], rows: pl.DataFrame, table: pl.LazyFrame) -> pl.DataFrame:
     """The rows with their new lists of stage versions and errors, made from those in the table."""
     old = table.select("clip_id", "run_id", "stage_versions", "errors").collect()
     joined = rows.rename({"errors": "new_errors"}).join(old, on=["clip_id", "run_id"])
@@ -105,7 +106,7 @@ def _with_lists(fingerprints: dict[str, str | None], rows: pl.DataFrame, table: 
     )
 
 
-def _merged(versions: list[dict], fingerprints: dict[str, str | None]) -> list[dict]:
+def _merged(versions: list[dict], fingerprints: Mapping[str, str | None]) -> list[dict]:
     """The list of stage versions with these stages', where they are done."""
     if None in fingerprints.values():
         return versions

@@ -41,7 +41,7 @@ from pipelines.executor.flow import Flow, Outcome, add_up
 from pipelines.executor.flow_setup import ROWS_ONLY, jobs_of_clips, language_model_pool, worker_limits
 from pipelines.executor.session import RaySession
 from pipelines.recipes.decide import redecide
-from pipelines.settings import LanguageModel, Settings
+from pipelines.settings import Caption, LanguageModel, Refine, Settings
 from pipelines.video_tasks.messages import CLIP_FACTS, CaptionJob, ClipSpan
 from pipelines.video_tasks.passthrough import RowJob
 
@@ -129,7 +129,7 @@ def check_captioning(settings: Settings, pipeline: str = "caption") -> Settings:
     Raises:
         ConfigError: which of prompt, library, model or endpoint is wrong or missing, and how to bring it.
     """
-    section: LanguageModel = getattr(settings, pipeline)
+    section: Caption | Refine = getattr(settings, pipeline)
     check_language(section.language)
     check_language_model(section, pipeline, settings.models.folder)
     for question in questions(settings, pipeline).values():
@@ -171,7 +171,7 @@ def fill_captions(
 ) -> Captioned:
     """Ask about the clips that match and enter the answers; see `caption`."""
     asked = questions(settings, pipeline)
-    section: LanguageModel = getattr(settings, pipeline)
+    section: Caption | Refine = getattr(settings, pipeline)
     with catalog.reading():
         todo = (_captions_to_refine if pipeline == "refine" else _clips_to_caption)(
             catalog, settings, asked, condition, retry_failed
@@ -291,7 +291,7 @@ class _Writer:
 
 
 def _flow(session: RaySession, settings: Settings, pipeline: str, asked: dict[str, Question]) -> Flow:
-    section: LanguageModel = getattr(settings, pipeline)
+    section: Caption | Refine = getattr(settings, pipeline)
     pictures = pipeline == "caption"
     options = {
         "options": engine_options(section, settings.models.folder),
@@ -308,7 +308,7 @@ def _flow(session: RaySession, settings: Settings, pipeline: str, asked: dict[st
 
 def _fingerprint(prompt: Prompt, settings: Settings, pipeline: str) -> str:
     """Hash of all that decides an answer but the clip."""
-    section: LanguageModel = getattr(settings, pipeline)
+    section: Caption | Refine = getattr(settings, pipeline)
     parts: list = [
         prompt.hash,
         {name: getattr(section, name) for name in NUMBERS if name != "backend"},

@@ -240,8 +240,8 @@ def _count(found: Deduplicated, before: pl.DataFrame, after: pl.DataFrame) -> No
     found.groups = after.filter(pl.col("duplicate_group").is_duplicated())["duplicate_group"].n_unique()
     counted = dict(after.filter(repeats).group_by("duplicate_kind").len().iter_rows())
     found.duplicates = {kind: counted.get(kind, 0) for kind in KINDS}
-    found.hours = before["seconds"].sum() / 3600
-    found.hours_saved = before.filter(repeats)["seconds"].sum() / 3600
+    found.hours = float(before["seconds"].sum()) / 3600
+    found.hours_saved = float(before.filter(repeats)["seconds"].sum()) / 3600
     found.splits_moved = int((before["split"] != after["split"]).sum())
 
 

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from itertools import chain
+from typing import cast
 
 from datakit.identity import Span
 from datakit.video.frame import Picture
@@ -74,7 +75,7 @@ class _VideoPass:
         for piece in self._drain():
             self._finish_clip(piece)
         columns = self._video_columns()
-        check_whole(self.info, columns["duration_s"])
+        check_whole(self.info, cast(float, columns["duration_s"]))
         if self._batch.rows:
             yield self._hand_over()
         here = time.process_time() - started - sum(self._cpu_s.values())

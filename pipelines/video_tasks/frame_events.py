@@ -100,6 +100,7 @@ def measure_frames(job: FrameJob, reader: VideoReader, pictures: Iterator[Pictur
 def measure_segment(job: FrameJob) -> Iterator[list[Event]]:
     """A helper's work: the events of one segment, in messages."""
     started = time.process_time()
+    assert job.start_pts is not None, "a segment begins somewhere"
     with VideoReader(job.uri, job.stream) as reader:
         message: list[Event] = []
         for event in measure_frames(job, reader, reader.since(job.start_pts)):
@@ -214,7 +215,7 @@ class _Joiner:
         if bridge is not None and bridge.pts != first.pts:
             raise MediaError(ErrorKind.DECODE, f"seeking is not exact at pts {segment.start_pts}")
         slot = partial(grid_slot, start=segment.first_pts, step=GRID_S / segment.time_base)
-        not_grid = bridge is not None and slot(self._last_pts) == slot(first.pts)
+        not_grid = bridge is not None and self._last_pts is not None and slot(self._last_pts) == slot(first.pts)
         yield from (e for e in events if isinstance(e, Damage))  # before the clips that lie on it
         for event in events:
             if isinstance(event, FrameRecord):

@@ -151,7 +151,10 @@ class GridSummary:
         self._pairs: deque[PairSample] = deque()
 
     def add(self, sample: FrameSample | PairSample) -> None:
-        (self._frames if isinstance(sample, FrameSample) else self._pairs).append(sample)
+        if isinstance(sample, FrameSample):
+            self._frames.append(sample)
+        else:
+            self._pairs.append(sample)
 
     def measure(self, span: Span, facts: Mapping[str, object] = {}) -> Measured:
         """The columns of a clip, from the samples inside it; pairs must lie inside with both frames.
@@ -193,6 +196,7 @@ class GridSummary:
         for position in self._positions if frames else ():
             target = span.start_pts + position * (span.end_pts - span.start_pts)
             nearest = min(frames, key=lambda s: abs(s.pts - target))
+            assert nearest.image is not None, "the probe keeps pictures where stages look at them"
             chosen[nearest.pts] = nearest.image
         return [chosen[pts] for pts in sorted(chosen)]
 
@@ -206,10 +210,10 @@ def _made(stages: GridStages) -> tuple[dict[str, FrameStage], dict[str, PairStag
 
 def stage_error(stage: str, error: Exception) -> dict[str, str]:
     """An entry of the `errors` column."""
-    error = error if isinstance(error, MediaError) else _portable(error)
-    return {"stage": stage, "kind": str(error.kind), "message": error.message}
+    failure = error if isinstance(error, MediaError) else _portable(error)
+    return {"stage": stage, "kind": str(failure.kind), "message": failure.message}
 
 
-def _portable(error: Exception) -> Exception:
+def _portable(error: Exception) -> MediaError:
     """The error as one that survives pickling, whatever its class."""
     return MediaError(getattr(error, "kind", ErrorKind.STAGE), f"{type(error).__name__}: {error}"[:500])

@@ -86,7 +86,7 @@ class Models:
 
     def make_room(self, keep: Name) -> bool:
         """Send the others to main memory; whether there were any."""
-        others = {
+        others: dict[Name, nn.Module] = {
             name: model
             for name, model in self._loaded.items()
             if name != keep and _device_of(model) != torch.device("cpu")

@@ -168,6 +168,8 @@ def _stretch(reader: ChosenFrames, info: VideoInfo, seconds: float, end: bool) -
     ticks = ceil(seconds / reader.time_base)
     if not end:
         return None, first + ticks
+    if info.expected_s is None:  # no header says where the end is: all of it
+        return None, None
     last = first + ceil(info.expected_s / reader.time_base)
     return Span(max(first, last - ticks), FOREVER, reader.time_base), None
 

@@ -158,6 +158,7 @@ def _landscape(area: int, ratio: float, multiples: tuple[int, int]) -> tuple[int
 
 def _wanted(settings: PlanSettings) -> list[tuple[int, str, dict[int, tuple[float, float, int | None]]]]:
     """(area, resolution, frames -> (keep, keep_frames, batch)), largest first."""
+    chosen: dict[str, dict[int, tuple[float, float, int | None]]]
     if settings.bucket_config is None:
         chosen = {name: {frames: (1.0, 1.0, None) for frames in settings.frames} for name in settings.resolutions}
     else:

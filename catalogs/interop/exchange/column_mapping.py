@@ -151,7 +151,7 @@ def _agrees(name: str, stated: Any, true: Any) -> bool:
     return abs(number - true) <= TOLERANCE.get(name, 0.0) * abs(true)
 
 
-def _typed(value: Any, kind: pl.DataType) -> Any:
+def _typed(value: Any, kind: pl.DataType | type[pl.DataType]) -> Any:
     """A value as a column of this type takes it; None where it does not."""
     try:
         if kind == pl.Binary:
