@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -44,9 +44,7 @@ def vae(
     ] = None,
     catalog: OptionalCatalog = None,
     where: WhereKeptOption = KEPT,
-    split: Annotated[
-        Literal["train", "val", "test"], typer.Option("--split", help="train, val or test, of the catalog.")
-    ] = "val",
+    split: Annotated[str, typer.Option("--split", help="train, val or test, of the catalog.")] = "val",
     snapshot: SnapshotOption = None,
     autoencoder: Annotated[str, typer.Option("--autoencoder", help=f"{either(AUTOENCODERS.names())}.")] = "tiny",
     weights: WeightsOption = None,
@@ -78,6 +76,7 @@ def vae(
     from trainer.models.autoencoders.lpips import KINDS, build_perceptual
     from trainer.models.autoencoders.settings import AutoencoderSettings
 
+    _check("--split", split, ("train", "val", "test"))
     _check("--precision", precision, ("fp32", "bf16"))
     _check("--perceptual", perceptual, (*KINDS, "none"))
     _check("--autoencoder", autoencoder, AUTOENCODERS.names())
@@ -132,7 +131,7 @@ def _plan(
     catalog: str | None,
     where: str,
     snapshot: str | None,
-    split: Literal["train", "val", "test"],
+    split: str,
     model: Autoencoder,
     sizes: list[str],
     frames: list[int],
@@ -154,7 +153,7 @@ def _plan(
         text_tokens=0,
         windows=windows,
         captions="optional",
-        split=split if catalog else "train",
+        split=cast(Any, split) if catalog else "train",
     )
     member = selected(catalog, where, snapshot) if catalog else Member("files", cast(Any, FileSelection(files or [])))
     return make_plan(member, settings, folder, overwrite=True)
