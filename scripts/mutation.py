@@ -395,8 +395,8 @@ def run_pytest(module: Module, tests: Sequence[str], folder: Path, plugin: objec
     log = os.open(folder.parent / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    fixed = ["-q", "-x", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib", f"--basetemp={folder}"]
-    return int(pytest.main([*fixed, *options, *tests], plugins=[plugin]))
+    fixed = ["-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib"]
+    return int(pytest.main([*fixed, f"--basetemp={folder}", *options, *tests], plugins=[plugin]))
 
 
 def run_one(module: Module, mutant: Mutant, tests: Sequence[str], folder: Path) -> int:
